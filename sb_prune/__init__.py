@@ -1,0 +1,31 @@
+"""Structured pruning and distillation of SpeechBrain speech models."""
+
+from sb_prune.budgets import MACBudget, ParameterBudget
+from sb_prune.controllers import AugmentedLagrangian, ExactBudget
+from sb_prune.cost import mac_cost, parameter_cost
+from sb_prune.gates import HardConcrete
+from sb_prune.masking import attach_, detach_
+from sb_prune.plan import Plan
+from sb_prune.pruner import Pruner
+from sb_prune.schedules import ConstantSchedule, CubicSchedule, LinearSchedule
+from sb_prune.structures.conformer import conformer_structures
+from sb_prune.surgery import cut_
+
+__all__ = [
+    "AugmentedLagrangian",
+    "ConstantSchedule",
+    "CubicSchedule",
+    "ExactBudget",
+    "HardConcrete",
+    "LinearSchedule",
+    "MACBudget",
+    "ParameterBudget",
+    "Plan",
+    "Pruner",
+    "attach_",
+    "conformer_structures",
+    "cut_",
+    "detach_",
+    "mac_cost",
+    "parameter_cost",
+]

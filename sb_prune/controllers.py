@@ -1,0 +1,184 @@
+"""Controllers make the expected sparsity follow the scheduled target.
+
+A controller is called once per optimizer step with the logits of all gates
+and returns the logits to sample from, plus a penalty to add to the loss. To
+add one, write a class with the members of `ExactBudget`.
+
+Shapes: N gates, G groups of the budget.
+"""
+
+import torch
+
+
+class ExactBudget:
+    """Shifts all logits of a group by one scalar that meets the target.
+
+    The shift tau solves s(tau) = t, s being the expected sparsity: bracketed
+    Newton steps find it, and one more at the solution,
+    tau - (s(tau) - t) / s'(tau), makes it differentiable in the logits. So
+    structures compete for a fixed budget, and there are no multipliers.
+
+    Arguments
+    ---------
+    tolerance : float
+        Largest deviation of the expected sparsity from the target.
+    """
+
+    def __init__(self, tolerance=1e-5):
+        self.tolerance = tolerance
+        self._shifts = {}
+
+    def __call__(self, logits, sparsity, members, targets):
+        """One control step.
+
+        Arguments
+        ---------
+        logits : torch.Tensor
+            (N,)
+        sparsity : callable
+            logits (N,) -> expected sparsity (G,), differentiable.
+        members : torch.Tensor
+            (G, N) bool: gates of each group.
+        targets : torch.Tensor
+            (G,)
+
+        Returns
+        -------
+        logits : torch.Tensor
+            (N,) to sample from.
+        penalty : torch.Tensor
+            Scalar, zero.
+        """
+        shifted = logits
+        for group, target in enumerate(targets.tolist()):
+            inside = members[group].to(logits)
+            tau, slope = self._solve(logits, sparsity, inside, target, group)
+            expected = sparsity(logits + tau * inside)[group]
+            tau = tau - (expected - target) / slope
+            shifted = shifted + tau.to(logits) * inside
+        return shifted, logits.new_zeros(())
+
+    def _solve(self, logits, sparsity, inside, target, group):
+        logits = logits.detach()
+        low, high, tau = -60.0, 60.0, self._shifts.get(group, 0.0)
+        for _ in range(100):
+            value, slope = _value_and_slope(
+                lambda t: sparsity(logits + t * inside)[group], tau
+            )
+            if abs(value - target) <= self.tolerance and slope < 0:
+                break
+            low, high = (tau, high) if value > target else (low, tau)
+            newton = tau - (value - target) / slope if slope else high
+            inner = low < newton < high
+            tau = newton if inner else (low + high) / 2
+        else:
+            raise ValueError(
+                f"target: an expected sparsity of {target:.4f} cannot be "
+                f"reached by shifting the gates (got {value:.4f})"
+            )
+        self._shifts[group] = tau
+        return tau, slope
+
+    def step_(self, sparsity, targets):
+        """Nothing to learn.
+
+        Arguments
+        ---------
+        sparsity : torch.Tensor
+            (G,) expected.
+        targets : torch.Tensor
+            (G,)
+        """
+
+    def multipliers(self):
+        """Values worth a line in the log: the shift per group."""
+        return {f"shift_{i}": tau for i, tau in self._shifts.items()}
+
+    def state_dict(self):
+        """What resuming needs."""
+        return {"shifts": dict(self._shifts)}
+
+    def load_state_dict(self, state):
+        """Takes what `state_dict` gave."""
+        self._shifts = dict(state["shifts"])
+
+
+class AugmentedLagrangian:
+    """The published controller: l1 (s - t) + l2 (s - t)^2, ascent on l1, l2.
+
+    Wang et al., "Structured Pruning of Large Language Models" (2020), as used
+    by the systems this package implements. It overshoots; the benchmark
+    `budget` shows by how much.
+
+    Arguments
+    ---------
+    lr : float
+        Step of the ascent (Adam).
+    """
+
+    def __init__(self, lr=0.02):
+        self.lr = lr
+        self._multipliers = None
+
+    def __call__(self, logits, sparsity, members, targets):
+        """One control step; arguments and returns as `ExactBudget`."""
+        if self._multipliers is None:
+            self._start(len(targets))
+        gap = sparsity(logits) - targets
+        first, second = self._multipliers.detach()
+        return logits, (first * gap + second * gap.square()).sum()
+
+    def _start(self, groups):
+        self._multipliers = torch.zeros(2, groups, dtype=torch.float64)
+        self._multipliers.requires_grad_()
+        self._optimizer = torch.optim.Adam(
+            [self._multipliers], lr=self.lr, maximize=True
+        )
+
+    def step_(self, sparsity, targets):
+        """Gradient ascent on the multipliers.
+
+        Arguments
+        ---------
+        sparsity : torch.Tensor
+            (G,) expected.
+        targets : torch.Tensor
+            (G,)
+        """
+        gap = (sparsity - targets).detach()
+        self._multipliers.grad = torch.stack([gap, gap.square()])
+        self._optimizer.step()
+
+    def multipliers(self):
+        """Values worth a line in the log: l1 and l2 per group."""
+        if self._multipliers is None:
+            return {}
+        return {
+            f"lambda{order}_{group}": value
+            for order, row in enumerate(self._multipliers.tolist(), start=1)
+            for group, value in enumerate(row)
+        }
+
+    def state_dict(self):
+        """What resuming needs."""
+        if self._multipliers is None:
+            return {}
+        return {
+            "multipliers": self._multipliers.detach().clone(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state):
+        """Takes what `state_dict` gave."""
+        if state:
+            self._start(state["multipliers"].shape[1])
+            self._multipliers.data.copy_(state["multipliers"])
+            self._optimizer.load_state_dict(state["optimizer"])
+
+
+def _value_and_slope(function, x):
+    x = torch.tensor(x, requires_grad=True)
+    with torch.enable_grad():
+        value = function(x)
+        (slope,) = torch.autograd.grad(value, x)
+    return value.item(), slope.item()

@@ -1,0 +1,222 @@
+"""Masks: gates multiply weights while a model trains.
+
+A masked module keeps its parameters where they are; only its class changes,
+to a subclass whose `weight` is a property that multiplies. Keys, order,
+optimizers and checkpoints see the stock model, and `detach_` gives the class
+back. Gates live in a `GateValues` that the instances share, so a deepcopy of
+the model has gates of its own.
+"""
+
+import functools
+from collections import defaultdict
+
+import torch
+from torch.nn import functional as F
+
+
+class GateValues:
+    """The gate values that all masks of one model read.
+
+    Arguments
+    ---------
+    declaration : Declaration
+        Whose gates these are.
+    """
+
+    def __init__(self, declaration):
+        self._units = {s.name: s.units for s in declaration.structures}
+        self.set_(torch.ones(declaration.total_units))
+
+    def set_(self, values, is_open=None):
+        """Takes new values for all gates.
+
+        Arguments
+        ---------
+        values : torch.Tensor
+            (N,), on the device of the model.
+        is_open : list of bool, optional
+            Per structure, whether all its gates are exactly 1; given, it
+            saves reading the values back from the device.
+        """
+        pieces = values.split(list(self._units.values()))
+        if is_open is None:
+            is_open = [bool((piece == 1).all()) for piece in pieces]
+        self._pieces = dict(zip(self._units, pieces))
+        self._open = dict(zip(self._units, is_open))
+
+    def __getitem__(self, name):
+        """(units,) values of one structure."""
+        return self._pieces[name]
+
+    def is_open(self, name):
+        """Whether all gates of a structure are exactly 1."""
+        return self._open[name]
+
+
+def attach_(declaration):
+    """Lets gates multiply the weights of a model, in place.
+
+    Arguments
+    ---------
+    declaration : Declaration
+        What to mask, below its root.
+
+    Returns
+    -------
+    GateValues
+        All open. Set new values with `set_`.
+
+    Raises
+    ------
+    ValueError
+        If the model is masked already.
+
+    Example
+    -------
+    >>> from sb_prune.structure import Slices, Structure, Declaration
+    >>> linear = nn.Linear(3, 2, bias=False)
+    >>> mask = Slices("weight", 1, torch.arange(3).view(3, 1))
+    >>> inputs = Structure("inputs", "inputs", 3, masks=(mask,))
+    >>> gates = attach_(Declaration(linear, ("",), (inputs,), None))
+    >>> gates.set_(torch.tensor([1.0, 0.0, 1.0]))
+    >>> bool((linear.weight[:, 1] == 0).all())
+    True
+    >>> detach_(linear)
+    >>> bool((linear.weight[:, 1] != 0).all())
+    True
+    """
+    root, gates = declaration.root, GateValues(declaration)
+    if any(isinstance(m, _Masked) for m in root.modules()):
+        raise ValueError("the model is masked already; call detach_ first")
+    factors, statistics = defaultdict(list), {}
+    for structure in declaration.structures:
+        for mask in structure.masks:
+            factors[mask.tensor].append(
+                _Factor(structure.name, _gate_of(mask, _tensor(root, mask)))
+            )
+        for norm in structure.norms:
+            module = root.get_submodule(norm.tensor)
+            index = _gate_of(norm, module.weight)
+            statistics[norm.tensor] = _Factor(structure.name, index)
+    by_module = defaultdict(dict)
+    for tensor, found in factors.items():
+        module, _, name = tensor.rpartition(".")
+        by_module[module][name] = found
+    for name in by_module.keys() | statistics.keys():
+        _mask_module(
+            root.get_submodule(name),
+            gates,
+            by_module.get(name, {}),
+            statistics.get(name),
+        )
+    return gates
+
+
+def detach_(root):
+    """Gives every masked module below root its stock class back.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+    """
+    for module in root.modules():
+        if isinstance(module, _Masked):
+            for attribute in ("_gates", "_factors", "_statistics"):
+                module.__dict__.pop(attribute)
+            module.__class__ = type(module).__mro__[2]
+
+
+class _Factor:
+    """One gate vector, spread over a tensor.
+
+    gate_of : index of the gate for each position, broadcastable to the
+    tensor; None if position i is simply gate i of the last axis.
+    """
+
+    def __init__(self, structure, gate_of):
+        self.structure = structure
+        self.gate_of = gate_of
+
+    def __call__(self, gates):
+        values = gates[self.structure]
+        if self.gate_of.device != values.device:
+            self.gate_of = self.gate_of.to(values.device)
+        return values[self.gate_of]
+
+
+def _tensor(root, mask):
+    module, _, name = mask.tensor.rpartition(".")
+    return getattr(root.get_submodule(module), name)
+
+
+def _gate_of(slices, tensor):
+    """(1, ..., size, ..., 1) gate of each position along the masked axis."""
+    if slices.dim is None:
+        size, shape = tensor.numel(), tuple(tensor.shape)
+    else:
+        size = tensor.shape[slices.dim]
+        shape = [1] * tensor.dim()
+        shape[slices.dim] = size
+    units, entries = slices.index.shape
+    if units * entries != size:
+        raise ValueError(
+            f"{slices.tensor}: a mask must cover its axis; {units} x {entries} "
+            f"positions for {size}"
+        )
+    gate_of = torch.empty(size, dtype=torch.int64)
+    gate_of[slices.index.flatten()] = torch.arange(units).repeat_interleave(
+        entries
+    )
+    return gate_of.view(shape)
+
+
+class _Masked:
+    """Marks the classes made here."""
+
+
+def _mask_module(module, gates, factors, statistics):
+    module._gates = gates
+    module._factors = factors
+    module._statistics = statistics
+    module.__class__ = _masked_class(
+        type(module), tuple(sorted(factors)), statistics is not None
+    )
+
+
+@functools.lru_cache(maxsize=None)
+def _masked_class(base, tensors, has_statistics):
+    """A subclass of base whose named tensors are masked on every read."""
+    members = {name: property(_reader(name)) for name in tensors}
+    if has_statistics:
+        members["forward"] = _norm_over_open
+    return type(f"Masked{base.__name__}", (_Masked, base), members)
+
+
+def _reader(name):
+    def read(module):
+        tensor = module._parameters[name]
+        gate = 1
+        for factor in module._factors[name]:
+            gate = gate * factor(module._gates)
+        return tensor * gate
+
+    return read
+
+
+def _norm_over_open(module, x):
+    """LayerNorm with statistics over the open entries only.
+
+    With all gates open it is the native norm, bit for bit.
+    """
+    gates, factor = module._gates, module._statistics
+    shape = module.normalized_shape
+    if gates.is_open(factor.structure):
+        return F.layer_norm(x, shape, module.weight, module.bias, module.eps)
+    gate = factor(gates)
+    dims = tuple(range(-len(shape), 0))
+    share = gate / gate.sum().clamp_min(1e-6)
+    mean = (x * share).sum(dims, keepdim=True)
+    centred = x - mean
+    variance = (centred.square() * share).sum(dims, keepdim=True)
+    normal = centred * torch.rsqrt(variance + module.eps)
+    return normal * module.weight + module.bias

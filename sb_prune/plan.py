@@ -1,0 +1,189 @@
+"""A plan: which units stay. Readable, and all that surgery needs."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept units of every structure of a declaration.
+
+    Arguments
+    ---------
+    keep : dict
+        Structure name -> bool tensor (units,).
+
+    Example
+    -------
+    >>> plan = Plan({"heads": torch.tensor([True, True, False, True])})
+    >>> plan.to_dict()
+    {'heads': '3 of 4: 0-1 3'}
+    >>> Plan.from_dict(plan.to_dict()).keep["heads"].tolist()
+    [True, True, False, True]
+    """
+
+    keep: dict
+
+    def to_dict(self):
+        """The plan as strings, for YAML.
+
+        Returns
+        -------
+        dict
+            Structure name -> "kept of all: ranges".
+        """
+        return {
+            name: f"{int(kept.sum())} of {len(kept)}: {_ranges(kept)}".strip()
+            for name, kept in self.keep.items()
+        }
+
+    @classmethod
+    def from_dict(cls, table):
+        """Reads what `to_dict` wrote.
+
+        Arguments
+        ---------
+        table : dict
+            Structure name -> "kept of all: ranges".
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        ValueError
+            If an entry cannot be read or its count and ranges disagree.
+        """
+        return cls({name: _parse(name, text) for name, text in table.items()})
+
+    def check(self, declaration):
+        """Whether the plan is one for this declaration.
+
+        Arguments
+        ---------
+        declaration : Declaration
+            Of the dense model.
+
+        Raises
+        ------
+        ValueError
+            If names or unit counts differ, or a leaf is left empty while its
+            module stays.
+        """
+        units = {n: s.units for n, s in declaration.by_name.items()}
+        planned = {name: len(kept) for name, kept in self.keep.items()}
+        if units != planned:
+            names = sorted(
+                name
+                for name in units.keys() | planned.keys()
+                if units.get(name) != planned.get(name)
+            )
+            raise ValueError(
+                f"plan: made for another architecture: {names[0]} has "
+                f"{planned.get(names[0], 'no')} units in the plan and "
+                f"{units.get(names[0], 'no')} in the model ({len(names)} "
+                "structures differ); build the model it was made for"
+            )
+        for structure in declaration.structures:
+            empty = structure.is_leaf and not self.keep[structure.name].any()
+            if empty and self.is_open(structure, declaration):
+                raise ValueError(
+                    f"plan: {structure.name} keeps no unit while its module "
+                    "stays; keep one, or cut the module"
+                )
+
+    def is_open(self, structure, declaration):
+        """Whether every ancestor of a structure stays."""
+        while structure.parent:
+            structure = declaration.by_name[structure.parent]
+            if not self.keep[structure.name].all():
+                return False
+        return True
+
+    def kept_counts(self, declaration):
+        """Number of kept units, none below a closed module.
+
+        Arguments
+        ---------
+        declaration : Declaration
+            Of the dense model.
+
+        Returns
+        -------
+        torch.Tensor
+            (structures,), float64: what `Cost.of_kept` reads.
+        """
+        return torch.tensor(
+            [
+                float(self.keep[s.name].sum()) * self.is_open(s, declaration)
+                for s in declaration.structures
+            ]
+        ).double()
+
+    def values(self, declaration):
+        """The plan as gate values.
+
+        Arguments
+        ---------
+        declaration : Declaration
+            Of the dense model.
+
+        Returns
+        -------
+        torch.Tensor
+            (N,), zeros and ones.
+        """
+        return torch.cat(
+            [self.keep[s.name] for s in declaration.structures]
+        ).float()
+
+
+def full_plan(declaration):
+    """The plan that keeps everything.
+
+    Arguments
+    ---------
+    declaration : Declaration
+        Of the dense model.
+
+    Returns
+    -------
+    Plan
+    """
+    return Plan(
+        {s.name: torch.ones(s.units).bool() for s in declaration.structures}
+    )
+
+
+def _ranges(kept):
+    """'0-2 5' for positions 0, 1, 2 and 5."""
+    runs = []
+    for i in kept.nonzero().flatten().tolist():
+        if runs and runs[-1][1] == i - 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return " ".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
+
+
+def _parse(name, text):
+    try:
+        counts, ranges = str(text).split(":")
+        kept_count, units = (int(n) for n in counts.split(" of "))
+        kept = torch.zeros(units, dtype=torch.bool)
+        for run in ranges.split():
+            first, _, last = run.partition("-")
+            first, last = int(first), int(last or first)
+            if not 0 <= first <= last < units:
+                raise ValueError(run)
+            kept[first : last + 1] = True
+        if int(kept.sum()) != kept_count:
+            raise ValueError(f"{int(kept.sum())} positions")
+    except ValueError as error:
+        raise ValueError(
+            f"plan: cannot read {name}: {text!r} ({error}); write e.g. "
+            "'3 of 4: 0-1 3'"
+        ) from None
+    return kept

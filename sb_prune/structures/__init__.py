@@ -1,0 +1,1 @@
+"""What can be cut in each architecture, one file per model family."""

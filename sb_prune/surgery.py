@@ -1,0 +1,118 @@
+"""Surgery: a plan makes a model physically smaller, in place.
+
+Stock modules stay stock: weights and a few attributes change, and whole
+modules that go are replaced by `Absent`. No empty tensor is ever built.
+"""
+
+import torch
+from torch import nn
+
+
+class Absent(nn.Module):
+    """Stands where a module was cut: adds nothing to the residual.
+
+    Arguments
+    ---------
+    extra_outputs : int
+        How many more values (None) the stock module returned.
+    **attributes
+        What other modules read of the one that was here.
+
+    Example
+    -------
+    >>> Absent()(torch.ones(2, 3))
+    tensor(0.)
+    """
+
+    def __init__(self, extra_outputs=0, **attributes):
+        super().__init__()
+        self.extra_outputs = extra_outputs
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x, *args, **kwargs):
+        """Returns a scalar zero, whatever the arguments."""
+        zero = x.new_zeros(())
+        if not self.extra_outputs:
+            return zero
+        return (zero,) + (None,) * self.extra_outputs
+
+
+@torch.no_grad()
+def cut_(declaration, plan):
+    """Cuts the root of a declaration down to a plan, in place.
+
+    The declaration describes the dense model and is of no more use after.
+    Kept slices are cloned, `requires_grad` and devices (meta included) stay.
+
+    Arguments
+    ---------
+    declaration : Declaration
+        Of the dense model.
+    plan : Plan
+        What stays.
+
+    Raises
+    ------
+    ValueError
+        If the plan is not one for this declaration.
+    """
+    plan.check(declaration)
+    root = declaration.root
+    for structure in declaration.structures:
+        if not plan.is_open(structure, declaration):
+            continue
+        kept = plan.keep[structure.name]
+        if kept.all():
+            continue
+        if not structure.is_leaf:
+            for name, factory in structure.removes:
+                _replace_module(root, name, factory())
+            continue
+        for cut in structure.cuts:
+            _cut_tensor(root, cut, kept)
+        for name, attribute in structure.counts:
+            setattr(root.get_submodule(name), attribute, int(kept.sum()))
+        for name, adapter in structure.adapters:
+            root.get_submodule(name).__class__ = adapter
+
+
+def _cut_tensor(root, cut, kept):
+    module, _, name = cut.tensor.rpartition(".")
+    module = root.get_submodule(module)
+    old = getattr(module, name)
+    new = _without(old, cut, kept)
+    setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
+    _refresh_sizes(module)
+
+
+def _without(tensor, cut, kept):
+    """The complement of what is cut, as a fresh tensor."""
+    gone = cut.index[~kept].flatten()
+    if cut.dim is not None:
+        stay = torch.ones(tensor.shape[cut.dim], dtype=torch.bool)
+        stay[gone] = False
+        stay = stay.nonzero().flatten().to(tensor.device)
+        return tensor.index_select(cut.dim, stay)
+    stay = torch.ones(tensor.numel(), dtype=torch.bool)
+    stay[gone] = False
+    stay = stay.nonzero().flatten().to(tensor.device)
+    flat = tensor.reshape(-1).index_select(0, stay)
+    return flat.view(*tensor.shape[:-1], -1)
+
+
+def _replace_module(root, name, module):
+    parent, _, child = name.rpartition(".")
+    setattr(root.get_submodule(parent), child, module)
+
+
+def _refresh_sizes(module):
+    """What torch's layers say of their size follows their weight."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.Conv1d):
+        module.out_channels = module.weight.shape[0]
+        depthwise = module.weight.shape[1] == 1
+        module.in_channels = module.weight.shape[0 if depthwise else 1]
