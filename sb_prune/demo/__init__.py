@@ -1,0 +1,1 @@
+"""Speech synthesised on the spot, in the layouts of public data sets."""
