@@ -1,12 +1,15 @@
 """Structured pruning and distillation of SpeechBrain speech models."""
 
+from sb_prune.brain import PruningMixin
 from sb_prune.budgets import MACBudget, ParameterBudget
 from sb_prune.controllers import AugmentedLagrangian, ExactBudget
 from sb_prune.cost import mac_cost, parameter_cost
+from sb_prune.distillation import LayerwiseDistillation, Teacher
 from sb_prune.gates import HardConcrete
 from sb_prune.masking import attach_, detach_
 from sb_prune.plan import Plan
 from sb_prune.pruner import Pruner
+from sb_prune.run import PruningRun
 from sb_prune.schedules import ConstantSchedule, CubicSchedule, LinearSchedule
 from sb_prune.structures.conformer import conformer_structures
 from sb_prune.surgery import cut_
@@ -17,11 +20,15 @@ __all__ = [
     "CubicSchedule",
     "ExactBudget",
     "HardConcrete",
+    "LayerwiseDistillation",
     "LinearSchedule",
     "MACBudget",
     "ParameterBudget",
     "Plan",
     "Pruner",
+    "PruningMixin",
+    "PruningRun",
+    "Teacher",
     "attach_",
     "conformer_structures",
     "cut_",

@@ -73,7 +73,8 @@ def attach_(declaration):
 
     Example
     -------
-    >>> from sb_prune.structure import Slices, Structure, Declaration
+    >>> from torch import nn
+    >>> from sb_prune.structure import Declaration, Slices, Structure
     >>> linear = nn.Linear(3, 2, bias=False)
     >>> mask = Slices("weight", 1, torch.arange(3).view(3, 1))
     >>> inputs = Structure("inputs", "inputs", 3, masks=(mask,))

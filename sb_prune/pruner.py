@@ -236,6 +236,24 @@ class Pruner:
         cut_(self.declaration, plan)
         return plan
 
+    def open_modules(self, names):
+        """Which of the modules the current sample leaves open.
+
+        Arguments
+        ---------
+        names : list of str
+            Module names; those that no structure removes stay open.
+
+        Returns
+        -------
+        list of bool
+        """
+        known = self.declaration.by_name
+        return [
+            name not in known or bool(self._values[name].any())
+            for name in names
+        ]
+
     def realised_sparsity(self, plan):
         """Sparsity of a plan per group.
 

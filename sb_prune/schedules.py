@@ -4,13 +4,19 @@
 class ConstantSchedule:
     """The whole target from the first step.
 
+    Arguments
+    ---------
+    steps : int
+        Of no meaning here; taken so that schedules can be exchanged.
+
     Example
     -------
     >>> ConstantSchedule().share(0)
     1.0
     """
 
-    steps = 0
+    def __init__(self, steps=0):
+        self.steps = 0
 
     def share(self, step):
         """Share of the target at an optimizer step, in [0, 1]."""

@@ -1,0 +1,31 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NAME ?=
+FULL ?=
+
+.PHONY: demo test bench style
+
+# The one set-up step: everything comes from setup.cfg.
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[demo,dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python recipes/LibriSpeech/ASR/transformer/demo.py results/demo
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	for script in $(if $(NAME),tests/benchmarks/$(NAME).py,\
+	$(filter-out %/common.py,$(wildcard tests/benchmarks/*.py))); do \
+		$(BIN)/python $$script $(if $(FULL),--full) || exit 1; \
+	done
+
+style: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,166 @@
+"""The mixin that makes any recipe's Brain prune."""
+
+import speechbrain as sb
+from speechbrain.utils.distributed import if_main_process
+from torch.utils.data import DataLoader
+
+from sb_prune.run import PruningRun
+
+
+class PruningMixin:
+    """Prunes, cuts, fine-tunes and exports in the recipe's own `fit`.
+
+    Put it *before* the recipe's Brain,
+
+        class PrunedASR(PruningMixin, ASR):
+            '''The same recipe, pruned.'''
+
+    and write a `pruning` block in the YAML (arguments of `PruningRun`).
+    Without that block the class behaves as the recipe's own.
+
+    Raises
+    ------
+    TypeError
+        When a subclass is written with the mixin behind the recipe's Brain,
+        or around the empty `sb.Brain`.
+
+    Example
+    -------
+    >>> class ASR(sb.Brain):
+    ...     def compute_objectives(self, predictions, batch, stage):
+    ...         return predictions
+    >>> class PrunedASR(PruningMixin, ASR):
+    ...     '''The same recipe, pruned.'''
+    >>> PrunedASR().pruning is None
+    True
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        position = order.index(PruningMixin)
+        recipes = [c for c in order if issubclass(c, sb.Brain)]
+        if not recipes:
+            return
+        before = [c for c in order[:position] if not issubclass(c, PruningMixin)]
+        behind = [
+            c
+            for c in order[position:]
+            if c is not sb.Brain and "compute_objectives" in vars(c)
+            and c is not PruningMixin
+        ]
+        if any(issubclass(c, sb.Brain) for c in before) or not behind:
+            raise TypeError(
+                f"{cls.__name__}: PruningMixin must stand before the recipe's "
+                "Brain; write `class PrunedASR(PruningMixin, ASR): ...`"
+            )
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        block = getattr(getattr(self, "hparams", None), "pruning", None)
+        self.pruning = PruningRun.from_block(block) if block else None
+
+    def fit(
+        self,
+        epoch_counter,
+        train_set,
+        valid_set=None,
+        progressbar=None,
+        train_loader_kwargs=None,
+        valid_loader_kwargs=None,
+    ):
+        """The recipe's fit, over the phases; arguments as `sb.Brain.fit`."""
+        train_loader_kwargs = train_loader_kwargs or {}
+        valid_loader_kwargs = valid_loader_kwargs or {}
+        if self.pruning is None or self.test_only:
+            return super().fit(
+                epoch_counter,
+                train_set,
+                valid_set,
+                progressbar,
+                train_loader_kwargs,
+                valid_loader_kwargs,
+            )
+        run = self.pruning
+        run.begin_(self, epoch_counter)
+        train_set = self._loader(
+            train_set, sb.Stage.TRAIN, **train_loader_kwargs
+        )
+        valid_set = self._loader(
+            valid_set, sb.Stage.VALID, ckpt_prefix=None, **valid_loader_kwargs
+        )
+        if not run.is_cut:
+            steps = len(train_set) // self.grad_accumulation_factor
+            run.start_pruning_(self, steps * run.prune_epochs)
+            super().fit(epoch_counter, train_set, valid_set, progressbar)
+            run.cut_(self, _first_batch(valid_set or train_set))
+        run.start_finetuning_(self)
+        super().fit(epoch_counter, train_set, valid_set, progressbar)
+        self._export()
+
+    def _loader(self, data, stage, **kwargs):
+        if data is None or isinstance(data, DataLoader):
+            return data
+        return self.make_dataloader(data, stage=stage, **kwargs)
+
+    def _export(self):
+        if if_main_process():
+            self.modules.eval()
+            self.pruning.export(self)
+
+    def on_fit_start(self):
+        """The recipe's start; then every masked tensor must be learning."""
+        super().on_fit_start()
+        if self.pruning is not None:
+            self.pruning.check_trainable(self)
+
+    def compute_forward(self, batch, stage):
+        """The recipe's forward, with fresh gates in training."""
+        if self.pruning is not None and stage == sb.Stage.TRAIN:
+            self.pruning.begin_batch_()
+        return super().compute_forward(batch, stage)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The recipe's loss; in training with the distillation's parts."""
+        loss = super().compute_objectives(predictions, batch, stage)
+        if self.pruning is not None and stage == sb.Stage.TRAIN:
+            loss = self.pruning.add_distillation(loss)
+        return loss
+
+    def optimizers_step(self):
+        """The gates' step, then the recipe's."""
+        if self.pruning is not None:
+            self.pruning.step_gates_(self.scaler.get_scale())
+        super().optimizers_step()
+
+    def on_stage_start(self, stage, epoch=None):
+        """Evaluation sees the plan that would be exported now."""
+        if self.pruning is not None:
+            self.pruning.begin_stage_(stage)
+        super().on_stage_start(stage, epoch)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Logs the pruning before the recipe logs and saves."""
+        if self.pruning is not None and stage == sb.Stage.TRAIN:
+            named = self.pruning.statistics()
+            logger = getattr(self.hparams, "train_logger", None)
+            if named and logger is not None:
+                logger.log_stats({"epoch": epoch}, train_stats=named)
+        super().on_stage_end(stage, stage_loss, epoch)
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Rebuilds the shapes first, then the recipe loads its best."""
+        if self.pruning is not None:
+            self.pruning.resume_for_evaluation_(self)
+        super().on_evaluate_start(max_key=max_key, min_key=min_key)
+
+    def evaluate(self, *args, **kwargs):
+        """The recipe's evaluation; what it evaluated is then exported."""
+        loss = super().evaluate(*args, **kwargs)
+        if self.pruning is not None and self.pruning.is_cut:
+            self._export()
+        return loss
+
+
+def _first_batch(loader):
+    return next(iter(loader))

@@ -1,0 +1,15 @@
+"""Distillation: the dense model teaches the one that is being pruned."""
+
+from sb_prune.distillation.layerwise import (
+    LayerwiseDistillation,
+    nearest_surviving,
+    same_index,
+)
+from sb_prune.distillation.teacher import Teacher
+
+__all__ = [
+    "LayerwiseDistillation",
+    "Teacher",
+    "nearest_surviving",
+    "same_index",
+]

@@ -1,0 +1,171 @@
+"""Layerwise distillation: hidden states and outputs follow the teacher's.
+
+Jiang et al., "Accurate and Structured Pruning for Efficient Automatic Speech
+Recognition", Interspeech 2023 (2305.19549); matching to the nearest surviving
+layer as in Xia et al., "Structured Pruning Learns Compact and Accurate
+Models" (CoFi), ACL 2022.
+
+Shapes: B batch, T frames, d model width, V output classes.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+def same_index(student, teacher, surviving):
+    """Every teacher layer teaches the student layer of the same index.
+
+    Arguments
+    ---------
+    student : list of torch.Tensor
+        (B, T, d) per layer.
+    teacher : list of torch.Tensor
+        (B, T, d) per layer.
+    surviving : list of bool
+        Whether each student layer is still there.
+
+    Returns
+    -------
+    list of (int, int)
+        (student layer, teacher layer) pairs.
+    """
+    return [(i, i) for i in range(len(teacher))]
+
+
+@torch.no_grad()
+def nearest_surviving(student, teacher, surviving):
+    """Every teacher layer teaches the surviving layer that is closest now.
+
+    Arguments and returns as `same_index`; no pair if no layer survives.
+
+    Example
+    -------
+    >>> student = [torch.zeros(1, 1, 1), torch.ones(1, 1, 1)]
+    >>> teacher = [torch.ones(1, 1, 1)]
+    >>> nearest_surviving(student, teacher, [True, True])
+    [(1, 0)]
+    >>> nearest_surviving(student, teacher, [True, False])
+    [(0, 0)]
+    """
+    alive = [i for i, alive in enumerate(surviving) if alive]
+    if not alive:
+        return []
+    return [
+        (min(alive, key=lambda i: F.mse_loss(student[i], goal).item()), t)
+        for t, goal in enumerate(teacher)
+    ]
+
+
+class LayerwiseDistillation:
+    """Mean squared error of hidden states plus KL of the outputs.
+
+    Arguments
+    ---------
+    hidden_weight : float
+        Weight of the hidden states' error, a mean over layers, frames and
+        features.
+    output_weight : float
+        Weight of the outputs' KL divergence, a mean over frames.
+    outputs : list of str
+        Keys of the recipe's `modules` whose outputs are logits; those that a
+        recipe lacks are an error.
+    temperature : float
+        Of the outputs' softmax; the KL is scaled by its square.
+    match : callable
+        `same_index` or `nearest_surviving`.
+    task_weight : float
+        Weight of the recipe's own loss.
+
+    Example
+    -------
+    >>> from sb_prune.distillation import Teacher
+    >>> student = {"encoder": torch.nn.Sequential(torch.nn.Linear(2, 2))}
+    >>> teacher = Teacher(student, layers={"encoder": ["0"]})
+    >>> teacher.listen_(student)
+    >>> teacher.begin_()
+    >>> _ = student["encoder"](torch.ones(1, 3, 2))
+    >>> parts = LayerwiseDistillation(outputs=["encoder"]).losses(teacher)
+    >>> {name: float(value) for name, value in parts.items()}
+    {'distill_hidden': 0.0, 'distill_encoder': 0.0}
+    """
+
+    def __init__(
+        self,
+        hidden_weight=1.0,
+        output_weight=1.0,
+        outputs=(),
+        temperature=2.0,
+        match=same_index,
+        task_weight=1.0,
+    ):
+        self.hidden_weight = hidden_weight
+        self.output_weight = output_weight
+        self.outputs = tuple(outputs)
+        self.temperature = temperature
+        self.match = match
+        self.task_weight = task_weight
+
+    def losses(self, teacher, surviving=None):
+        """Weighted parts of the loss, by name.
+
+        Arguments
+        ---------
+        teacher : Teacher
+            That followed the student's forward.
+        surviving : list of bool, optional
+            Which student layers are still there; by default all.
+
+        Returns
+        -------
+        dict
+            Name -> scalar tensor.
+
+        Raises
+        ------
+        RuntimeError
+            If the student's layers did not run, or not as often as the
+            teacher's.
+        """
+        parts = {}
+        if self.hidden_weight:
+            parts["distill_hidden"] = self._hidden_error(teacher, surviving)
+        if self.output_weight:
+            for name in self.outputs:
+                divergence = self._divergence(
+                    teacher.student_outputs[name],
+                    teacher.outputs[name],
+                    teacher.pad,
+                )
+                parts[f"distill_{name}"] = self.output_weight * divergence
+        return parts
+
+    def _hidden_error(self, teacher, surviving):
+        student, goals = teacher.student_hidden, teacher.hidden
+        if not student or len(student) != len(goals):
+            raise RuntimeError(
+                f"distillation: {len(student)} layers of the student ran and "
+                f"{len(goals)} of the teacher; call the encoder through its "
+                "module, once per batch"
+            )
+        surviving = surviving or [True] * len(student)
+        errors = [
+            _mean_over_frames((student[s] - goals[t]).square(), teacher.pad)
+            for s, t in self.match(student, goals, surviving)
+        ]
+        mean = torch.stack(errors).mean() if errors else student[0].sum() * 0
+        return self.hidden_weight * mean
+
+    def _divergence(self, logits, goals, pad):
+        own = (logits / self.temperature).log_softmax(-1)
+        goal = (goals / self.temperature).log_softmax(-1)
+        each = F.kl_div(own, goal, reduction="none", log_target=True).sum(-1)
+        return self.temperature**2 * _mean_over_frames(each, pad)
+
+
+def _mean_over_frames(values, pad):
+    """Mean over what is not padded; pad is left out where lengths differ."""
+    if values.dim() == 3:
+        values = values.mean(-1)
+    if pad is None or pad.shape != values.shape:
+        return values.mean()
+    return values[~pad].mean()

@@ -1,0 +1,138 @@
+"""The teacher: frozen copies that replay the student's calls.
+
+Nothing of the recipe's forward is written again. Hooks on the recipe's
+modules see each call of the student; the teacher's copy of that module is
+called with the same arguments, except that an argument which is an output of
+an earlier student module is replaced by the teacher's own output.
+"""
+
+import copy
+
+import torch
+from torch.utils._pytree import tree_map
+
+
+class Teacher:
+    """Frozen copies of modules, as they are when this object is made.
+
+    Arguments
+    ---------
+    modules : dict
+        Name -> module of the student, unmasked and uncut.
+    layers : dict, optional
+        Name of one of those modules -> names of the layers below it whose
+        outputs are kept, of teacher and student.
+    padding : str
+        Keyword under which a layer receives its padding mask, (B, T) bool.
+
+    Example
+    -------
+    >>> student = {"first": torch.nn.Linear(2, 2)}
+    >>> teacher = Teacher(student)
+    >>> with torch.no_grad():
+    ...     _ = student["first"].weight.zero_()
+    >>> teacher.listen_(student)
+    >>> teacher.begin_()
+    >>> _ = student["first"](torch.ones(1, 2))
+    >>> bool((teacher.outputs["first"] == student["first"].bias).any())
+    False
+    """
+
+    def __init__(self, modules, layers=None, padding="src_key_padding_mask"):
+        self._layers = layers or {}
+        self._padding = padding
+        self._copies = {
+            name: copy.deepcopy(module).eval().requires_grad_(False)
+            for name, module in modules.items()
+            if any(True for _ in module.parameters())
+        }
+        self._active = False
+        self._handles = []
+        self._forget_()
+        for key, names in self._layers.items():
+            for name in names:
+                self._copies[key].get_submodule(name).register_forward_hook(
+                    self._keep(lambda: self.hidden)
+                )
+
+    def _forget_(self):
+        self._own = {}
+        self.outputs, self.student_outputs = {}, {}
+        self.hidden, self.student_hidden = [], []
+        self.pad = None
+
+    def listen_(self, modules):
+        """Hooks the student; earlier hooks are taken off.
+
+        Arguments
+        ---------
+        modules : dict
+            Name -> module of the student, maybe masked, cut or wrapped.
+        """
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [
+            modules[name].register_forward_hook(
+                self._replay(name), with_kwargs=True
+            )
+            for name in self._copies
+        ]
+        for key, names in self._layers.items():
+            for name in names:
+                layer = modules[key].get_submodule(name)
+                self._handles += [
+                    layer.register_forward_pre_hook(
+                        self._read_padding, with_kwargs=True
+                    ),
+                    layer.register_forward_hook(
+                        self._keep(lambda: self.student_hidden)
+                    ),
+                ]
+
+    def begin_(self):
+        """Forgets the last batch and follows the student's next calls."""
+        self._active = True
+        self._forget_()
+
+    def end_(self):
+        """Stops following the student and lets go of its tensors."""
+        self._active = False
+        self._forget_()
+
+    def _keep(self, store):
+        def hook(module, args, output):
+            if self._active:
+                first = output[0] if isinstance(output, tuple) else output
+                store().append(first)
+
+        return hook
+
+    def _read_padding(self, module, args, kwargs):
+        if self._active:
+            self.pad = kwargs.get(self._padding)
+
+    def _replay(self, name):
+        def hook(module, args, kwargs, output):
+            if not self._active:
+                return
+            args, kwargs = tree_map(self._translate, (args, kwargs))
+            with torch.no_grad():
+                own = self._copies[name](*args, **kwargs)
+            self.outputs[name], self.student_outputs[name] = own, output
+            self._remember(output, own)
+
+        return hook
+
+    def _remember(self, output, own):
+        """Pairs the student's tensors with the teacher's, one by one."""
+        if torch.is_tensor(output) and torch.is_tensor(own):
+            # the student's tensor is kept too, so that its id stays its own
+            self._own[id(output)] = (output, own)
+        elif isinstance(output, (tuple, list)):
+            for student, teacher in zip(output, own):
+                self._remember(student, teacher)
+
+    def _translate(self, value):
+        if torch.is_tensor(value) and id(value) in self._own:
+            return self._own[id(value)][1]
+        return value

@@ -1,0 +1,354 @@
+"""Export: a folder that SpeechBrain's own `from_hparams` loads.
+
+The recipe gives the YAML with which it would publish the *dense* model: an
+ordinary inference `hyperparams.yaml`, whose `!PLACEHOLDER` scalars take their
+values from the training YAML. The export is that file with the pruned module
+built by `build_cut` and the weights loaded by `load_weights`, beside them the
+weights, the normaliser, the tokenizer and a card.
+"""
+
+import hashlib
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import ruamel.yaml
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.tag import Tag
+from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
+from speechbrain.utils.logger import get_logger
+
+from sb_prune.plan import Plan
+from sb_prune.snapshots import random_state, set_random_state
+from sb_prune.surgery import cut_
+
+logger = get_logger(__name__)
+
+MARK = "sb_prune export"
+
+
+def build_cut(factory, structures, plan):
+    """Builds a cut module without ever allocating the dense one.
+
+    Arguments
+    ---------
+    factory : callable
+        Makes the dense stock module.
+    structures : callable
+        Module -> Declaration, as in training.
+    plan : dict
+        As `Plan.to_dict` writes it.
+
+    Returns
+    -------
+    torch.nn.Module
+        On the meta device; `load_weights` fills it.
+
+    Raises
+    ------
+    ValueError
+        If the plan was made for another architecture.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.models.transformer.Conformer import (
+    ...     ConformerEncoder,
+    ... )
+    >>> from sb_prune import conformer_structures
+    >>> small = build_cut(
+    ...     partial(ConformerEncoder, 1, d_model=8, d_ffn=16, nhead=4),
+    ...     partial(conformer_structures, kinds=["heads"]),
+    ...     {"layers.0.mha_layer.heads": "1 of 4: 2"},
+    ... )
+    >>> small.layers[0].mha_layer.in_proj_weight
+    Parameter containing:
+    tensor(..., device='meta', size=(6, 8), requires_grad=True)
+    """
+    with torch.device("meta"):
+        module = factory()
+    cut_(structures(module), Plan.from_dict(plan))
+    return module
+
+
+def load_weights(module, path, sha256):
+    """Loads a file of weights as it is; a Pretrainer hook.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Parameters may be on the meta device.
+    path : str
+        A state dict, memory-mapped and assigned.
+    sha256 : str
+        What the file must hash to.
+
+    Raises
+    ------
+    ValueError
+        If the file was truncated or edited, or does not fit the module.
+    """
+    if file_hash(path) != sha256:
+        raise ValueError(
+            f"{path} is not the file that was exported (truncated, edited or "
+            "of another export); copy the whole folder again"
+        )
+    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    try:
+        module.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not fit the model in hyperparams.yaml (was it "
+            f"edited?): {error}"
+        ) from error
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise ValueError(f"{path} has no values for {empty}")
+
+
+def file_hash(path):
+    """SHA-256 of a file, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def export_model(folder, inference, brain, module, structures, plan, facts):
+    """Writes the export folder, checks it, and renames it into place.
+
+    Arguments
+    ---------
+    folder : str
+        Where; an earlier export there is replaced.
+    inference : str
+        YAML of the dense model, as for publishing.
+    brain : Brain
+        With the trained, cut modules and the objects the YAML loads.
+    module : str
+        Key of the cut module, in the recipe's `modules` and in the YAML.
+    structures : callable
+        Module -> Declaration.
+    plan : Plan
+        What was kept.
+    facts : dict
+        Measured figures for the card and the plan's comment.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If the YAML lacks something, or `folder` holds anything else.
+    """
+    folder = Path(folder)
+    document = prepare_document(folder, inference, brain, module)
+    aside = folder.with_name(folder.name + ".incomplete")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    _wrap_cut_module(document, module, structures, plan)
+    _save_loadables(document, inference, brain, aside)
+    yaml_file = aside / "hyperparams.yaml"
+    with open(yaml_file, "w", encoding="utf-8") as file:
+        file.write(f"# {MARK}: made by sb_prune, plan inline\n")
+        ruamel.yaml.YAML().dump(document, file)
+    facts = {**facts, "reload_identical": _verify(aside, brain, document)}
+    _write_card(aside / "README.md", plan, facts)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(aside, folder)
+    logger.info(f"Exported to {folder}: {facts}")
+    return folder
+
+
+def prepare_document(folder, inference, brain, module):
+    """Reads the dense YAML and refuses early what could not be exported.
+
+    Arguments
+    ---------
+    folder : Path
+        Where the export will go.
+    inference : str
+        YAML of the dense model.
+    brain : Brain
+        Whose hparams fill the placeholders.
+    module : str
+        Key of the module that will be cut.
+
+    Returns
+    -------
+    CommentedMap
+        The YAML, placeholders filled.
+
+    Raises
+    ------
+    ValueError
+        If the YAML lacks something, or `folder` holds anything else.
+    """
+    _check_ours(Path(folder))
+    document = _read(inference)
+    _fill_placeholders(document, brain.hparams, inference)
+    if not _tag(document.get(module)).startswith("!new:"):
+        raise ValueError(
+            f"inference: {inference}: {module} must be a !new: of the stock "
+            "class, as in the training YAML"
+        )
+    if not document.get("pretrainer", {}).get("loadables"):
+        raise ValueError(
+            f"inference: {inference} has no pretrainer with loadables; add "
+            "one, as for any published SpeechBrain model"
+        )
+    return document
+
+
+def _check_ours(folder):
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    yaml_file = folder / "hyperparams.yaml"
+    if not (yaml_file.is_file() and MARK in yaml_file.read_text("utf-8")):
+        raise ValueError(
+            f"export_folder: {folder} holds something else; write a folder "
+            "that does not exist"
+        )
+
+
+def _read(inference):
+    if not Path(inference).is_file():
+        raise ValueError(
+            f"inference: {inference} does not exist; write the YAML of the "
+            "dense model as for publishing (relative to where train.py runs)"
+        )
+    with open(inference, encoding="utf-8") as file:
+        return ruamel.yaml.YAML().load(file)
+
+
+def _tag(node):
+    return getattr(getattr(node, "tag", None), "value", None) or ""
+
+
+def _tagged(tag, **items):
+    """A mapping with a HyperPyYAML tag."""
+    node = CommentedMap(items)
+    node.yaml_set_ctag(Tag(suffix=tag))
+    return node
+
+
+def _fill_placeholders(document, hparams, inference):
+    """Scalars of the dense YAML that follow the training YAML."""
+    for key, node in document.items():
+        if _tag(node) != "!PLACEHOLDER":
+            continue
+        value = getattr(hparams, key, None)
+        if not isinstance(value, (int, float, str, bool)):
+            raise ValueError(
+                f"inference: {inference}: {key} is a !PLACEHOLDER, but the "
+                f"training YAML has no scalar {key}; write its value"
+            )
+        document[key] = value
+
+
+def _wrap_cut_module(document, module, structures, plan):
+    """module: !new:Stock ... becomes module: !apply:build_cut of it."""
+    stock = document[module]
+    stock.yaml_set_ctag(Tag(suffix=_tag(stock).replace("!new:", "!name:")))
+    if not isinstance(structures, partial):
+        structures = partial(structures)
+    function = structures.func
+    document[module] = _tagged(
+        "!apply:sb_prune.export.build_cut",
+        factory=stock,
+        structures=_tagged(
+            f"!name:{function.__module__}.{function.__name__}",
+            **structures.keywords,
+        ),
+        plan=plan.to_dict(),
+    )
+
+
+def _save_loadables(document, inference, brain, folder):
+    """Saves each object that the YAML's Pretrainer will load."""
+    pretrainer = document["pretrainer"]
+    hooks = CommentedMap()
+    for key, reference in pretrainer["loadables"].items():
+        path = folder / f"{key}.ckpt"
+        loaded = _find(brain, reference.value.strip("<>"), inference)
+        if _has_own_hooks(loaded):
+            get_default_hook(loaded, DEFAULT_SAVE_HOOKS)(loaded, path)
+        elif isinstance(loaded, torch.nn.Module):
+            torch.save(_cpu_state(loaded), path)
+            hooks[key] = _tagged(
+                "!name:sb_prune.export.load_weights", sha256=file_hash(path)
+            )
+        else:  # a sentencepiece model
+            path.write_bytes(loaded.serialized_model_proto())
+    pretrainer["custom_hooks"] = hooks
+
+
+def _has_own_hooks(loaded):
+    """E.g. InputNormalization, whose statistics are in no state dict."""
+    return type(loaded) in DEFAULT_SAVE_HOOKS
+
+
+def _cpu_state(module):
+    return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+
+
+def _find(brain, name, inference):
+    """An object of the recipe: in its `modules`, on the Brain, in hparams."""
+    for place in (vars(brain), vars(brain.hparams)):
+        if name in place:
+            return place[name]
+    raise ValueError(
+        f"inference: {inference}: the pretrainer loads {name}, but the "
+        "recipe has no object of that name; name it as in the training YAML"
+    )
+
+
+@torch.no_grad()
+def _verify(folder, brain, document):
+    """Loads the folder and compares every tensor bit for bit."""
+    generators = random_state()
+    with open(folder / "hyperparams.yaml", encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file)
+    pretrainer = hparams["pretrainer"]
+    pretrainer.set_collect_in(None)
+    pretrainer.collect_files(default_source=str(folder))
+    pretrainer.load_collected()
+    set_random_state(generators)
+    for key, loaded in pretrainer.loadables.items():
+        if not isinstance(loaded, torch.nn.Module):
+            continue
+        name = document["pretrainer"]["loadables"][key].value.strip("<>")
+        mine = _cpu_state(_find(brain, name, folder))
+        theirs = _cpu_state(loaded)
+        for tensor, value in mine.items():
+            if not torch.equal(value, theirs[tensor]):
+                raise RuntimeError(f"export: {tensor} differs after reloading")
+    return True
+
+
+def _write_card(path, plan, facts):
+    lines = [
+        "# Pruned speech model",
+        "",
+        "Loads like any SpeechBrain model; needs `pip install sb_prune`.",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+        "",
+        "| structure | kept of all |",
+        "|---|---|",
+        *(
+            f"| {name} | {text.partition(':')[0]} |"
+            for name, text in plan.to_dict().items()
+        ),
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,577 @@
+"""One pruning run over its phases: prune, cut, fine-tune, export.
+
+The folder of the recipe's checkpointer holds, in the order of their making
+
+    dense/      the model when pruning began; the teacher is made from it
+    prune/      checkpoints of the prune phase (masked model, gates)
+    cut/        the model just after the cut, with the plan
+    finetune/   checkpoints of the fine-tune phase (small model)
+
+`dense` and `cut` are renamed into place when complete, so what stands there
+says which phase a rerun continues.
+"""
+
+import copy
+import inspect
+from contextlib import contextmanager
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.logger import get_logger
+
+from sb_prune.budgets import ParameterBudget
+from sb_prune.controllers import ExactBudget
+from sb_prune.distillation import Teacher
+from sb_prune.export import export_model, prepare_document
+from sb_prune.gates import HardConcrete
+from sb_prune.plan import Plan
+from sb_prune.pruner import Pruner
+from sb_prune.schedules import LinearSchedule
+from sb_prune.snapshots import (
+    ResumePoint,
+    load_dense,
+    load_snapshot,
+    random_state,
+    read_meta,
+    save_snapshot,
+    set_random_state,
+)
+from sb_prune.surgery import cut_
+
+logger = get_logger(__name__)
+
+
+class PruningRun:
+    """What the `pruning` block of a recipe's YAML describes.
+
+    Classes are given as `!name:` and made here.
+
+    Arguments
+    ---------
+    module : str
+        Key of the recipe's `modules` below which structures are cut.
+    structures : callable
+        Module -> Declaration, e.g. `conformer_structures`.
+    target : float or dict
+        Sparsity to reach, in (0, 1); a dict gives one per module prefix.
+    prune_epochs : int
+        Epochs of the prune phase; the rest of the epoch counter's limit is
+        the fine-tune phase.
+    schedule_steps : int
+        Optimizer steps over which the target rises.
+    start_from : str, optional
+        Save folder (or one checkpoint) of a dense run.
+    budget : callable
+        target -> budget, e.g. `MACBudget`.
+    schedule : callable
+        steps -> schedule, e.g. `CubicSchedule`.
+    gates : callable
+        Makes the gates, e.g. `HardConcrete`.
+    controller : callable
+        Makes the controller, e.g. `AugmentedLagrangian`.
+    gate_optimizer : callable
+        Parameters -> optimizer of the gates' logits.
+    min_keep : int
+        Units that stay where a module stays.
+    seed : int
+        Of the gates' private generator.
+    distillation : callable, optional
+        Makes the loss towards the dense model, used in both phases.
+    inference : str, optional
+        YAML of the dense model as one would publish it; makes the export.
+    export_folder : str, optional
+        Where the small model goes.
+    """
+
+    def __init__(
+        self,
+        module,
+        structures,
+        target,
+        prune_epochs,
+        schedule_steps,
+        start_from=None,
+        budget=ParameterBudget,
+        schedule=LinearSchedule,
+        gates=HardConcrete,
+        controller=ExactBudget,
+        gate_optimizer=torch.optim.Adam,
+        min_keep=1,
+        seed=0,
+        distillation=None,
+        inference=None,
+        export_folder=None,
+    ):
+        if (inference is None) != (export_folder is None):
+            raise ValueError(
+                "pruning: write both `inference` and `export_folder`, or "
+                "neither"
+            )
+        self.module = module
+        self.structures = structures
+        self.budget = budget(target=target)
+        self.prune_epochs = prune_epochs
+        self.start_from = start_from
+        self.distillation = distillation and distillation()
+        self.inference = inference
+        self.export_folder = export_folder
+        self._pruner_arguments = {
+            "schedule": schedule(steps=schedule_steps),
+            "gates": gates(),
+            "controller": controller(),
+            "gate_optimizer": gate_optimizer,
+            "min_keep": min_keep,
+            "seed": seed,
+        }
+        self.pruner = None
+        self.plan = None
+        self.teacher = None
+        self.cut_difference = None
+        self._folder = None
+        self._sampled_step = None
+        self._parts = {}
+
+    @classmethod
+    def from_block(cls, block):
+        """Makes a run from the YAML's mapping.
+
+        Arguments
+        ---------
+        block : dict
+
+        Returns
+        -------
+        PruningRun
+
+        Raises
+        ------
+        ValueError
+            If a key is unknown or missing.
+        """
+        known = inspect.signature(cls).parameters
+        for key in block:
+            if key not in known:
+                raise ValueError(
+                    f"pruning: unknown key {key!r}; the keys are {list(known)}"
+                )
+        for key, parameter in known.items():
+            if parameter.default is parameter.empty and key not in block:
+                raise ValueError(f"pruning: the key {key!r} is missing")
+        return cls(**block)
+
+    # ------------------------------------------------------------- phases
+
+    def begin_(self, brain, epoch_counter=None):
+        """Finds out where the run stands and loads the dense model.
+
+        Arguments
+        ---------
+        brain : Brain
+            With a checkpointer.
+        epoch_counter : EpochCounter, optional
+            Given when training is to follow.
+        """
+        if brain.checkpointer is None:
+            raise ValueError("checkpointer: pruning needs one in the YAML")
+        if self.module not in brain.modules:
+            raise ValueError(
+                f"pruning: module: {self.module!r} is not in `modules`; write "
+                f"one of {list(brain.modules)}"
+            )
+        self._folder = Path(brain.checkpointer.checkpoints_dir)
+        self._counter = epoch_counter
+        self.declaration = self.structures(brain.modules[self.module])
+        modules = _saved_modules(brain)
+        if (self._folder / "dense").is_dir():
+            self._check_same_run(read_meta(self._folder / "dense"))
+            load_snapshot(self._folder / "dense", modules)
+        elif epoch_counter is None:
+            raise ValueError(
+                f"{self._folder} holds no pruning run; run without "
+                "--test_only first"
+            )
+        else:
+            self._check_epochs(epoch_counter)
+            self._begin_afresh(brain, modules)
+        self._schedulers = {
+            name: copy.deepcopy(scheduler.__dict__)
+            for name, scheduler in _schedulers(brain, epoch_counter).items()
+        }
+        if self.distillation is not None:
+            self._make_teacher(brain)
+
+    def _begin_afresh(self, brain, modules):
+        # refuse now what would fail after hours
+        self.budget.groups(self.declaration, self._pruner_arguments["min_keep"])
+        if self.inference is not None:
+            prepare_document(
+                self.export_folder, self.inference, brain, self.module
+            )
+        if self.start_from is not None:
+            source = load_dense(self.start_from, modules)
+            logger.info(f"Pruning starts from {source}")
+        _warn_about_updates(brain, self.start_from)
+        save_snapshot(self._folder / "dense", modules, self._identity())
+
+    def _identity(self):
+        """What must not change between a run and its continuation."""
+        return {
+            "units": {s.name: s.units for s in self.declaration.structures},
+            "budget": self.budget.unit,
+            "target": self.budget.targets,
+            "prune_epochs": self.prune_epochs,
+            "start_from": str(self.start_from),
+        }
+
+    def _check_same_run(self, meta):
+        for key, value in self._identity().items():
+            if meta.get(key) != value:
+                shown = "" if key == "units" else f" {meta.get(key)}, not {value}"
+                raise ValueError(
+                    f"output_folder: {self._folder} holds a run with another "
+                    f"{key}{shown}; write another output_folder, or the old "
+                    "value"
+                )
+
+    def _check_epochs(self, epoch_counter):
+        if not 0 < self.prune_epochs < epoch_counter.limit:
+            raise ValueError(
+                f"prune_epochs: {self.prune_epochs} must be at least 1 and "
+                f"below number_of_epochs ({epoch_counter.limit}), which "
+                "counts both phases"
+            )
+
+    def _make_teacher(self, brain):
+        missing = set(self.distillation.outputs) - set(brain.modules)
+        if missing:
+            raise ValueError(
+                f"distillation: outputs: {sorted(missing)} are not in "
+                f"`modules`; write some of {list(brain.modules)}"
+            )
+        if self.declaration.layerdrop and self.distillation.hidden_weight:
+            raise ValueError(
+                f"layerdrop_prob: {self.declaration.layerdrop} skips layers "
+                "that layerwise distillation needs; write layerdrop_prob: 0.0"
+            )
+        self.teacher = Teacher(
+            brain.modules, layers={self.module: self.declaration.layers}
+        )
+        self.teacher.listen_(brain.modules)
+
+    @property
+    def is_cut(self):
+        """Whether the run is past the cut."""
+        return (self._folder / "cut").is_dir()
+
+    def start_pruning_(self, brain, steps=None):
+        """Masks the model and turns the checkpointer to the prune phase.
+
+        Arguments
+        ---------
+        brain : Brain
+        steps : int, optional
+            Optimizer steps that the phase will take.
+        """
+        self.pruner = Pruner(
+            self.declaration, self.budget, **self._pruner_arguments
+        )
+        wanted = self.pruner.schedule.steps
+        if steps is not None and wanted > steps and not brain.debug:
+            raise ValueError(
+                f"schedule_steps: {wanted} is longer than the prune phase "
+                f"({steps} optimizer steps in {self.prune_epochs} epochs); "
+                "lower it or raise prune_epochs"
+            )
+        self.pruner.attach_()
+        if self._counter is not None:
+            self._total_epochs = self._counter.limit
+            self._counter.limit = self.prune_epochs
+        self._use_folder(brain, "prune", ResumePoint(self.pruner))
+
+    def cut_(self, brain, batch):
+        """Ends the prune phase: cuts the model and saves it.
+
+        Arguments
+        ---------
+        brain : Brain
+        batch : object
+            What `compute_forward` takes; the masked and the cut model are
+            compared on it.
+        """
+        self._counter.limit = self._total_epochs
+        brain.modules.eval()
+        plan = self.pruner.binarise_(self.pruner.plan(final=True))
+        scopes = [
+            self.declaration.root.get_submodule(name)
+            for name in self.declaration.scope
+        ]
+        with _generators_untouched(), torch.no_grad():
+            calls = _record_calls(brain, scopes, batch)
+            self.pruner.cut_(plan)
+            difference = max(
+                _difference(module(*args, **kwargs), output)
+                for module, args, kwargs, output in calls
+            )
+        self.pruner = None
+        _report_difference(difference)
+        brain.optimizer_step = 0
+        save_snapshot(
+            self._folder / "cut",
+            {**self._cut_recoverables(brain), "pruning": ResumePoint()},
+            {"plan": plan.to_dict(), "difference": difference},
+        )
+        self.plan = plan
+
+    def _cut_recoverables(self, brain):
+        objects = {**_saved_modules(brain), "brain": brain}
+        for name, saved in brain.checkpointer.recoverables.items():
+            if saved is self._counter:
+                objects[name] = saved
+        return objects
+
+    def start_finetuning_(self, brain):
+        """Loads the cut model; also when a rerun finds it."""
+        self.load_cut_(brain)
+        for name, scheduler in _schedulers(brain, self._counter).items():
+            scheduler.__dict__.update(copy.deepcopy(self._schedulers[name]))
+
+    def load_cut_(self, brain):
+        """Gives the model the shapes and weights it had after the cut.
+
+        Arguments
+        ---------
+        brain : Brain
+        """
+        meta = read_meta(self._folder / "cut")
+        if self.plan is None:
+            self.plan = Plan.from_dict(meta["plan"])
+            cut_(self.declaration, self.plan)
+        self.cut_difference = meta["difference"]
+        load_snapshot(
+            self._folder / "cut",
+            {**self._cut_recoverables(brain), "pruning": ResumePoint()},
+        )
+        self._use_folder(brain, "finetune", ResumePoint())
+
+    def _use_folder(self, brain, phase, resume_point):
+        folder = self._folder / phase
+        folder.mkdir(exist_ok=True)
+        brain.checkpointer.checkpoints_dir = folder
+        brain.checkpointer.add_recoverable("pruning", resume_point)
+
+    def resume_for_evaluation_(self, brain):
+        """Rebuilds the shapes of a run that this process did not train."""
+        if self._folder is not None:
+            return
+        self.begin_(brain)
+        if self.is_cut:
+            self.load_cut_(brain)
+        else:
+            self.start_pruning_(brain)
+
+    def export(self, brain):
+        """Writes the small model, if the YAML says where.
+
+        Arguments
+        ---------
+        brain : Brain
+
+        Returns
+        -------
+        Path or None
+            The folder.
+        """
+        if self.export_folder is None:
+            return None
+        if self.plan is None:
+            raise RuntimeError("export: the model is not pruned yet; call fit")
+        return export_model(
+            self.export_folder,
+            self.inference,
+            brain,
+            module=self.module,
+            structures=self.structures,
+            plan=self.plan,
+            facts={"cut_max_abs_diff": self.cut_difference},
+        )
+
+    # -------------------------------------------------------------- steps
+
+    def check_trainable(self, brain):
+        """Every masked tensor must learn, or gates cannot weigh it.
+
+        Arguments
+        ---------
+        brain : Brain
+            With its optimizers.
+
+        Raises
+        ------
+        ValueError
+            If one is frozen or in no optimizer.
+        """
+        if self.pruner is None:
+            return
+        optimizers = (brain.optimizers_dict or {}).values()
+        learned = {
+            id(parameter)
+            for optimizer in optimizers or [brain.optimizer]
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        parameters = dict(self.declaration.root.named_parameters())
+        for name in self.declaration.touched_tensors():
+            frozen = not parameters[name].requires_grad
+            if frozen or id(parameters[name]) not in learned:
+                reason = "is frozen" if frozen else "is in no optimizer"
+                raise ValueError(
+                    f"modules: {self.module}: {name} {reason}, so it cannot "
+                    "be pruned; let it train (freeze: False), or name "
+                    "another `module` in the pruning block"
+                )
+
+    def begin_batch_(self):
+        """Before a training forward: new gates once per optimizer step."""
+        if self.pruner is not None and self._sampled_step != self.pruner.step:
+            self.pruner.sample_()
+            self._sampled_step = self.pruner.step
+        if self.teacher is not None:
+            self.teacher.begin_()
+
+    def begin_stage_(self, stage):
+        """Training samples gates, evaluation sees the plan of now."""
+        self._sampled_step = None
+        if self.teacher is not None:
+            self.teacher.end_()
+        if self.pruner is not None and stage != sb.Stage.TRAIN:
+            self.pruner.binarise_()
+
+    def add_distillation(self, loss):
+        """The recipe's loss plus the named parts.
+
+        Arguments
+        ---------
+        loss : torch.Tensor
+            Scalar.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar.
+        """
+        if self.distillation is None:
+            return loss
+        parts = self.distillation.losses(self.teacher, self._surviving())
+        self._count_parts({"task": loss, **parts})
+        return self.distillation.task_weight * loss + sum(parts.values())
+
+    def _surviving(self):
+        if self.plan is not None:
+            kept = self.plan.keep
+            return [
+                bool(kept.get(name, torch.ones(1)).all())
+                for name in self.declaration.layers
+            ]
+        return self.pruner.open_modules(self.declaration.layers)
+
+    def _count_parts(self, parts):
+        for name, value in parts.items():
+            total, count = self._parts.get(name, (0.0, 0))
+            self._parts[name] = (total + value.item(), count + 1)
+
+    def step_gates_(self, scale):
+        """Before the recipe's optimizers step.
+
+        Arguments
+        ---------
+        scale : float
+            Of the GradScaler.
+        """
+        if self.pruner is not None:
+            self.pruner.step_(scale)
+
+    def statistics(self):
+        """Named numbers of the epoch, for the train logger.
+
+        Returns
+        -------
+        dict
+        """
+        named = {k: total / n for k, (total, n) in self._parts.items()}
+        self._parts = {}
+        if self.pruner is not None:
+            named.update(self.pruner.statistics(self.pruner.plan()))
+        return named
+
+
+def _saved_modules(brain):
+    """The recipe's modules that its checkpointer saves."""
+    return {
+        name: saved
+        for name, saved in brain.checkpointer.recoverables.items()
+        if isinstance(saved, torch.nn.Module)
+    }
+
+
+def _schedulers(brain, epoch_counter):
+    """What a phase starts afresh: the checkpointer's objects with a plain
+    state that are no module, counter, optimizer, data loader or part of us."""
+    return {
+        name: saved
+        for name, saved in brain.checkpointer.recoverables.items()
+        if not isinstance(
+            saved, (torch.nn.Module, torch.utils.data.DataLoader, ResumePoint)
+        )
+        and saved is not brain
+        and saved is not epoch_counter
+        and not hasattr(saved, "state_dict")
+    }
+
+
+def _warn_about_updates(brain, start_from):
+    for name, module in brain.modules.items():
+        until = getattr(module, "update_until_epoch", None)
+        if start_from is not None and until is not None and until > 1:
+            logger.warning(
+                f"{name}: update_until_epoch: {until} changes the statistics "
+                "that the dense model was trained with; write 1 to keep them"
+            )
+
+
+@contextmanager
+def _generators_untouched():
+    state = random_state()
+    yield
+    set_random_state(state)
+
+
+def _record_calls(brain, modules, batch):
+    """(module, args, kwargs, output) of each call in one forward."""
+    calls = []
+
+    def hook(module, args, kwargs, output):
+        calls.append((module, args, kwargs, output))
+
+    handles = [
+        module.register_forward_hook(hook, with_kwargs=True)
+        for module in modules
+    ]
+    brain.compute_forward(batch, sb.Stage.VALID)
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def _difference(output, other):
+    first = output[0] if isinstance(output, tuple) else output
+    second = other[0] if isinstance(other, tuple) else other
+    return (first - second).abs().max().item()
+
+
+def _report_difference(difference):
+    text = f"Masked and cut model differ by at most {difference:.1e}"
+    if difference > 1e-5:
+        logger.warning(f"{text}: more than rounding")
+    else:
+        logger.info(text)

@@ -1,0 +1,171 @@
+"""Complete states on disk: written aside, then renamed into place."""
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy
+import torch
+from speechbrain.utils.checkpoints import (
+    Checkpointer,
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+
+
+def save_snapshot(folder, recoverables, meta):
+    """Saves objects into a folder that is either absent or complete.
+
+    Arguments
+    ---------
+    folder : Path
+        Must not exist.
+    recoverables : dict
+        As a Checkpointer takes them.
+    meta : dict
+        Plain data kept beside them.
+    """
+    folder = Path(folder)
+    aside = folder.with_name(folder.name + ".incomplete")
+    shutil.rmtree(aside, ignore_errors=True)
+    Checkpointer(aside, recoverables).save_checkpoint(meta=meta)
+    os.replace(aside, folder)
+
+
+def load_snapshot(folder, recoverables):
+    """Loads what `save_snapshot` saved.
+
+    Arguments
+    ---------
+    folder : Path
+    recoverables : dict
+        Any of the saved objects.
+
+    Returns
+    -------
+    dict
+        The meta data.
+    """
+    return Checkpointer(folder, recoverables).recover_if_possible().meta
+
+
+def read_meta(folder):
+    """Meta data of a snapshot.
+
+    Arguments
+    ---------
+    folder : Path
+
+    Returns
+    -------
+    dict
+    """
+    return Checkpointer(folder).find_checkpoint().meta
+
+
+def load_dense(folder, recoverables):
+    """Loads modules from a dense run: never counters or optimizers.
+
+    Arguments
+    ---------
+    folder : str
+        A SpeechBrain `save` folder (its newest checkpoint is taken), or one
+        checkpoint in it.
+    recoverables : dict
+        Checkpoint name -> module; each must be in the checkpoint.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no checkpoint with all of them.
+    ValueError
+        If the weights are of another architecture.
+    """
+    folder = Path(folder)
+    checkpoints = []
+    if folder.is_dir():
+        inside = folder.name.startswith("CKPT")
+        checkpoints = Checkpointer(
+            folder.parent if inside else folder
+        ).find_checkpoints(
+            ckpt_predicate=lambda c: (
+                recoverables.keys() <= c.paramfiles.keys()
+                and (not inside or c.path.resolve() == folder.resolve())
+            )
+        )
+    if not checkpoints:
+        raise FileNotFoundError(
+            f"start_from: {folder} has no checkpoint with "
+            f"{sorted(recoverables)}; write the save folder of a finished "
+            "dense run, e.g. results/train/7775/save"
+        )
+    loader = Checkpointer(checkpoints[0].path.parent, recoverables)
+    try:
+        loader.load_checkpoint(checkpoints[0])
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"start_from: {checkpoints[0].path} does not fit the model in "
+            f"this YAML, or is damaged; use the YAML values of the dense run "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+    return checkpoints[0].path
+
+
+def random_state():
+    """State of every global random generator.
+
+    Returns
+    -------
+    dict
+    """
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+        "numpy": numpy.random.get_state(legacy=False),
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state):
+    """Puts `random_state` back.
+
+    Arguments
+    ---------
+    state : dict
+    """
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    numpy.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+
+
+@register_checkpoint_hooks
+class ResumePoint:
+    """What SpeechBrain does not checkpoint: random generators, the pruner.
+
+    Arguments
+    ---------
+    pruner : Pruner, optional
+        Saved along while there is one.
+    """
+
+    def __init__(self, pruner=None):
+        self.pruner = pruner
+
+    @mark_as_saver
+    def _save(self, path):
+        state = {"random": random_state()}
+        if self.pruner is not None:
+            state["pruner"] = self.pruner.state_dict()
+        torch.save(state, path)
+
+    @mark_as_loader
+    def _load(self, path, end_of_epoch):
+        # the generators' states are not tensors only; the file is our own
+        state = torch.load(path, weights_only=False)
+        set_random_state(state["random"])
+        if self.pruner is not None:
+            self.pruner.load_state_dict(state["pruner"])
