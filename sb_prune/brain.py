@@ -42,11 +42,14 @@ class PruningMixin:
         recipes = [c for c in order if issubclass(c, sb.Brain)]
         if not recipes:
             return
-        before = [c for c in order[:position] if not issubclass(c, PruningMixin)]
+        before = [
+            c for c in order[:position] if not issubclass(c, PruningMixin)
+        ]
         behind = [
             c
             for c in order[position:]
-            if c is not sb.Brain and "compute_objectives" in vars(c)
+            if c is not sb.Brain
+            and "compute_objectives" in vars(c)
             and c is not PruningMixin
         ]
         if any(issubclass(c, sb.Brain) for c in before) or not behind:

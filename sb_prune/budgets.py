@@ -3,13 +3,12 @@
 Sparsity everywhere is the share of the dense cost that is gone.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from sb_prune.cost import Cost, mac_cost, parameter_cost
-from sb_prune.plan import full_plan
+from sb_prune.plan import Plan, full_plan
 from sb_prune.structure import below
 
 
@@ -213,6 +212,9 @@ def fit_plan(declaration, groups, scores, shares=None, min_keep=1):
         if share > 0:
             limit = group.dense * (1 - share) * (1 + 1e-9)
             _fit_group(declaration, group, order, limit, min_keep, plan)
+    for structure in declaration.structures:
+        if not plan.is_open(structure, declaration):
+            plan.keep[structure.name][:] = False
     return plan
 
 
@@ -249,7 +251,8 @@ def _fit_group(declaration, group, ranks, limit, min_keep, plan):
         declaration, group, ranks, limit, min_keep, plan
     ):
         pass
-    _exchange(declaration, group, ranks, limit, min_keep, plan)
+    while _exchange(declaration, group, ranks, limit, min_keep, plan):
+        pass
 
 
 def _keep_from(declaration, group, ranks, level, min_keep, plan):
@@ -304,8 +307,19 @@ def _fill(declaration, group, ranks, limit, plan):
 def _open_module(declaration, group, ranks, limit, min_keep, plan):
     """Opens the best-ranked closed module that fits with min_keep units."""
     pieces = declaration.split(ranks)
+    closed = _closed_modules(declaration, group, plan)
+    for s in sorted(closed, key=lambda s: -int(pieces[s.name][0])):
+        before = dict(plan.keep)
+        plan.keep.update(_opened(declaration, s, pieces, min_keep))
+        if _gap(declaration, group, limit, plan) >= 0:
+            return True
+        plan.keep.update(before)
+    return False
+
+
+def _closed_modules(declaration, group, plan):
     members = declaration.split(group.members)
-    closed = [
+    return [
         s
         for s in declaration.structures
         if not s.is_leaf
@@ -313,38 +327,73 @@ def _open_module(declaration, group, ranks, limit, min_keep, plan):
         and not plan.keep[s.name].all()
         and plan.is_open(s, declaration)
     ]
-    for s in sorted(closed, key=lambda s: -int(pieces[s.name][0])):
-        before = {name: kept.clone() for name, kept in plan.keep.items()}
-        plan.keep[s.name][:] = True
-        for child in declaration.structures:
-            if child.parent == s.name:
-                plan.keep[child.name][:] = False
-                if child.is_leaf:
-                    _top_up(plan.keep[child.name], pieces[child.name], min_keep)
-        if _gap(declaration, group, limit, plan) >= 0:
-            return True
-        plan.keep.update(before)
-    return False
+
+
+def _opened(declaration, module, pieces, min_keep):
+    """What a plan keeps of a module opened with as little as possible."""
+    keep = {module.name: torch.ones(module.units).bool()}
+    for child in declaration.structures:
+        if child.parent == module.name:
+            keep[child.name] = torch.zeros(child.units).bool()
+            if child.is_leaf:
+                _top_up(keep[child.name], pieces[child.name], min_keep)
+    return keep
 
 
 def _exchange(declaration, group, ranks, limit, min_keep, plan):
-    """Closes cheap units for a dearer one, where only dear ones are closed."""
+    """Closes cheap units for something dearer, where only that is closed.
+
+    Returns whether this brought the plan closer to the limit.
+    """
     gap = _gap(declaration, group, limit, plan)
     prices = leaf_prices(declaration, group, plan)
-    closed = [name for name in prices if not plan.keep[name].all()]
-    if not closed or gap < min(prices.values()):
-        return
-    cheapest = min(prices, key=prices.get)
-    wanted = min(closed, key=prices.get)
-    count = math.ceil((prices[wanted] - gap) / prices[cheapest])
+    if not prices or gap < min(prices.values()):
+        return False
     pieces = declaration.split(ranks)
-    kept = plan.keep[cheapest]
-    if wanted == cheapest or int(kept.sum()) - count < min_keep:
-        return
-    worst_first = pieces[cheapest].masked_fill(~kept, ranks.max() + 1)
-    kept[worst_first.argsort()[:count]] = False
-    best_first = pieces[wanted].masked_fill(plan.keep[wanted], -1)
-    plan.keep[wanted][best_first.argmax()] = True
+    before = {name: kept.clone() for name, kept in plan.keep.items()}
+    for price, opening in _openings(
+        declaration, group, pieces, limit, min_keep, plan
+    ):
+        missing = price - gap
+        for cost, _, name, unit in _open_units(prices, pieces, plan):
+            kept = plan.keep[name]
+            if missing > 0 and name not in opening and kept.sum() > min_keep:
+                kept[unit] = False
+                missing -= cost
+        plan.keep.update(opening)
+        _fill(declaration, group, ranks, limit, plan)
+        if 0 <= _gap(declaration, group, limit, plan) < gap:
+            return True
+        plan.keep.update({name: kept.clone() for name, kept in before.items()})
+    return False
+
+
+def _openings(declaration, group, pieces, limit, min_keep, plan):
+    """(price, kept units) of all that could be opened next, cheapest first."""
+    found = [
+        _opened(declaration, s, pieces, min_keep)
+        for s in _closed_modules(declaration, group, plan)
+    ]
+    for name in leaf_prices(declaration, group, plan):
+        kept = plan.keep[name].clone()
+        if not kept.all():
+            kept[pieces[name].masked_fill(kept, -1).argmax()] = True
+            found.append({name: kept})
+    gap = _gap(declaration, group, limit, plan)
+    priced = [
+        (gap - _gap(declaration, group, limit, Plan({**plan.keep, **o})), o)
+        for o in found
+    ]
+    return sorted(priced, key=lambda pair: pair[0])
+
+
+def _open_units(prices, pieces, plan):
+    """(price, rank, name, unit) of all open units, cheapest and worst first."""
+    return sorted(
+        (price, int(pieces[name][unit]), name, unit)
+        for name, price in prices.items()
+        for unit in plan.keep[name].nonzero().flatten().tolist()
+    )
 
 
 def _gap(declaration, group, limit, plan):

@@ -227,7 +227,9 @@ class PruningRun:
     def _check_same_run(self, meta):
         for key, value in self._identity().items():
             if meta.get(key) != value:
-                shown = "" if key == "units" else f" {meta.get(key)}, not {value}"
+                shown = (
+                    "" if key == "units" else f" {meta.get(key)}, not {value}"
+                )
                 raise ValueError(
                     f"output_folder: {self._folder} holds a run with another "
                     f"{key}{shown}; write another output_folder, or the old "

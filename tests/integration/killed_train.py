@@ -1,0 +1,38 @@
+"""The recipe's train.py, killed (SIGKILL) at the start of one epoch.
+
+Environment: KILL_EPOCH; or KILL_PHASE=cut for the moment after the cut.
+"""
+
+import os
+import runpy
+import signal
+import sys
+
+import speechbrain as sb
+
+from sb_prune import PruningMixin, PruningRun
+
+stock_start = PruningMixin.on_stage_start
+stock_finetuning = PruningRun.start_finetuning_
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start(self, stage, epoch=None):
+    if stage == sb.Stage.TRAIN and str(epoch) == os.environ.get("KILL_EPOCH"):
+        kill()
+    stock_start(self, stage, epoch)
+
+
+def start_finetuning(self, brain):
+    if os.environ.get("KILL_PHASE") == "cut":
+        kill()
+    stock_finetuning(self, brain)
+
+
+PruningMixin.on_stage_start = start
+PruningRun.start_finetuning_ = start_finetuning
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")

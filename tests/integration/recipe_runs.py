@@ -1,0 +1,57 @@
+"""Runs the LibriSpeech recipe at debug size."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
+
+# Scalars that make demo_train.yaml and demo_prune.yaml run in seconds.
+TINY = {
+    "d_model": 32,
+    "nhead": 4,
+    "num_encoder_layers": 2,
+    "d_ffn": 64,
+    "output_neurons": 40,
+    "max_batch_length": 12,
+    "number_of_epochs": 2,
+    "total_steps": 20,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+}
+TINY_PRUNE = {
+    **TINY,
+    "number_of_epochs": 4,
+    "prune_epochs": 2,
+    "schedule_steps": 4,
+}
+
+
+def run_python(script, *arguments, cwd=RECIPE, check=True, **environment):
+    """Runs a script of the repository in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        cwd=cwd,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{RECIPE}",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+    )
+    if check and done.returncode:
+        raise AssertionError(done.stdout[-2000:] + done.stderr[-4000:])
+    return done
+
+
+def options(values, **more):
+    """--key=value arguments of train.py."""
+    flags = ["--device=cpu", "--noprogressbar"]
+    return flags + [
+        f"--{key}" if value is True else f"--{key}={value}"
+        for key, value in {**values, **more}.items()
+    ]

@@ -1,0 +1,160 @@
+"""Export folders: what loads, and what is refused."""
+
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from recipe_runs import RECIPE, options, run_python
+from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
+from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sb_prune import conformer_structures, cut_
+from sb_prune.budgets import ParameterBudget, fit_plan
+from sb_prune.export import build_cut, file_hash, load_weights
+
+
+@pytest.fixture
+def export(pruned_run, tmp_path):
+    """A copy that may be damaged."""
+    return shutil.copytree(pruned_run / "export", tmp_path / "export")
+
+
+def load(folder, tmp_path):
+    return EncoderASR.from_hparams(
+        source=str(folder), savedir=str(tmp_path / "saved")
+    )
+
+
+def test_transcribes_a_file(export, corpus, tmp_path):
+    audio = next(corpus.rglob("*.flac"))
+    assert isinstance(load(export, tmp_path).transcribe_file(str(audio)), str)
+
+
+def test_truncated_weights_are_refused(export, tmp_path):
+    weights = export / "model.ckpt"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="truncated, edited or of another"):
+        load(export, tmp_path)
+
+
+def edit(export, old, new):
+    path = export / "hyperparams.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_edited_sizes_are_refused(export, tmp_path):
+    edit(export, "d_ffn: 64", "d_ffn: 60")
+    with pytest.raises(ValueError, match="plan: made for another architectur"):
+        load(export, tmp_path)
+
+
+def test_edited_plan_is_refused(export, tmp_path):
+    edit(export, "of 4: ", "of 4: 9")
+    with pytest.raises(ValueError, match="plan: cannot read encoder"):
+        load(export, tmp_path)
+
+
+def test_weights_of_another_plan_are_refused(export, tmp_path):
+    weights = export / "model.ckpt"
+    state = torch.load(weights, weights_only=True)
+    name = next(n for n in state if n.endswith("ffn.0.weight"))
+    state[name] = state[name][1:].clone()
+    old = file_hash(weights)
+    torch.save(state, weights)
+    edit(export, old, file_hash(weights))
+    with pytest.raises(ValueError, match="does not fit the model in hyperp"):
+        load(export, tmp_path)
+
+
+class LargestOnCPU(TorchDispatchMode):
+    """Size of the largest tensor that an operation put on the CPU."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if torch.is_tensor(out) and out.device.type == "cpu":
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+def test_loading_allocates_no_dense_weights(tmp_path):
+    factory = partial(ConformerEncoder, 2, d_model=16, d_ffn=4096, nhead=4)
+    structures = partial(conformer_structures, kinds=["ffn_units"])
+    dense = factory()
+    declaration = structures(dense)
+    groups = ParameterBudget(0.9).groups(declaration)
+    plan = fit_plan(declaration, groups, torch.rand(declaration.total_units))
+    cut_(declaration, plan)
+    torch.save(dense.state_dict(), tmp_path / "model.ckpt")
+    largest = max(p.numel() for p in dense.parameters())
+    with LargestOnCPU() as watch:
+        small = build_cut(factory, structures, plan.to_dict())
+        path = tmp_path / "model.ckpt"
+        load_weights(small, path, file_hash(path))
+    assert largest < 0.2 * 16 * 4096
+    assert watch.elements <= max(largest, declaration.total_units)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            small.state_dict().values(), dense.state_dict().values()
+        )
+    )
+
+
+JOINT = {
+    "d_model": 32,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 1,
+    "d_ffn": 64,
+    "output_neurons": 40,
+    "max_batch_length": 12,
+    "num_workers": 0,
+    "num_buckets": 4,
+    "valid_beam_size": 2,
+    "test_beam_size": 2,
+    "total_steps": 20,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+    "train_splits": "[train-clean-100]",
+    "test_splits": "[test-clean]",
+}
+
+
+def test_joint_ctc_and_attention(corpus, tmp_path):
+    """train.yaml and prune.yaml, decoder and beam search included."""
+    dense, pruned = tmp_path / "dense", tmp_path / "pruned"
+    run_python(
+        RECIPE / "train.py",
+        "hparams/train.yaml",
+        *options(
+            JOINT,
+            data_folder=corpus,
+            output_folder=dense,
+            number_of_epochs=1,
+            test_csv=f"[{dense}/test-clean.csv]",
+        ),
+    )
+    run_python(
+        RECIPE / "train.py",
+        "hparams/prune.yaml",
+        *options(
+            JOINT,
+            data_folder=corpus,
+            output_folder=pruned,
+            dense_folder=dense,
+            number_of_epochs=2,
+            prune_epochs=1,
+            schedule_steps=2,
+            test_csv=f"[{pruned}/test-clean.csv]",
+        ),
+    )
+    asr = EncoderDecoderASR.from_hparams(
+        source=str(pruned / "export"), savedir=str(tmp_path / "saved")
+    )
+    audio = next(corpus.rglob("*.flac"))
+    assert isinstance(asr.transcribe_file(str(audio)), str)

@@ -1,0 +1,194 @@
+"""The LibriSpeech recipe, pruned on synthesised speech, end to end."""
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from recipe_runs import run_python
+
+from sb_prune import conformer_structures, cut_
+from sb_prune.export import file_hash
+from sb_prune.plan import Plan
+from sb_prune.snapshots import read_meta
+
+KILLED = Path(__file__).with_name("killed_train.py")
+
+
+def exported_hash(run):
+    return file_hash(run / "export/model.ckpt")
+
+
+def encoder_size(folder):
+    state = torch.load(folder / "model.ckpt", weights_only=True)
+    return sum(
+        value.numel()
+        for name, value in state.items()
+        if name.startswith("1.encoder.")
+    )
+
+
+def test_pruned_run_leaves_a_small_exact_model(pruned_run, dense_run):
+    meta = read_meta(pruned_run / "save/cut")
+    assert meta["difference"] <= 1e-5
+    dense = next((dense_run / "save").glob("CKPT*"))
+    assert encoder_size(pruned_run / "export") <= encoder_size(dense) / 2
+
+
+def test_log_names_every_quantity(pruned_run):
+    log = (pruned_run / "train_log.txt").read_text()
+    for name in (
+        "target_sparsity",
+        "expected_sparsity",
+        "realised_sparsity",
+        "parameters",
+        "shift_0",
+        "task",
+        "distill_hidden",
+        "distill_ctc_lin",
+        "test WER",
+    ):
+        assert name in log
+
+
+SCRIPT = """
+import sys, torch, torchaudio
+from speechbrain.inference.ASR import EncoderASR
+folder, audio, out, saved = sys.argv[1:]
+asr = EncoderASR.from_hparams(source=folder, savedir=saved)
+wav = asr.load_audio(audio)
+log_probabilities = asr.encode_batch(wav[None], torch.ones(1))
+words = asr.transcribe_batch(wav[None], torch.ones(1))[0]
+torch.save((wav, log_probabilities, words), out)
+"""
+
+
+def test_a_new_process_loads_the_same_function(pruned_run, corpus, tmp_path):
+    """Reloaded by from_hparams == the model that was evaluated, in bits."""
+    audio = next(corpus.rglob("*.flac"))
+    script = tmp_path / "load.py"
+    script.write_text(SCRIPT)
+    out, folder = tmp_path / "out.pt", pruned_run / "export"
+    run_python(script, folder, audio, out, tmp_path / "saved", cwd=tmp_path)
+    wav, theirs, _ = torch.load(out)
+
+    torch.set_num_threads(1)
+    with open(pruned_run / "hyperparams.yaml") as file:
+        hparams = load_hyperpyyaml(file)
+    plan = Plan.from_dict(read_meta(pruned_run / "save/cut")["plan"])
+    cut_(conformer_structures(hparams["Transformer"]), plan)
+    hparams["checkpointer"].checkpoints_dir = pruned_run / "save/finetune"
+    hparams["checkpointer"].recover_if_possible(min_key="WER")
+    for module in hparams["modules"].values():
+        module.eval()
+    lengths = torch.ones(1)
+    with torch.no_grad():
+        features = hparams["compute_features"](wav[None])
+        features = hparams["normalize"](features, lengths)
+        encoded = hparams["Transformer"].encode(
+            hparams["CNN"](features), lengths
+        )
+        mine = hparams["ctc_lin"](encoded).log_softmax(-1)
+    assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        {"KILL_EPOCH": "1"},
+        {"KILL_EPOCH": "2"},
+        {"KILL_PHASE": "cut"},
+        {"KILL_EPOCH": "3"},
+        {"KILL_EPOCH": "4"},
+    ],
+    ids=lambda moment: "-".join(moment.values()),
+)
+def test_killed_and_rerun_ends_bit_for_bit(moment, tmp_path, prune, pruned_run):
+    """At an epoch boundary of each phase, and between cut and fine-tune."""
+    killed = prune(tmp_path / "run", script=KILLED, check=False, **moment)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "run/export").exists()
+    prune(tmp_path / "run")
+    assert exported_hash(tmp_path / "run") == exported_hash(pruned_run)
+
+
+def test_rerun_of_a_finished_run_changes_nothing(prune, pruned_run):
+    before = exported_hash(pruned_run)
+    prune(pruned_run)
+    assert exported_hash(pruned_run) == before
+
+
+def test_test_only_evaluates_the_cut_model(prune, pruned_run):
+    log = pruned_run / "train_log.txt"
+    wer = log.read_text().strip().rpartition("WER: ")[2]
+    prune(pruned_run, test_only=True)
+    assert log.read_text().strip().rpartition("WER: ")[2] == wer
+
+
+def last_line(done):
+    """SpeechBrain logs what ends a run to stdout."""
+    return done.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"target": 1.5}, r"target: 1.5 is no sparsity; write a number"),
+        (
+            {"target": 0.9999},
+            r"target: 0.9999 cannot be reached with the declared kinds",
+        ),
+        ({"prune_epochs": 4}, r"prune_epochs: 4 must be at least 1 and below"),
+        ({"schedule_steps": 999}, r"schedule_steps: 999 is longer than"),
+        ({"pruning": "{module: Nowhere}"}, r"module: 'Nowhere' is not in"),
+        ({"pruning": "{module: CNN}"}, r"module: no ConformerEncoder found"),
+        ({"pruning": "{modul: CNN}"}, r"pruning: unknown key 'modul'"),
+        (
+            {"pruning": "{structures: {kinds: [head]}}"},
+            r"kinds: \['head'\] cannot be cut in a Conformer; write some of",
+        ),
+        (
+            {"pruning": "{structures: {only: layers.9}}"},
+            r"only: 'layers.9' matches none of",
+        ),
+        (
+            {"pruning": "{distillation: {outputs: [seq_lin]}}"},
+            r"outputs: \['seq_lin'\] are not in `modules`",
+        ),
+        ({"pruning": "{start_from: /nowhere}"}, r"start_from: /nowhere has no"),
+        ({"d_ffn": 48}, r"start_from: .* does not fit the model in this YAML"),
+        (
+            {"pruning": "{inference: none.yaml}"},
+            r"inference: none.yaml does not exist",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value),
+)
+def test_bad_values_give_one_clear_error(changed, message, prune, tmp_path):
+    done = prune(tmp_path / "run", check=False, **changed)
+    assert done.returncode
+    assert re.search(message, last_line(done)), last_line(done)
+
+
+def test_folder_of_another_run_is_refused(prune, pruned_run):
+    before = exported_hash(pruned_run)
+    done = prune(pruned_run, check=False, target=0.6)
+    assert re.search(
+        r"output_folder: .* holds a run with another target", last_line(done)
+    )
+    assert exported_hash(pruned_run) == before
+
+
+def test_foreign_export_folder_is_refused(prune, tmp_path):
+    (tmp_path / "run/export").mkdir(parents=True)
+    (tmp_path / "run/export/thesis.tex").write_text("years of work")
+    done = prune(tmp_path / "run", check=False)
+    assert re.search(r"export_folder: .* something else", last_line(done))
+    assert (tmp_path / "run/export/thesis.tex").exists()
+
+
+def test_evaluating_before_pruning_is_refused(prune, tmp_path):
+    done = prune(tmp_path / "run", check=False, test_only=True)
+    assert "holds no pruning run; run without --test_only" in last_line(done)

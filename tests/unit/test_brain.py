@@ -1,0 +1,296 @@
+"""The mixin around a small recipe: numerics, order of bases, refusals."""
+
+import copy
+from functools import partial
+
+import pytest
+import speechbrain as sb
+import torch
+from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
+from speechbrain.nnet.schedulers import NoamScheduler
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
+
+from sb_prune import (
+    AugmentedLagrangian,
+    HardConcrete,
+    LayerwiseDistillation,
+    PruningMixin,
+    conformer_structures,
+)
+from sb_prune.distillation import nearest_surviving
+
+STEPS = 10  # batches in an epoch
+
+
+class Recipe(sb.Brain):
+    """A Conformer that regresses its targets, with dropout."""
+
+    def compute_forward(self, batch, stage):
+        encoded, _ = self.modules.Transformer(
+            batch["x"], None, batch["lengths"]
+        )
+        return self.modules.lin(encoded)
+
+    def compute_objectives(self, predictions, batch, stage):
+        loss = (predictions - batch["y"]).square().mean()
+        if stage == sb.Stage.TRAIN:
+            self.hparams.losses.append(loss.item())
+        return loss
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        self.hparams.scheduler(self.optimizer)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        if stage == sb.Stage.TRAIN:
+            self.checkpointer.save_and_keep_only(meta={"epoch": epoch})
+
+
+class PrunedRecipe(PruningMixin, Recipe):
+    """The same recipe, pruned."""
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {
+            "x": torch.randn(2, 12, 6, generator=generator),
+            "y": torch.randn(2, 12, 3, generator=generator),
+            "lengths": torch.tensor([1.0, 0.7]),
+        }
+        for _ in range(STEPS)
+    ]
+
+
+class Whole(torch.utils.data.Dataset):
+    """Whole batches as items."""
+
+    def __len__(self):
+        return STEPS
+
+    def __getitem__(self, index):
+        return batches()[index]
+
+
+def make(folder, brain_class=PrunedRecipe, pruning=None, layerdrop=0.0):
+    torch.manual_seed(0)
+    transformer = TransformerASR(
+        tgt_vocab=4,
+        input_size=6,
+        d_model=16,
+        nhead=4,
+        num_encoder_layers=2,
+        num_decoder_layers=0,
+        d_ffn=32,
+        kernel_size=5,
+        dropout=0.1,
+        encoder_module="conformer",
+        attention_type="RelPosMHAXL",
+        normalize_before=True,
+        causal=False,
+        layerdrop_prob=layerdrop,
+    )
+    modules = {"Transformer": transformer, "lin": torch.nn.Linear(16, 3)}
+    counter = EpochCounter(4)
+    scheduler = NoamScheduler(0.002, 10)
+    checkpointer = Checkpointer(
+        folder,
+        {
+            "model": torch.nn.ModuleList(modules.values()),
+            "counter": counter,
+            "scheduler": scheduler,
+        },
+    )
+    hparams = {"scheduler": scheduler, "losses": []}
+    if pruning is not None:
+        hparams["pruning"] = pruning
+    brain = brain_class(
+        modules=modules,
+        opt_class=partial(torch.optim.Adam, lr=0.002),
+        hparams=hparams,
+        run_opts={"device": "cpu", "noprogressbar": True},
+        checkpointer=checkpointer,
+    )
+    return brain, counter
+
+
+def block(**changes):
+    return {
+        "module": "Transformer",
+        "structures": conformer_structures,
+        "target": 0.5,
+        "prune_epochs": 2,
+        "schedule_steps": STEPS,
+        **changes,
+    }
+
+
+def fit(brain, counter):
+    loader_options = {"batch_size": None, "collate_fn": None}
+    brain.fit(counter, Whole(), train_loader_kwargs=loader_options)
+    return brain
+
+
+class NeverAnything:
+    """A schedule that asks for nothing: gates stay 1 without sampling."""
+
+    def __init__(self, steps):
+        self.steps = 0
+
+    def share(self, step):
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    "open_gates",
+    [
+        {"schedule": NeverAnything},
+        {
+            # sampled, and all 1
+            "gates": partial(HardConcrete, initial=1 - 1e-7, bound=99.0),
+            "controller": AugmentedLagrangian,
+            "gate_optimizer": partial(torch.optim.SGD, lr=0.0),
+        },
+    ],
+    ids=["no target", "sampled open"],
+)
+def test_open_gates_are_the_recipe_itself(open_gates, tmp_path):
+    """20 steps (one prune phase) with gates open: the same losses."""
+    stock, counter = make(tmp_path / "stock", Recipe)
+    fit(stock, counter)
+    pruned, counter = make(tmp_path / "pruned", pruning=block(**open_gates))
+    fit(pruned, counter)
+    expected = stock.hparams.losses[: 2 * STEPS]
+    assert len(expected) == 20
+    assert pruned.hparams.losses[: 2 * STEPS] == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+def test_without_a_block_the_mixin_is_inert(tmp_path):
+    stock, counter = make(tmp_path / "stock", Recipe)
+    fit(stock, counter)
+    same, counter = make(tmp_path / "same")
+    fit(same, counter)
+    assert same.hparams.losses == stock.hparams.losses
+
+
+def test_phases_start_with_fresh_optimizer_and_scheduler(tmp_path):
+    brain, counter = make(tmp_path, pruning=block())
+    fit(brain, counter)
+    assert counter.current == 4
+    assert brain.optimizer_step == 2 * STEPS
+    assert brain.hparams.scheduler.n_steps == 2 * STEPS
+    (state,) = {int(state["step"]) for state in brain.optimizer.state.values()}
+    assert state == 2 * STEPS
+
+
+def test_accumulated_batches_share_a_sample(tmp_path):
+    brain, counter = make(tmp_path, pruning=block(schedule_steps=2))
+    brain.grad_accumulation_factor = 5
+    samples = []
+    stock = brain.pruning.begin_batch_
+
+    def spy():
+        stock()
+        samples.append(brain.pruning.pruner and brain.pruning.pruner.step)
+
+    brain.pruning.begin_batch_ = spy
+    fit(brain, counter)
+    prune_phase = [step for step in samples if step is not None]
+    assert prune_phase == [step for step in range(4) for _ in range(5)]
+
+
+@pytest.mark.parametrize("match", [None, nearest_surviving])
+def test_distillation_runs_in_both_phases(match, tmp_path):
+    options = {"match": match} if match else {}
+    distillation = partial(LayerwiseDistillation, outputs=["lin"], **options)
+    brain, counter = make(tmp_path, pruning=block(distillation=distillation))
+    parts = []
+    stock = brain.pruning._count_parts
+    brain.pruning._count_parts = lambda p: (parts.append(p), stock(p))
+    fit(brain, counter)
+    assert len(parts) == 4 * STEPS
+    assert set(parts[-1]) == {"task", "distill_hidden", "distill_lin"}
+    # nothing is cut and dropout is all that differs in the first step
+    assert all(float(p["distill_lin"]) > 0 for p in parts)
+
+
+def test_teacher_is_the_dense_start(tmp_path):
+    distillation = partial(LayerwiseDistillation, outputs=["lin"])
+    brain, counter = make(tmp_path, pruning=block(distillation=distillation))
+    start = copy.deepcopy(brain.modules["lin"].state_dict())
+    fit(brain, counter)
+    teacher = brain.pruning.teacher._copies["lin"].state_dict()
+    assert all(torch.equal(teacher[k], start[k]) for k in start)
+
+
+def test_layerdrop_with_layerwise_distillation_is_refused(tmp_path):
+    brain, counter = make(
+        tmp_path,
+        pruning=block(distillation=LayerwiseDistillation),
+        layerdrop=0.1,
+    )
+    with pytest.raises(ValueError, match="write layerdrop_prob: 0.0"):
+        fit(brain, counter)
+
+
+def test_frozen_tensors_are_refused(tmp_path):
+    brain, counter = make(tmp_path, pruning=block())
+    for parameter in brain.modules["Transformer"].encoder.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match="is frozen, so it cannot be pruned"):
+        fit(brain, counter)
+
+
+def test_tensors_in_no_optimizer_are_refused(tmp_path):
+    brain, counter = make(tmp_path, pruning=block())
+    only = list(brain.modules["lin"].parameters())
+    brain.opt_class = lambda parameters: torch.optim.Adam(only)
+    with pytest.raises(ValueError, match="is in no optimizer"):
+        fit(brain, counter)
+
+
+def test_missing_checkpointer_is_refused(tmp_path):
+    brain, counter = make(tmp_path, pruning=block())
+    brain.checkpointer = None
+    with pytest.raises(ValueError, match="checkpointer: pruning needs one"):
+        fit(brain, counter)
+
+
+def test_export_before_pruning_is_refused(tmp_path):
+    settings = block(inference="a.yaml", export_folder=str(tmp_path / "out"))
+    brain, _ = make(tmp_path, pruning=settings)
+    with pytest.raises(RuntimeError, match="not pruned yet; call fit"):
+        brain.pruning.export(brain)
+
+
+def test_mixin_behind_the_recipe_is_refused():
+    with pytest.raises(TypeError, match="must stand before the recipe's"):
+        type("Wrong", (Recipe, PruningMixin), {})
+
+
+def test_mixin_around_no_recipe_is_refused():
+    body = {"compute_objectives": lambda *args: None}
+    with pytest.raises(TypeError, match="must stand before the recipe's"):
+        type("Wrong", (PruningMixin, sb.Brain), body)
+
+
+def test_nan_loss_leaves_the_gates_untouched(tmp_path):
+    brain, counter = make(tmp_path, pruning=block(schedule_steps=1))
+    seen = []
+    stock = brain.pruning.step_gates_
+
+    def spy(scale):
+        pruner = brain.pruning.pruner
+        if pruner is not None and pruner.step == 5:
+            pruner._sample.grad.fill_(float("nan"))
+            before = pruner.logits.detach().clone()
+            stock(scale)
+            seen.append(torch.equal(before, pruner.logits))
+            return
+        stock(scale)
+
+    brain.pruning.step_gates_ = spy
+    fit(brain, counter)
+    assert seen == [True]
