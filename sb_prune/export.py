@@ -22,7 +22,7 @@ from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
 from speechbrain.utils.logger import get_logger
 
 from sb_prune.plan import Plan
-from sb_prune.snapshots import random_state, set_random_state
+from sb_prune.snapshots import generators_untouched
 from sb_prune.surgery import cut_
 
 logger = get_logger(__name__)
@@ -314,14 +314,8 @@ def _find(brain, name, inference):
 @torch.no_grad()
 def _verify(folder, brain, document):
     """Loads the folder and compares every tensor bit for bit."""
-    generators = random_state()
-    with open(folder / "hyperparams.yaml", encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file)
-    pretrainer = hparams["pretrainer"]
-    pretrainer.set_collect_in(None)
-    pretrainer.collect_files(default_source=str(folder))
-    pretrainer.load_collected()
-    set_random_state(generators)
+    with generators_untouched():
+        pretrainer = _load_folder(folder)
     for key, loaded in pretrainer.loadables.items():
         if not isinstance(loaded, torch.nn.Module):
             continue
@@ -332,6 +326,16 @@ def _verify(folder, brain, document):
             if not torch.equal(value, theirs[tensor]):
                 raise RuntimeError(f"export: {tensor} differs after reloading")
     return True
+
+
+def _load_folder(folder):
+    """The folder's Pretrainer, with everything loaded."""
+    with open(folder / "hyperparams.yaml", encoding="utf-8") as file:
+        pretrainer = load_hyperpyyaml(file)["pretrainer"]
+    pretrainer.set_collect_in(None)
+    pretrainer.collect_files(default_source=str(folder))
+    pretrainer.load_collected()
+    return pretrainer
 
 
 def _write_card(path, plan, facts):

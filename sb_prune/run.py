@@ -13,7 +13,6 @@ says which phase a rerun continues.
 
 import copy
 import inspect
-from contextlib import contextmanager
 from pathlib import Path
 
 import speechbrain as sb
@@ -22,7 +21,8 @@ from speechbrain.utils.logger import get_logger
 
 from sb_prune.budgets import ParameterBudget
 from sb_prune.controllers import ExactBudget
-from sb_prune.distillation import Teacher
+from sb_prune.distillation import Distiller
+from sb_prune.exactness import largest_difference, record_calls
 from sb_prune.export import export_model, prepare_document
 from sb_prune.gates import HardConcrete
 from sb_prune.plan import Plan
@@ -30,12 +30,11 @@ from sb_prune.pruner import Pruner
 from sb_prune.schedules import LinearSchedule
 from sb_prune.snapshots import (
     ResumePoint,
+    generators_untouched,
     load_dense,
     load_snapshot,
-    random_state,
     read_meta,
     save_snapshot,
-    set_random_state,
 )
 from sb_prune.surgery import cut_
 
@@ -113,7 +112,7 @@ class PruningRun:
         self.budget = budget(target=target)
         self.prune_epochs = prune_epochs
         self.start_from = start_from
-        self.distillation = distillation and distillation()
+        self._distillation = distillation and distillation()
         self.inference = inference
         self.export_folder = export_folder
         self._pruner_arguments = {
@@ -126,11 +125,10 @@ class PruningRun:
         }
         self.pruner = None
         self.plan = None
-        self.teacher = None
+        self.distiller = None
         self.cut_difference = None
         self._folder = None
         self._sampled_step = None
-        self._parts = {}
 
     @classmethod
     def from_block(cls, block):
@@ -198,8 +196,10 @@ class PruningRun:
             name: copy.deepcopy(scheduler.__dict__)
             for name, scheduler in _schedulers(brain, epoch_counter).items()
         }
-        if self.distillation is not None:
-            self._make_teacher(brain)
+        if self._distillation is not None:
+            self.distiller = Distiller(
+                self._distillation, brain.modules, self.module, self.declaration
+            )
 
     def _begin_afresh(self, brain, modules):
         # refuse now what would fail after hours
@@ -243,23 +243,6 @@ class PruningRun:
                 f"below number_of_epochs ({epoch_counter.limit}), which "
                 "counts both phases"
             )
-
-    def _make_teacher(self, brain):
-        missing = set(self.distillation.outputs) - set(brain.modules)
-        if missing:
-            raise ValueError(
-                f"distillation: outputs: {sorted(missing)} are not in "
-                f"`modules`; write some of {list(brain.modules)}"
-            )
-        if self.declaration.layerdrop and self.distillation.hidden_weight:
-            raise ValueError(
-                f"layerdrop_prob: {self.declaration.layerdrop} skips layers "
-                "that layerwise distillation needs; write layerdrop_prob: 0.0"
-            )
-        self.teacher = Teacher(
-            brain.modules, layers={self.module: self.declaration.layers}
-        )
-        self.teacher.listen_(brain.modules)
 
     @property
     def is_cut(self):
@@ -308,13 +291,12 @@ class PruningRun:
             self.declaration.root.get_submodule(name)
             for name in self.declaration.scope
         ]
-        with _generators_untouched(), torch.no_grad():
-            calls = _record_calls(brain, scopes, batch)
-            self.pruner.cut_(plan)
-            difference = max(
-                _difference(module(*args, **kwargs), output)
-                for module, args, kwargs, output in calls
+        with generators_untouched(), torch.no_grad():
+            calls = record_calls(
+                scopes, lambda: brain.compute_forward(batch, sb.Stage.VALID)
             )
+            self.pruner.cut_(plan)
+            difference = largest_difference(calls)
         self.pruner = None
         _report_difference(difference)
         brain.optimizer_step = 0
@@ -438,14 +420,14 @@ class PruningRun:
         if self.pruner is not None and self._sampled_step != self.pruner.step:
             self.pruner.sample_()
             self._sampled_step = self.pruner.step
-        if self.teacher is not None:
-            self.teacher.begin_()
+        if self.distiller is not None:
+            self.distiller.teacher.begin_()
 
     def begin_stage_(self, stage):
         """Training samples gates, evaluation sees the plan of now."""
         self._sampled_step = None
-        if self.teacher is not None:
-            self.teacher.end_()
+        if self.distiller is not None:
+            self.distiller.teacher.end_()
         if self.pruner is not None and stage != sb.Stage.TRAIN:
             self.pruner.binarise_()
 
@@ -462,11 +444,9 @@ class PruningRun:
         torch.Tensor
             Scalar.
         """
-        if self.distillation is None:
+        if self.distiller is None:
             return loss
-        parts = self.distillation.losses(self.teacher, self._surviving())
-        self._count_parts({"task": loss, **parts})
-        return self.distillation.task_weight * loss + sum(parts.values())
+        return self.distiller.add(loss, self._surviving())
 
     def _surviving(self):
         if self.plan is not None:
@@ -476,11 +456,6 @@ class PruningRun:
                 for name in self.declaration.layers
             ]
         return self.pruner.open_modules(self.declaration.layers)
-
-    def _count_parts(self, parts):
-        for name, value in parts.items():
-            total, count = self._parts.get(name, (0.0, 0))
-            self._parts[name] = (total + value.item(), count + 1)
 
     def step_gates_(self, scale):
         """Before the recipe's optimizers step.
@@ -500,8 +475,7 @@ class PruningRun:
         -------
         dict
         """
-        named = {k: total / n for k, (total, n) in self._parts.items()}
-        self._parts = {}
+        named = self.distiller.means() if self.distiller else {}
         if self.pruner is not None:
             named.update(self.pruner.statistics(self.pruner.plan()))
         return named
@@ -539,36 +513,6 @@ def _warn_about_updates(brain, start_from):
                 f"{name}: update_until_epoch: {until} changes the statistics "
                 "that the dense model was trained with; write 1 to keep them"
             )
-
-
-@contextmanager
-def _generators_untouched():
-    state = random_state()
-    yield
-    set_random_state(state)
-
-
-def _record_calls(brain, modules, batch):
-    """(module, args, kwargs, output) of each call in one forward."""
-    calls = []
-
-    def hook(module, args, kwargs, output):
-        calls.append((module, args, kwargs, output))
-
-    handles = [
-        module.register_forward_hook(hook, with_kwargs=True)
-        for module in modules
-    ]
-    brain.compute_forward(batch, sb.Stage.VALID)
-    for handle in handles:
-        handle.remove()
-    return calls
-
-
-def _difference(output, other):
-    first = output[0] if isinstance(output, tuple) else output
-    second = other[0] if isinstance(other, tuple) else other
-    return (first - second).abs().max().item()
 
 
 def _report_difference(difference):

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy
@@ -140,6 +141,16 @@ def set_random_state(state):
         torch.cuda.set_rng_state_all(state["cuda"])
     numpy.random.set_state(state["numpy"])
     random.setstate(state["python"])
+
+
+@contextmanager
+def generators_untouched():
+    """Whatever is drawn inside does not move the global generators."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
 
 
 @register_checkpoint_hooks

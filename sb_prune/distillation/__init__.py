@@ -1,5 +1,6 @@
 """Distillation: the dense model teaches the one that is being pruned."""
 
+from sb_prune.distillation.distiller import Distiller
 from sb_prune.distillation.layerwise import (
     LayerwiseDistillation,
     nearest_surviving,
@@ -8,6 +9,7 @@ from sb_prune.distillation.layerwise import (
 from sb_prune.distillation.teacher import Teacher
 
 __all__ = [
+    "Distiller",
     "LayerwiseDistillation",
     "Teacher",
     "nearest_surviving",
