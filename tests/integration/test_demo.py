@@ -79,9 +79,7 @@ def test_report_of_the_export(demo):
 
 
 def test_report_of_no_export_is_one_clear_line(demo):
-    done = run_python(
-        "-m", "sb_prune.report", demo, cwd=demo, check=False
-    )
+    done = run_python("-m", "sb_prune.report", demo, cwd=demo, check=False)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("report: ")
     assert "name an export folder" in done.stderr

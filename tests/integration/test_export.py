@@ -5,8 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from recipe_runs import RECIPE, options, run_python
-from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
+from speechbrain.inference.ASR import EncoderASR
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -104,57 +103,3 @@ def test_loading_allocates_no_dense_weights(tmp_path):
             small.state_dict().values(), dense.state_dict().values()
         )
     )
-
-
-JOINT = {
-    "d_model": 32,
-    "num_encoder_layers": 2,
-    "num_decoder_layers": 1,
-    "d_ffn": 64,
-    "output_neurons": 40,
-    "max_batch_length": 12,
-    "num_workers": 0,
-    "num_buckets": 4,
-    "valid_beam_size": 2,
-    "test_beam_size": 2,
-    "total_steps": 20,
-    "warmup_steps": 2,
-    "cooldown_steps": 4,
-    "train_splits": "[train-clean-100]",
-    "test_splits": "[test-clean]",
-}
-
-
-def test_joint_ctc_and_attention(corpus, tmp_path):
-    """train.yaml and prune.yaml, decoder and beam search included."""
-    dense, pruned = tmp_path / "dense", tmp_path / "pruned"
-    run_python(
-        RECIPE / "train.py",
-        "hparams/train.yaml",
-        *options(
-            JOINT,
-            data_folder=corpus,
-            output_folder=dense,
-            number_of_epochs=1,
-            test_csv=f"[{dense}/test-clean.csv]",
-        ),
-    )
-    run_python(
-        RECIPE / "train.py",
-        "hparams/prune.yaml",
-        *options(
-            JOINT,
-            data_folder=corpus,
-            output_folder=pruned,
-            dense_folder=dense,
-            number_of_epochs=2,
-            prune_epochs=1,
-            schedule_steps=2,
-            test_csv=f"[{pruned}/test-clean.csv]",
-        ),
-    )
-    asr = EncoderDecoderASR.from_hparams(
-        source=str(pruned / "export"), savedir=str(tmp_path / "saved")
-    )
-    audio = next(corpus.rglob("*.flac"))
-    assert isinstance(asr.transcribe_file(str(audio)), str)

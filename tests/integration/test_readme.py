@@ -1,0 +1,139 @@
+"""Every command of every README runs, at debug size."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from recipe_runs import ROOT, TINY, TINY_PRUNE, options, run_python
+
+CORPUS = ["--train_utterances=24", "--dev_utterances=8", "--test_utterances=8"]
+JOINT = {
+    "d_model": 32,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 1,
+    "d_ffn": 64,
+    "output_neurons": 40,
+    "max_batch_length": 12,
+    "num_workers": 0,
+    "num_buckets": 4,
+    "valid_beam_size": 2,
+    "test_beam_size": 2,
+    "total_steps": 20,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+    "train_splits": "[train-clean-100]",
+    "test_splits": "[test-clean]",
+}
+JOINT_PRUNE = {**JOINT, "prune_epochs": 1, "schedule_steps": 2}
+TEST = "[results/{}/1234/test-clean.csv]"
+# What debug size adds to a command, by the words it holds
+SMALLER = {
+    "sb_prune.demo.corpus": CORPUS,
+    "hparams/train.yaml": options(
+        JOINT, number_of_epochs=1, test_csv=TEST.format("train")
+    ),
+    "hparams/prune.yaml": options(
+        JOINT_PRUNE, number_of_epochs=2, test_csv=TEST.format("prune")
+    ),
+    "hparams/demo_train.yaml": options(TINY),
+    "hparams/demo_prune.yaml": options(TINY_PRUNE),
+    "sb_prune.report": ["--seconds=2"],
+}
+
+
+def commands(readme):
+    """Lines of the bash blocks of a README."""
+    blocks = re.findall(r"```bash\n(.*?)```", readme.read_text(), re.S)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory, corpus):
+    """A copy of the tree's recipes, and a corpus at the READMEs' paths."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for part in ("recipes", "hparams"):
+        shutil.copytree(ROOT / part, folder / part, symlinks=True)
+    shutil.copytree(corpus, folder / "LibriSpeech")
+    return folder
+
+
+def run_line(line, checkout, cwd):
+    """Runs one command in cwd; returns where the next one runs."""
+    line = line.replace("/path/to/", f"{checkout}/")
+    first, *words = line.split()
+    if first == "cd":
+        return checkout / words[0]
+    if first == "make":
+        done = subprocess.run(
+            ["make", "--dry-run", *words], cwd=ROOT, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+        return cwd
+    assert first == "python", f"no test knows how to run: {line}"
+    smaller = [more for key, more in SMALLER.items() if key in words]
+    assert smaller, f"no test knows how to run: {line}"
+    run_python(*words, *smaller[0], cwd=cwd)
+    return cwd
+
+
+@pytest.mark.parametrize(
+    "readme", ["README.md", "recipes/LibriSpeech/ASR/transformer/README.md"]
+)
+def test_commands_run(readme, checkout):
+    cwd = (checkout / readme).parent
+    shutil.rmtree(
+        checkout / "recipes/LibriSpeech/ASR/transformer/results",
+        ignore_errors=True,
+    )
+    for line in commands(ROOT / readme):
+        cwd = run_line(line, checkout, cwd)
+
+
+def test_python_of_the_readme_runs(checkout, tmp_path):
+    """After the commands above: the export loads and transcribes."""
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
+    recipe = checkout / "recipes/LibriSpeech/ASR/transformer"
+    audio = next((checkout / "LibriSpeech").rglob("*.flac"))
+    script = tmp_path / "load.py"
+    script.write_text(block.replace("speech.flac", str(audio)))
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=recipe,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_diff_of_the_readme_is_what_the_recipe_has():
+    """The three edits, line by line."""
+    (edits, block) = re.findall(
+        r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
+    recipe = ROOT / "recipes/LibriSpeech/ASR/transformer"
+    train = (recipe / "train.py").read_text()
+    for line in edits.splitlines():
+        if line.startswith("+") and line.strip("+ "):
+            assert line[1:] in train
+        if line.startswith("-"):
+            assert line[1:] not in train
+    prune = (recipe / "hparams/prune.yaml").read_text()
+    keys = re.findall(r"^\+ *(\w+):", block, re.M)
+    assert "pruning" in keys and "inference" in keys
+    for key in keys:
+        assert f"{key}:" in prune
+
+
+def test_readme_names_every_public_name():
+    import sb_prune
+
+    text = (ROOT / "README.md").read_text()
+    for name in sb_prune.__all__:
+        assert f"`{name}`" in text
+        assert getattr(sb_prune, name).__doc__
