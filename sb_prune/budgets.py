@@ -43,6 +43,7 @@ class Group:
 
 class _Budget:
     unit = ""
+    frames = 250  # at which MACs are logged
 
     def __init__(self, target):
         self.targets = target if isinstance(target, dict) else {"": target}

@@ -8,6 +8,7 @@ the model has gates of its own.
 """
 
 import functools
+import operator
 from collections import defaultdict
 
 import torch
@@ -93,12 +94,11 @@ def attach_(declaration):
     for structure in declaration.structures:
         for mask in structure.masks:
             factors[mask.tensor].append(
-                _Factor(structure.name, _gate_of(mask, _tensor(root, mask)))
+                _factor(structure.name, mask, _tensor(root, mask))
             )
         for norm in structure.norms:
-            module = root.get_submodule(norm.tensor)
-            index = _gate_of(norm, module.weight)
-            statistics[norm.tensor] = _Factor(structure.name, index)
+            weight = root.get_submodule(norm.tensor).weight
+            statistics[norm.tensor] = _factor(structure.name, norm, weight)
     by_module = defaultdict(dict)
     for tensor, found in factors.items():
         module, _, name = tensor.rpartition(".")
@@ -130,19 +130,23 @@ def detach_(root):
 class _Factor:
     """One gate vector, spread over a tensor.
 
-    gate_of : index of the gate for each position, broadcastable to the
-    tensor; None if position i is simply gate i of the last axis.
+    shape : broadcastable to the tensor.
+    index : gate of each position; None if position i is gate i, or if one
+    gate covers all. Most masks are such: then a view replaces the gather.
     """
 
-    def __init__(self, structure, gate_of):
+    def __init__(self, structure, shape, index):
         self.structure = structure
-        self.gate_of = gate_of
+        self.shape = shape
+        self.index = index
 
     def __call__(self, gates):
         values = gates[self.structure]
-        if self.gate_of.device != values.device:
-            self.gate_of = self.gate_of.to(values.device)
-        return values[self.gate_of]
+        if self.index is not None:
+            if self.index.device != values.device:
+                self.index = self.index.to(values.device)
+            values = values.index_select(0, self.index)
+        return values.view(self.shape)
 
 
 def _tensor(root, mask):
@@ -150,8 +154,8 @@ def _tensor(root, mask):
     return getattr(root.get_submodule(module), name)
 
 
-def _gate_of(slices, tensor):
-    """(1, ..., size, ..., 1) gate of each position along the masked axis."""
+def _factor(structure, slices, tensor):
+    """The factor of a structure that covers one axis of a tensor."""
     if slices.dim is None:
         size, shape = tensor.numel(), tuple(tensor.shape)
     else:
@@ -164,11 +168,14 @@ def _gate_of(slices, tensor):
             f"{slices.tensor}: a mask must cover its axis; {units} x {entries} "
             f"positions for {size}"
         )
-    gate_of = torch.empty(size, dtype=torch.int64)
-    gate_of[slices.index.flatten()] = torch.arange(units).repeat_interleave(
+    if units == 1:
+        return _Factor(structure, [1] * tensor.dim(), None)
+    index = torch.empty(size, dtype=torch.int64)
+    index[slices.index.flatten()] = torch.arange(units).repeat_interleave(
         entries
     )
-    return gate_of.view(shape)
+    ordered = torch.equal(index, torch.arange(size))
+    return _Factor(structure, shape, None if ordered else index)
 
 
 class _Masked:
@@ -195,11 +202,9 @@ def _masked_class(base, tensors, has_statistics):
 
 def _reader(name):
     def read(module):
-        tensor = module._parameters[name]
-        gate = 1
-        for factor in module._factors[name]:
-            gate = gate * factor(module._gates)
-        return tensor * gate
+        gates = (factor(module._gates) for factor in module._factors[name])
+        # the gates first: their product is much smaller than the tensor
+        return module._parameters[name] * functools.reduce(operator.mul, gates)
 
     return read
 
@@ -213,8 +218,9 @@ def _norm_over_open(module, x):
     shape = module.normalized_shape
     if gates.is_open(factor.structure):
         return F.layer_norm(x, shape, module.weight, module.bias, module.eps)
-    gate = factor(gates)
+    gate = factor(gates).expand(shape)
     dims = tuple(range(-len(shape), 0))
+    x = x.contiguous()  # as the native norm leaves it: what follows is faster
     share = gate / gate.sum().clamp_min(1e-6)
     mean = (x * share).sum(dims, keepdim=True)
     centred = x - mean

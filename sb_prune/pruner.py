@@ -4,6 +4,7 @@ import torch
 
 from sb_prune.budgets import fit_plan
 from sb_prune.controllers import ExactBudget
+from sb_prune.cost import mac_cost, parameter_cost
 from sb_prune.gates import HardConcrete
 from sb_prune.masking import attach_, detach_
 from sb_prune.schedules import ConstantSchedule
@@ -84,6 +85,10 @@ class Pruner:
         self.logits = self.gates.initial_logits(declaration).requires_grad_()
         make = gate_optimizer or torch.optim.Adam
         self.optimizer = make([self.logits])
+        self._costs = {
+            "parameters": parameter_cost(declaration),
+            "MACs": mac_cost(declaration, budget.frames),
+        }
         self._members = torch.stack([g.members for g in self.groups])
         self._values = None
         self._source = self._sample = self._penalty = None
@@ -282,8 +287,8 @@ class Pruner:
         Returns
         -------
         dict
-            Target, expected and realised sparsity, what is left, and the
-            state of the controller.
+            Target, expected and realised sparsity, parameters and MACs
+            (for the budget's `frames`) of the plan, state of the controller.
         """
         targets = self.targets()
         with torch.no_grad():
@@ -301,9 +306,8 @@ class Pruner:
                 suffix = f"[{group.prefix}]" if group.prefix else ""
                 named[name + suffix] = value
         counts = plan.kept_counts(self.declaration)
-        named[self.budget.unit] = sum(
-            float(g.cost.of_kept(counts)) for g in self.groups
-        )
+        for name, cost in self._costs.items():
+            named[name] = float(cost.of_kept(counts))
         return {**named, **self.controller.multipliers()}
 
     def state_dict(self):

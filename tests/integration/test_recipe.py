@@ -44,6 +44,7 @@ def test_log_names_every_quantity(pruned_run):
         "expected_sparsity",
         "realised_sparsity",
         "parameters",
+        "MACs",
         "shift_0",
         "task",
         "distill_hidden",
@@ -172,12 +173,19 @@ def test_bad_values_give_one_clear_error(changed, message, prune, tmp_path):
     assert re.search(message, last_line(done)), last_line(done)
 
 
-def test_folder_of_another_run_is_refused(prune, pruned_run):
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"target": 0.6}, r"another target {'': 0.5}, not {'': 0.6}; write"),
+        ({"d_ffn": 48}, r"another units; write another output_folder"),
+        ({"prune_epochs": 1}, r"another prune_epochs 2, not 1; write another"),
+    ],
+)
+def test_folder_of_another_run_is_refused(changed, message, prune, pruned_run):
     before = exported_hash(pruned_run)
-    done = prune(pruned_run, check=False, target=0.6)
-    assert re.search(
-        r"output_folder: .* holds a run with another target", last_line(done)
-    )
+    done = prune(pruned_run, check=False, **changed)
+    assert re.search(r"output_folder: .* holds a run", last_line(done))
+    assert re.search(message, last_line(done))
     assert exported_hash(pruned_run) == before
 
 

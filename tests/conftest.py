@@ -1,0 +1,122 @@
+"""What all tests share: a small Conformer ASR whose every weight matters.
+
+Shapes: B utterances, T frames, f features, d model width.
+"""
+
+import pytest
+import torch
+from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
+from speechbrain.utils.importutils import LazyModule
+
+from sb_prune.masking import attach_, detach_
+from sb_prune.plan import Plan
+from sb_prune.surgery import cut_
+
+FEATURES = 6
+
+# hypothesis asks every module for its file, and a lazy one would be imported
+LazyModule.__file__ = None
+
+torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring
+
+
+def _redraw_(model, generator):
+    """Norms and biases start at 1 and 0, where mistakes would not show."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+            if parameter.dim() == 1 and name.endswith("weight"):
+                parameter.add_(1)
+
+
+@pytest.fixture(scope="session")
+def make_asr():
+    """Factory of a `TransformerASR` with a Conformer encoder, in eval mode."""
+
+    def make(
+        attention="RelPosMHAXL", causal=False, layers=2, seed=0, dropout=0.0
+    ):
+        relative = attention == "RelPosMHAXL"
+        model = TransformerASR(
+            tgt_vocab=5,
+            input_size=FEATURES,
+            d_model=16,
+            nhead=4,
+            num_encoder_layers=layers,
+            num_decoder_layers=0,
+            d_ffn=32,
+            dropout=dropout,
+            kernel_size=5,
+            encoder_module="conformer",
+            attention_type=attention,
+            positional_encoding=None if relative else "fixed_abs_sine",
+            normalize_before=True,
+            causal=causal,
+        )
+        _redraw_(model, torch.Generator().manual_seed(seed))
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encode():
+    """Function: model -> its encoding (B, T, d) of fixed random input."""
+
+    def run(model, batch=3, frames=13, padded=True):
+        generator = torch.Generator().manual_seed(99)
+        source = torch.randn(4, frames, FEATURES, generator=generator)[:batch]
+        lengths = torch.linspace(1, 0.5, batch) if padded else None
+        return model.encode(source, lengths)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def random_plan():
+    """Function: declaration -> a random plan that surgery accepts."""
+
+    def draw(declaration, seed=0, keep=0.6):
+        generator = torch.Generator().manual_seed(seed)
+        kept = {}
+        for structure in declaration.structures:
+            chance = torch.rand(structure.units, generator=generator)
+            kept[structure.name] = chance < keep
+            if structure.is_leaf:
+                kept[structure.name][chance.argmin()] = True
+        return Plan(kept)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def masked_and_cut():
+    """Function: what a model computes masked by a plan, then cut to it."""
+
+    @torch.no_grad()
+    def both(declaration, plan, run):
+        model = declaration.root
+        attach_(declaration).set_(plan.values(declaration))
+        masked = run(model)
+        detach_(model)
+        cut_(declaration, plan)
+        return masked, run(model)
+
+    return both
+
+
+@pytest.fixture(scope="session")
+def backward_gates():
+    """Function: gives every mask, so every gate, a random gradient."""
+
+    def backward(declaration, seed, scale=1.0):
+        generator = torch.Generator().manual_seed(seed)
+        total = 0
+        for name in declaration.touched_tensors():
+            module, _, tensor = name.rpartition(".")
+            masked = getattr(declaration.root.get_submodule(module), tensor)
+            noise = torch.randn(masked.shape, generator=generator)
+            total = total + (masked * noise).sum() * scale
+        total.backward()
+
+    return backward

@@ -1,0 +1,22 @@
+"""Schedules, beyond what every schedule must fulfil."""
+
+import pytest
+
+from sb_prune import CubicSchedule, LinearSchedule
+
+
+@pytest.mark.parametrize("kind", [LinearSchedule, CubicSchedule])
+def test_starts_at_0(kind):
+    assert kind(steps=10).share(0) == 0.0
+
+
+@pytest.mark.parametrize("kind", [LinearSchedule, CubicSchedule])
+@pytest.mark.parametrize("steps", [0, -3])
+def test_needs_steps(kind, steps):
+    with pytest.raises(ValueError, match=f"steps: {steps}; write a positive"):
+        kind(steps=steps)
+
+
+def test_cubic_is_ahead_of_linear():
+    for step in range(1, 10):
+        assert CubicSchedule(10).share(step) > LinearSchedule(10).share(step)
