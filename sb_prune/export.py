@@ -3,7 +3,7 @@
 The recipe gives the YAML with which it would publish the *dense* model: an
 ordinary inference `hyperparams.yaml`, whose `!PLACEHOLDER` scalars take their
 values from the training YAML. The export is that file with the pruned module
-built by `build_cut` and the weights loaded by `load_weights`, beside them the
+built by `build_cut` and every file loaded by `load_verified`, beside them the
 weights, the normaliser, the tokenizer and a card.
 """
 
@@ -15,15 +15,20 @@ from pathlib import Path
 
 import ruamel.yaml
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.tag import Tag
-from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
+from speechbrain.utils.checkpoints import (
+    DEFAULT_SAVE_HOOKS,
+    DEFAULT_TRANSFER_HOOKS,
+    get_default_hook,
+)
 from speechbrain.utils.logger import get_logger
 
+from sb_prune.loading import load_export
 from sb_prune.plan import Plan
 from sb_prune.snapshots import generators_untouched
 from sb_prune.surgery import cut_
+from sb_prune.table import format_table, structure_table
 
 logger = get_logger(__name__)
 
@@ -45,7 +50,7 @@ def build_cut(factory, structures, plan):
     Returns
     -------
     torch.nn.Module
-        On the meta device; `load_weights` fills it.
+        On the meta device; `load_verified` fills it.
 
     Raises
     ------
@@ -73,15 +78,17 @@ def build_cut(factory, structures, plan):
     return module
 
 
-def load_weights(module, path, sha256):
-    """Loads a file of weights as it is; a Pretrainer hook.
+def load_verified(loaded, path, sha256):
+    """Loads one file of an export if it is the one exported; a Pretrainer
+    hook.
 
     Arguments
     ---------
-    module : torch.nn.Module
-        Parameters may be on the meta device.
+    loaded : object
+        A module (its parameters may be on the meta device), or anything that
+        a Pretrainer loads.
     path : str
-        A state dict, memory-mapped and assigned.
+        The file; a state dict is memory-mapped and assigned.
     sha256 : str
         What the file must hash to.
 
@@ -95,6 +102,14 @@ def load_weights(module, path, sha256):
             f"{path} is not the file that was exported (truncated, edited or "
             "of another export); copy the whole folder again"
         )
+    if _is_plain_module(loaded):
+        _assign_weights(loaded, path)
+        return
+    hook = get_default_hook(loaded, DEFAULT_TRANSFER_HOOKS)
+    hook(loaded, path)
+
+
+def _assign_weights(module, path):
     state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     try:
         module.load_state_dict(state, strict=True, assign=True)
@@ -159,8 +174,10 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
     with open(yaml_file, "w", encoding="utf-8") as file:
         file.write(f"# {MARK}: made by sb_prune, plan inline\n")
         ruamel.yaml.YAML().dump(document, file)
-    facts = {**facts, "reload_identical": _verify(aside, brain, document)}
-    _write_card(aside / "README.md", plan, facts)
+    with generators_untouched():
+        loaded = load_export(aside)
+    _verify(loaded, brain, document)
+    _write_card(aside / "README.md", loaded, facts)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(aside, folder)
@@ -279,21 +296,24 @@ def _save_loadables(document, inference, brain, folder):
     for key, reference in pretrainer["loadables"].items():
         path = folder / f"{key}.ckpt"
         loaded = _find(brain, reference.value.strip("<>"), inference)
-        if _has_own_hooks(loaded):
-            get_default_hook(loaded, DEFAULT_SAVE_HOOKS)(loaded, path)
-        elif isinstance(loaded, torch.nn.Module):
+        if _is_plain_module(loaded):
             torch.save(_cpu_state(loaded), path)
-            hooks[key] = _tagged(
-                "!name:sb_prune.export.load_weights", sha256=file_hash(path)
-            )
+        elif isinstance(loaded, torch.nn.Module):
+            get_default_hook(loaded, DEFAULT_SAVE_HOOKS)(loaded, path)
         else:  # a sentencepiece model
             path.write_bytes(loaded.serialized_model_proto())
+        hooks[key] = _tagged(
+            "!name:sb_prune.export.load_verified", sha256=file_hash(path)
+        )
     pretrainer["custom_hooks"] = hooks
 
 
-def _has_own_hooks(loaded):
-    """E.g. InputNormalization, whose statistics are in no state dict."""
-    return type(loaded) in DEFAULT_SAVE_HOOKS
+def _is_plain_module(loaded):
+    """Not e.g. InputNormalization, whose statistics are in no state dict."""
+    return isinstance(loaded, torch.nn.Module) and (
+        get_default_hook(loaded, DEFAULT_SAVE_HOOKS)
+        is DEFAULT_SAVE_HOOKS[torch.nn.Module]
+    )
 
 
 def _cpu_state(module):
@@ -311,48 +331,26 @@ def _find(brain, name, inference):
     )
 
 
-@torch.no_grad()
-def _verify(folder, brain, document):
-    """Loads the folder and compares every tensor bit for bit."""
-    with generators_untouched():
-        pretrainer = _load_folder(folder)
-    for key, loaded in pretrainer.loadables.items():
-        if not isinstance(loaded, torch.nn.Module):
+def _verify(loaded, brain, document):
+    """Compares every tensor of the reloaded folder, bit for bit."""
+    for key, theirs in loaded.hparams["pretrainer"].loadables.items():
+        if not _is_plain_module(theirs):
             continue
         name = document["pretrainer"]["loadables"][key].value.strip("<>")
-        mine = _cpu_state(_find(brain, name, folder))
-        theirs = _cpu_state(loaded)
-        for tensor, value in mine.items():
+        theirs = _cpu_state(theirs)
+        for tensor, value in _cpu_state(_find(brain, name, key)).items():
             if not torch.equal(value, theirs[tensor]):
                 raise RuntimeError(f"export: {tensor} differs after reloading")
-    return True
 
 
-def _load_folder(folder):
-    """The folder's Pretrainer, with everything loaded."""
-    with open(folder / "hyperparams.yaml", encoding="utf-8") as file:
-        pretrainer = load_hyperpyyaml(file)["pretrainer"]
-    pretrainer.set_collect_in(None)
-    pretrainer.collect_files(default_source=str(folder))
-    pretrainer.load_collected()
-    return pretrainer
-
-
-def _write_card(path, plan, facts):
-    lines = [
+def _write_card(path, loaded, facts):
+    figures = [["figure", "value"], *facts.items()]
+    table = structure_table(loaded.declaration, loaded.plan)
+    parts = [
         "# Pruned speech model",
-        "",
         "Loads like any SpeechBrain model; needs `pip install sb_prune`.",
-        "",
-        "| figure | value |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in facts.items()),
-        "",
-        "| structure | kept of all |",
-        "|---|---|",
-        *(
-            f"| {name} | {text.partition(':')[0]} |"
-            for name, text in plan.to_dict().items()
-        ),
+        format_table(figures),
+        "Units kept of all:",
+        format_table(table),
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

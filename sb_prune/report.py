@@ -1,524 +1,235 @@
-"""What an export folder holds, what it costs, and how fast it runs.
+"""What was kept, what it costs, how fast it is: the report of an export.
 
-> python -m sb_prune.report results/demo_prune/1234/export
+    python -m sb_prune.report FOLDER [--seconds 10] [--log TRAIN_LOG]
 
-prints a table per layer and the totals, and draws `structure.png` and, where
-the run's train log lies beside the folder, `curves.png` into it.
+Prints tables and draws `structure.png` and, from the log of the run,
+`curves.png` into the export folder. Everything is measured on the CPU, here
+and now, on the folder as anyone would load it.
 """
 
 import argparse
-import io
-import re
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
-import ruamel.yaml
 import torch
-from hyperpyyaml import load_hyperpyyaml
-from speechbrain.inference.interfaces import Pretrained
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from sb_prune.cost import mac_cost, parameter_cost
-from sb_prune.exactness import record_calls
-from sb_prune.plan import Plan
+from sb_prune.loading import ExportError, load_export
+from sb_prune.measure import (
+    count_frames,
+    count_macs,
+    count_parameters,
+    measure_speed,
+    noise,
+)
+from sb_prune.pictures import draw_curves, draw_structure, read_log
+from sb_prune.table import GONE, format_table, kept_units, structure_table
 
-BUILDER = "!apply:sb_prune.export.build_cut"
-
-
-class Encoder(Pretrained):
-    """Any export's `encoder`, from waveforms to its output."""
-
-    MODULES_NEEDED = ["encoder"]
-
-    def forward(self, wavs):
-        """Encodes whole waveforms.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            (batch, samples)
-
-        Returns
-        -------
-        torch.Tensor
-            The encoder's output.
-        """
-        lengths = torch.ones(len(wavs), device=wavs.device)
-        return self.mods.encoder(wavs, lengths)
+# ---------------------------------------------------------------- measuring
 
 
-def load_encoder(folder):
-    """Loads an export with SpeechBrain's own machinery.
+def cost_table(export, seconds=10):
+    """Parameters and MACs of an export beside those of its dense model.
 
     Arguments
     ---------
-    folder : Path
-
-    Returns
-    -------
-    Encoder
-    """
-    with tempfile.TemporaryDirectory() as saved:
-        return Encoder.from_hparams(source=str(folder), savedir=saved)
-
-
-def load_dense_declaration(folder):
-    """The plan of an export and the declaration it was made for.
-
-    Arguments
-    ---------
-    folder : Path
-        With the `hyperparams.yaml` that `export_model` wrote.
-
-    Returns
-    -------
-    declaration : Declaration
-        Of the dense model, on the meta device.
-    plan : Plan
-        What was kept.
-
-    Raises
-    ------
-    ValueError
-        If the folder is no export.
-    """
-    path = Path(folder) / "hyperparams.yaml"
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} has no hyperparams.yaml; name an export folder, e.g. "
-            "results/demo_prune/1234/export"
-        )
-    document = ruamel.yaml.YAML().load(path)
-    builders = [
-        node
-        for node in document.values()
-        if getattr(getattr(node, "tag", None), "value", None) == BUILDER
-    ]
-    if not builders:
-        raise ValueError(f"{path} holds no pruned module; name an export")
-    node = builders[0]
-    # keep the document's scalars: the factory refers to them
-    document = {k: v for k, v in document.items() if not hasattr(v, "tag")}
-    document["factory"], document["structures"] = (
-        node["factory"],
-        node["structures"],
-    )
-    text = io.StringIO()
-    ruamel.yaml.YAML().dump(document, text)
-    parts = load_hyperpyyaml(text.getvalue())
-    with torch.device("meta"):
-        root = parts["factory"]()
-    plan = Plan.from_dict(dict(node["plan"]))
-    declaration = parts["structures"](root)
-    plan.check(declaration)
-    return declaration, plan
-
-
-def structure_table(declaration, plan):
-    """Kept and all units of each leaf structure, a row per layer.
-
-    Arguments
-    ---------
-    declaration : Declaration
-        Of the dense model.
-    plan : Plan
-        What was kept.
-
-    Returns
-    -------
-    dict
-        Layer name -> {name below the layer: (kept, all)}; kept is 0 where
-        the module or layer is gone.
-    """
-    table = {layer: {} for layer in declaration.layers}
-    for structure in declaration.structures:
-        if not structure.is_leaf:
-            continue
-        layer = max(
-            (n for n in table if structure.name.startswith(n + ".")), key=len
-        )
-        kept = int(plan.keep[structure.name].sum())
-        kept *= plan.is_open(structure, declaration)
-        name = structure.name.removeprefix(layer + ".")
-        table[layer][name] = (kept, structure.units)
-    return table
-
-
-def costs(declaration, plan, frames):
-    """Parameters and MACs of the scope, dense and cut.
-
-    Arguments
-    ---------
-    declaration : Declaration
-        Of the dense model.
-    plan : Plan
-        What was kept.
-    frames : int
-        Length at the input of the scope for which MACs count.
-
-    Returns
-    -------
-    dict
-        Name -> (now, dense).
-    """
-    counts = plan.kept_counts(declaration)
-    found = {}
-    for name, cost in {
-        "parameters": parameter_cost(declaration),
-        "MACs": mac_cost(declaration, frames),
-    }.items():
-        found[name] = (float(cost.of_kept(counts)), cost.dense())
-    return found
-
-
-@torch.no_grad()
-def scope_frames(encoder, declaration, seconds):
-    """Frames that reach the pruned part for some seconds of audio.
-
-    Arguments
-    ---------
-    encoder : Encoder
-        The loaded export.
-    declaration : Declaration
-        Of its dense model.
+    export : Export
+        Loaded.
     seconds : float
-        Length of the audio.
-
-    Returns
-    -------
-    int
-    """
-    name, kind = declaration.scope[0], type(declaration.root)
-    root = next(m for m in encoder.modules() if isinstance(m, kind))
-    calls = record_calls(
-        [root.get_submodule(name)], lambda: encoder(_noise(seconds))
-    )
-    source = next(iter([*calls[0].args, *calls[0].kwargs.values()]))
-    return source.shape[1]
-
-
-@torch.no_grad()
-def macs_per_second(encoder, seconds=10):
-    """Multiply-accumulates per second of audio, counted operation by operation.
-
-    Arguments
-    ---------
-    encoder : callable
-        (1, samples) at 16 kHz -> anything.
-    seconds : float
-        Length of the audio; attention makes MACs grow with it.
-
-    Returns
-    -------
-    float
-        The counter misses what is no matrix product or convolution.
-    """
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        encoder(_noise(seconds))
-    return counter.get_total_flops() / 2 / seconds
-
-
-@torch.no_grad()
-def real_time_factors(encoders, seconds=10, repeats=7):
-    """Processing time per second of audio, timed in alternation.
-
-    Arguments
-    ---------
-    encoders : dict
-        Name -> callable, (1, samples) at 16 kHz -> anything.
-    seconds : float
-        Length of the audio.
-    repeats : int
-        Rounds; the median counts, the first is a warm-up.
-
-    Returns
-    -------
-    dict
-        Name -> seconds of processing per second of audio.
-    """
-    wavs = _noise(seconds)
-    times = {name: [] for name in encoders}
-    for _ in range(repeats + 1):
-        for name, encoder in encoders.items():
-            start = time.perf_counter()
-            encoder(wavs)
-            times[name].append(time.perf_counter() - start)
-    return {
-        name: statistics.median(found[1:]) / seconds
-        for name, found in times.items()
-    }
-
-
-def _noise(seconds):
-    generator = torch.Generator().manual_seed(0)
-    return 0.1 * torch.randn(1, int(16000 * seconds), generator=generator)
-
-
-_PEAK = """
-import resource, sys, torch
-from sb_prune.report import _noise, load_encoder
-encoder = load_encoder(sys.argv[1])
-with torch.no_grad():
-    encoder(_noise(float(sys.argv[2])))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
-
-
-def peak_memory(folder, seconds=10):
-    """Peak resident memory of loading and one forward, in a new process.
-
-    Arguments
-    ---------
-    folder : Path
-        An export.
-    seconds : float
-        Length of the audio.
-
-    Returns
-    -------
-    float
-        MiB, the interpreter and its libraries included.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK, str(folder), str(seconds)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return float(done.stdout.split()[-1])
-
-
-def format_table(rows):
-    """Rows of cells as aligned text, the first row as a heading.
-
-    Arguments
-    ---------
-    rows : list of list
-        Cells of any type.
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> print(format_table([["layer", "heads"], [0, "3/4"]]))
-    layer  heads
-    0        3/4
-    """
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = []
-    for first, *others in rows:
-        cells = [c.rjust(w) for c, w in zip(others, widths[1:])]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)
-
-
-def layer_rows(table):
-    """`structure_table` as rows for `format_table`.
-
-    Arguments
-    ---------
-    table : dict
+        Length of the audio, on which the MACs per second depend.
 
     Returns
     -------
     list of list of str
-        A heading, a row per layer and the sums; `-` where all is gone.
+        The header, then the rows. What lies outside the pruned scope is the
+        same in both, and counted in the loaded model. MACs are those of the
+        encoder's call; searching with a decoder is not in them.
     """
-    names = list(dict.fromkeys(n for row in table.values() for n in row))
-    sums = {
-        name: tuple(map(sum, zip(*(row[name] for row in table.values()))))
-        for name in names
-    }
-    rows = [["layer", *names]]
-    for layer, row in {**table, "all": sums}.items():
-        cells = [row.get(name, (0, 0)) for name in names]
-        rows.append([layer, *(f"{k}/{n}" if k else "-" for k, n in cells)])
-    return rows
+    declaration = export.declaration
+    wavs = noise(seconds, export.hparams.get("sample_rate", 16000))
+    frames = count_frames(export.encoder, export.scope[0], wavs)
+    kept = export.plan.kept_counts(declaration)
+    parameters = parameter_cost(declaration)
+    macs = mac_cost(declaration, frames)
+    size = count_parameters(export.hparams["modules"].values())
+    done = count_macs(export.encoder, wavs) / seconds
+    scope = ", ".join(declaration.scope) or export.key
+    return [
+        ["cost", "pruned", "dense", "left"],
+        *_cost_rows(
+            (f"parameters, {scope}", "parameters, whole model"),
+            parameters.of_kept(kept),
+            parameters.dense(),
+            size,
+        ),
+        *_cost_rows(
+            (f"MACs per second, {scope}", "MACs per second, from the audio"),
+            macs.of_kept(kept) / seconds,
+            macs.dense() / seconds,
+            done,
+        ),
+    ]
 
 
-def plot_structure(table, path):
-    """Draws the kept share of each structure, a row per layer.
+def _cost_rows(names, now, dense, whole):
+    """A row for the scope; one that adds what is the same in both."""
+    now = float(now)
+    pairs = [(now, dense), (whole, dense + whole - now)]
+    return [
+        [name, f"{a:,.0f}", f"{b:,.0f}", f"{a / b:.1%}"]
+        for name, (a, b) in zip(names, pairs)
+    ]
+
+
+def measurement_table(folder, export, seconds=10):
+    """Speed and memory of an export on this machine.
 
     Arguments
     ---------
-    table : dict
-        From `structure_table`.
-    path : Path
-        PNG to write.
-    """
-    plt = _pyplot()
-    names = list(dict.fromkeys(n for row in table.values() for n in row))
-    figure, axes = plt.subplots(
-        figsize=(1.5 + 1.6 * len(names), 1.6 + 0.4 * len(table))
-    )
-    shares = [[row[n][0] / row[n][1] for n in names] for row in table.values()]
-    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    for y, row in enumerate(table.values()):
-        for x, name in enumerate(names):
-            kept, units = row[name]
-            colour = "black" if kept > 0.5 * units else "white"
-            text = f"{kept}/{units}" if kept else "cut"
-            axes.text(x, y, text, ha="center", va="center", color=colour)
-    short = [name.replace(".", "\n") for name in names]
-    axes.set_xticks(range(len(names)), short, fontsize=8)
-    axes.set_yticks(range(len(table)), range(len(table)))
-    axes.set_ylabel("layer")
-    figure.colorbar(image, label="share kept")
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
-
-
-def read_log(path):
-    """Curves of a train log written by SpeechBrain's FileTrainLogger.
-
-    Arguments
-    ---------
-    path : Path
+    folder : str
+        Where it was loaded from.
+    export : Export
+        Loaded.
+    seconds : float
+        Length of the audio.
 
     Returns
     -------
-    dict
-        Quantity -> {epoch: value}.
-
-    Example
-    -------
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile("w+") as file:
-    ...     _ = file.write("epoch: 1, lr: 1e-3 - valid WER: 4.24")
-    ...     file.flush()
-    ...     read_log(file.name)["valid WER"]
-    {1: 4.24}
+    list of list of str
+        The header, then the rows.
     """
-    curves = {}
-    for line in Path(path).read_text("utf-8").splitlines():
-        numbers = dict(re.findall(r"([\w \[\].]+): ([-+.e\d]+)", line))
-        numbers = {k.strip(): float(v) for k, v in numbers.items()}
-        epoch = numbers.pop("epoch", None)
-        if epoch is not None:
-            for name, value in numbers.items():
-                curves.setdefault(name, {})[int(epoch)] = value
-    return curves
+    sample_rate = export.hparams.get("sample_rate", 16000)
+    speed = measure_speed({"": export.encoder}, seconds, sample_rate)[""]
+    memory = measure_memory(folder, seconds) or (GONE, GONE)
+    threads = torch.get_num_threads()
+    return [
+        [f"measured on {seconds:g} s of noise, {threads} thread(s)", "value"],
+        ["real-time factor, median of 9 forwards", f"{speed:.4f}"],
+        ["peak resident memory of a fresh process (MiB)", memory[0]],
+        ["    of it added by the forward (MiB)", memory[1]],
+    ]
 
 
-def plot_curves(curves, path):
-    """Draws sparsity and word error rate over the epochs.
+def measure_memory(folder, seconds=10):
+    """Peak memory of a forward, in a fresh process.
 
     Arguments
     ---------
-    curves : dict
-        From `read_log`.
-    path : Path
-        PNG to write.
-    """
-    plt = _pyplot()
-    figure, (above, below) = plt.subplots(2, sharex=True, figsize=(6, 5))
-    styles = {"target": "--", "expected": ":", "realised": "-"}
-    for name, style in styles.items():
-        for key, curve in curves.items():
-            if key.startswith(f"train {name}_sparsity"):
-                label = key.removeprefix("train ").replace("_", " ")
-                above.plot(*zip(*curve.items()), style, marker=".", label=label)
-    above.set_ylabel("sparsity")
-    above.set_ylim(0, 1)
-    above.legend()
-    errors = curves.get("valid WER", {})
-    if errors:
-        below.plot(*zip(*errors.items()), marker=".", color="C3")
-    below.set_ylabel("valid WER (%)")
-    below.set_xlabel("epoch (prune, then fine-tune)")
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
-
-
-def _pyplot():
-    import matplotlib  # slow to import, and only pictures need it
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def report(folder, seconds=10, log=None):
-    """Prints the report of an export and draws its pictures.
-
-    Arguments
-    ---------
-    folder : Path
+    folder : str
         An export.
     seconds : float
-        Length of the audio for MACs, speed and memory.
-    log : Path, optional
-        Train log; by default the one beside the folder, if there is one.
+        Length of the audio.
+
+    Returns
+    -------
+    (int, int) or None
+        MiB resident at the peak, libraries and model included, and what of
+        it the forward added; None where the system does not tell.
+    """
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_forward_memory, folder, seconds).result()
+
+
+@torch.no_grad()
+def _forward_memory(folder, seconds):
+    export = load_export(folder)
+    wavs = noise(seconds, export.hparams.get("sample_rate", 16000))
+    before = _resident_memory("VmRSS")
+    export.encoder(wavs, torch.ones(1))
+    peak = _resident_memory("VmHWM")
+    return None if peak is None else (peak, peak - before)
+
+
+def _resident_memory(field):
+    """MiB from Linux. Not getrusage: a child inherits its parent's peak."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    for line in status.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) // 1024
+
+
+# ---------------------------------------------------------------- reporting
+
+
+def write_report(folder, seconds=10, log=None):
+    """Draws the pictures of an export into its folder.
+
+    Arguments
+    ---------
+    folder : str
+        An export.
+    seconds : float
+        Length of the audio to measure with.
+    log : str, optional
+        Log of the run; by default the train_log.txt beside the folder.
+
+    Returns
+    -------
+    str
+        The tables.
 
     Raises
     ------
-    ValueError
-        If the folder is no export, or damaged.
+    ExportError
+        If the folder is no export, or the log is missing or has no curves.
     """
     folder = Path(folder)
-    declaration, plan = load_dense_declaration(folder)
-    encoder = load_encoder(folder)
-    table = structure_table(declaration, plan)
-    print(format_table(layer_rows(table)), end="\n\n")
-    total = sum(p.numel() for p in encoder.parameters())
-    now, dense = costs(declaration, plan, 1)["parameters"]
-    speed = real_time_factors({"": encoder}, seconds)[""]
-    memory = peak_memory(folder, seconds)
-    macs = macs_per_second(encoder, seconds)
-    frames = scope_frames(encoder, declaration, seconds)
-    cut_macs = [m / seconds for m in costs(declaration, plan, frames)["MACs"]]
-    rows = [
-        ["", "now", "dense"],
-        ["pruned part, parameters", f"{now:,.0f}", f"{dense:,.0f}"],
-        [
-            "inference model, parameters",
-            f"{total:,}",
-            f"{total + dense - now:,.0f}",
-        ],
-        ["pruned part, MACs/s", *(f"{m:,.0f}" for m in cut_macs)],
-        [
-            "inference model, MACs/s",
-            f"{macs:,.0f}",
-            f"{macs + cut_macs[1] - cut_macs[0]:,.0f}",
-        ],
-        [
-            f"real-time factor, {torch.get_num_threads()} threads",
-            f"{speed:.4f}",
-            "",
-        ],
-        ["peak memory, MiB", f"{memory:.0f}", ""],
+    export = load_export(folder)
+    pictures = ["structure.png"]
+    if _draw_log(folder, log):
+        pictures.append("curves.png")
+    draw_structure(
+        folder / "structure.png", kept_units(export.declaration, export.plan)
+    )
+    tables = [
+        structure_table(export.declaration, export.plan),
+        cost_table(export, seconds),
+        measurement_table(folder, export, seconds),
     ]
-    print(f"MACs and time per second of audio, on {seconds:g} s of it")
-    print(format_table(rows))
-    plot_structure(table, folder / "structure.png")
-    log = Path(log) if log else folder.parent / "train_log.txt"
-    if log.is_file():
-        plot_curves(read_log(log), folder / "curves.png")
+    drawn = f"{folder}: {', '.join(pictures)}"
+    return "\n\n".join([*map(format_table, tables), drawn])
 
 
-def main():
+def _draw_log(folder, log):
+    """Draws curves.png; returns whether there were any curves."""
+    path = Path(log) if log else folder.resolve().parent / "train_log.txt"
+    if not path.is_file():
+        if log:
+            raise ExportError(f"--log: {path} does not exist")
+        return False
+    drawn = draw_curves(folder / "curves.png", read_log(path))
+    if log and not drawn:
+        raise ExportError(
+            f"--log: {path} has no epoch with sparsity or WER; name the "
+            "train_log.txt of a pruning run"
+        )
+    return drawn
+
+
+def main(arguments=None):
     """Reads the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], prog="python -m sb_prune.report"
+        prog="python -m sb_prune.report", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--log", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("folder", help="an export of sb_prune")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="audio to measure with"
+    )
+    parser.add_argument(
+        "--log", help="train_log.txt of the run (default: beside the folder)"
+    )
+    given = parser.parse_args(arguments)
+    if not 0.1 <= given.seconds <= 3600:
+        parser.error(f"--seconds: {given.seconds} must be between 0.1 and 3600")
     try:
-        report(**vars(arguments))
-    except (ValueError, OSError) as error:
-        sys.exit(f"report: {error}")
+        print(write_report(given.folder, given.seconds, given.log))
+    except (ExportError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

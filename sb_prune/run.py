@@ -61,6 +61,9 @@ class PruningRun:
         Optimizer steps over which the target rises.
     start_from : str, optional
         Save folder (or one checkpoint) of a dense run.
+    start_min_key, start_max_key : str, optional
+        Which of its checkpoints: the `min_key` or `max_key` with which the
+        dense recipe evaluates. By default the newest.
     budget : callable
         target -> budget, e.g. `MACBudget`.
     schedule : callable
@@ -91,6 +94,8 @@ class PruningRun:
         prune_epochs,
         schedule_steps,
         start_from=None,
+        start_min_key=None,
+        start_max_key=None,
         budget=ParameterBudget,
         schedule=LinearSchedule,
         gates=HardConcrete,
@@ -112,6 +117,7 @@ class PruningRun:
         self.budget = budget(target=target)
         self.prune_epochs = prune_epochs
         self.start_from = start_from
+        self._start_keys = {"min_key": start_min_key, "max_key": start_max_key}
         self._distillation = distillation and distillation()
         self.inference = inference
         self.export_folder = export_folder
@@ -209,7 +215,7 @@ class PruningRun:
                 self.export_folder, self.inference, brain, self.module
             )
         if self.start_from is not None:
-            source = load_dense(self.start_from, modules)
+            source = load_dense(self.start_from, modules, **self._start_keys)
             logger.info(f"Pruning starts from {source}")
         _warn_about_updates(brain, self.start_from)
         save_snapshot(self._folder / "dense", modules, self._identity())

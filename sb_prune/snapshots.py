@@ -66,16 +66,23 @@ def read_meta(folder):
     return Checkpointer(folder).find_checkpoint().meta
 
 
-def load_dense(folder, recoverables):
+def load_dense(folder, recoverables, min_key=None, max_key=None):
     """Loads modules from a dense run: never counters or optimizers.
 
     Arguments
     ---------
     folder : str
-        A SpeechBrain `save` folder (its newest checkpoint is taken), or one
-        checkpoint in it.
+        A SpeechBrain `save` folder, or one checkpoint in it.
     recoverables : dict
         Checkpoint name -> module; each must be in the checkpoint.
+    min_key, max_key : str, optional
+        As for `evaluate`: the checkpoint with the lowest or highest value of
+        this key in its meta data is taken; by default the newest.
+
+    Returns
+    -------
+    Path
+        The checkpoint.
 
     Raises
     ------
@@ -91,16 +98,19 @@ def load_dense(folder, recoverables):
         checkpoints = Checkpointer(
             folder.parent if inside else folder
         ).find_checkpoints(
+            min_key=min_key,
+            max_key=max_key,
             ckpt_predicate=lambda c: (
                 recoverables.keys() <= c.paramfiles.keys()
                 and (not inside or c.path.resolve() == folder.resolve())
-            )
+            ),
         )
     if not checkpoints:
+        wanted = [*sorted(recoverables), *filter(None, (min_key, max_key))]
         raise FileNotFoundError(
-            f"start_from: {folder} has no checkpoint with "
-            f"{sorted(recoverables)}; write the save folder of a finished "
-            "dense run, e.g. results/train/7775/save"
+            f"start_from: {folder} has no checkpoint with {wanted}; write "
+            "the save folder of a finished dense run, e.g. "
+            "results/train/7775/save"
         )
     loader = Checkpointer(checkpoints[0].path.parent, recoverables)
     try:

@@ -1,88 +1,111 @@
-"""`make demo` at debug size, and the report of what it exports."""
+"""The demo at debug size: what `make demo` runs."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
 from recipe_runs import RECIPE, ROOT, run_python
 
-MODELS = ("dense", "dense_longer", "pruned")
+DEMO = RECIPE / "demo.py"
+MODEL = {
+    "wer": float,
+    "encoder_params": int,
+    "total_params": int,
+    "gmacs_per_second": float,
+    "rtf": float,
+    "epochs": int,
+}
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo") / "results"
-    run_python(RECIPE / "demo.py", folder, "--debug_size", cwd=ROOT)
-    return folder
-
-
-def test_report_has_what_it_promises(demo):
-    report = json.loads((demo / "report.json").read_text())
-    assert report["seed"] == 1234
-    assert 0 <= report["export_max_abs_diff"] <= 1e-5
-    for model in MODELS:
-        row = report[model]
-        assert set(row) == {
-            "wer",
-            "encoder_params",
-            "total_params",
-            "gmacs_per_second",
-            "rtf",
-            "epochs",
-        }
-        assert all(value > 0 for value in row.values())
-    dense, pruned = report["dense"], report["pruned"]
-    assert pruned["encoder_params"] <= dense["encoder_params"] / 2
-    assert pruned["gmacs_per_second"] < dense["gmacs_per_second"]
-    assert report["dense_longer"]["epochs"] == pruned["epochs"]
-
-
-def test_pictures_are_pngs(demo):
-    for name in ("structure.png", "curves.png"):
-        assert (demo / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_rerun_keeps_the_result(demo):
-    before = json.loads((demo / "report.json").read_text())
-    run_python(RECIPE / "demo.py", demo, "--debug_size", cwd=ROOT)
-    after = json.loads((demo / "report.json").read_text())
-    for model in MODELS:
-        for key in ("wer", "encoder_params", "gmacs_per_second"):
-            assert after[model][key] == before[model][key]
-
-
-def test_a_failing_run_shows_its_log(tmp_path):
-    (tmp_path / "dense").mkdir()
-    (tmp_path / "dense/save").write_text("in the way")
+    """Folder of a finished demo, its stdout, and where it was started."""
+    place = tmp_path_factory.mktemp("demo")
+    started_in = place / "cwd"
+    started_in.mkdir()
     done = run_python(
-        RECIPE / "demo.py", tmp_path, "--debug_size", cwd=ROOT, check=False
+        DEMO, "../demo", "--debug_size", "--seed=5", cwd=started_in
     )
-    assert done.returncode
-    assert "failed; the end of" in done.stderr
+    return place / "demo", done.stdout, started_in
 
 
-def test_report_of_the_export(demo):
-    folder = demo / "pruned/export"
-    done = run_python("-m", "sb_prune.report", folder, "--seconds=2", cwd=demo)
-    for word in (
-        "encoder.layers.0",
-        "pruned part, parameters",
-        "MACs/s",
-        "real-time factor",
-        "peak memory",
-    ):
-        assert word in done.stdout
-    params = json.loads((demo / "report.json").read_text())["pruned"]
-    assert f"{params['encoder_params']:,}" in done.stdout
+def test_report(demo):
+    report = json.loads((demo[0] / "report.json").read_text())
+    for name in ("dense", "dense_longer", "pruned"):
+        assert {k: type(v) for k, v in report[name].items()} == MODEL
+        assert report[name]["rtf"] > 0
+    assert [report[n]["epochs"] for n in ("dense", "dense_longer")] == [2, 4]
+    assert report["pruned"]["epochs"] == 4
+    assert report["seed"] == 5
+    assert 0 <= report["export_max_abs_diff"] <= 1e-5
+    assert report["export_is_evaluated"] is True
+    assert report["export_wer"] == pytest.approx(report["pruned"]["wer"], 0.1)
+
+
+def test_sizes(demo):
+    report = json.loads((demo[0] / "report.json").read_text())
+    dense, pruned = report["dense"], report["pruned"]
+    unit = 2 * 32 + 1  # of an FFN, the cheapest leaf
+    half = dense["encoder_params"] / 2
+    assert half - 3 * unit < pruned["encoder_params"] <= half + unit
+    gone = dense["encoder_params"] - pruned["encoder_params"]
+    assert dense["total_params"] - pruned["total_params"] == gone
+    assert pruned["gmacs_per_second"] < dense["gmacs_per_second"]
+    for key in ("encoder_params", "total_params", "gmacs_per_second"):
+        assert report["dense_longer"][key] == dense[key]
+
+
+def test_pictures_logs_and_tables(demo):
+    folder, stdout, started_in = demo
     for name in ("structure.png", "curves.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("dense", "dense_longer", "pruned", "report"):
+        assert (folder / f"{name}.log").stat().st_size
+        assert f"| {name} " in stdout or name == "report"
+    assert "dense: epoch 2 of 2, valid WER" in stdout
+    assert list(started_in.iterdir()) == []
 
 
-def test_report_of_no_export_is_one_clear_line(demo):
-    done = run_python("-m", "sb_prune.report", demo, cwd=demo, check=False)
+def test_rerun_trains_nothing(demo):
+    folder = demo[0]
+    logs = {name: name.read_bytes() for name in folder.glob("*/train_log.txt")}
+    assert len(logs) == 3
+    before = json.loads((folder / "report.json").read_text())
+    done = run_python(DEMO, folder, "--debug_size", "--seed=5")
+    assert "starting" not in done.stdout
+    assert all(name.read_bytes() == text for name, text in logs.items())
+    after = json.loads((folder / "report.json").read_text())
+    for report in (before, after):
+        for name in ("dense", "dense_longer", "pruned"):
+            del report[name]["rtf"]
+    assert after == before
+
+
+def test_other_arguments_are_refused(demo):
+    done = run_python(DEMO, demo[0], "--debug_size", "--seed=6", check=False)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("report: ")
-    assert "name an export folder" in done.stderr
+    assert "holds a demo with another seed (5, not 6)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    done = run_python(DEMO, tmp_path, check=False)
+    assert done.returncode == 1
+    assert "holds something else than a demo" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_failing_run_shows_its_last_words(demo):
+    folder = shutil.copytree(demo[0], demo[0].with_name("broken"))
+    (folder / "pruned" / "finished").unlink()
+    for path in (folder / "pruned" / "save").rglob("model.ckpt"):
+        path.write_bytes(b"")
+    done = run_python(DEMO, folder, "--debug_size", "--seed=5", check=False)
+    assert done.returncode == 1
+    assert "Error" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: pruned failed with")
 
 
 def test_make_runs_this_demo_and_these_tests():

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb_prune import conformer_structures, cut_
 from sb_prune.budgets import ParameterBudget, fit_plan
-from sb_prune.export import build_cut, file_hash, load_weights
+from sb_prune.export import build_cut, file_hash, load_verified
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_loading_allocates_no_dense_weights(tmp_path):
     with LargestOnCPU() as watch:
         small = build_cut(factory, structures, plan.to_dict())
         path = tmp_path / "model.ckpt"
-        load_weights(small, path, file_hash(path))
+        load_verified(small, path, file_hash(path))
     assert largest < 0.2 * 16 * 4096
     assert watch.elements <= max(largest, declaration.total_units)
     assert all(
@@ -103,3 +103,11 @@ def test_loading_allocates_no_dense_weights(tmp_path):
             small.state_dict().values(), dense.state_dict().values()
         )
     )
+
+
+@pytest.mark.parametrize("name", ["normalizer", "tokenizer"])
+def test_edited_normalizer_or_tokenizer_is_refused(name, export, tmp_path):
+    path = export / f"{name}.ckpt"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{name}.ckpt is not the file that"):
+        load(export, tmp_path)

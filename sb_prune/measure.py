@@ -1,0 +1,164 @@
+"""What a loaded model costs, measured on the CPU.
+
+An `encoder` here is what SpeechBrain's inference classes call: waveforms
+(batch, samples) and their relative lengths (batch,) in, encodings out.
+"""
+
+from statistics import median
+from time import perf_counter
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def noise(seconds, sample_rate=16000):
+    """One utterance of white noise, always the same.
+
+    Arguments
+    ---------
+    seconds : float
+        Its length.
+    sample_rate : int
+        Samples per second.
+
+    Returns
+    -------
+    torch.Tensor
+        (1, samples)
+
+    Example
+    -------
+    >>> noise(0.5).shape
+    torch.Size([1, 8000])
+    """
+    generator = torch.Generator().manual_seed(0)
+    samples = round(seconds * sample_rate)
+    return 0.1 * torch.randn(1, samples, generator=generator)
+
+
+def count_parameters(modules):
+    """Number of parameters, a shared one counted once.
+
+    Arguments
+    ---------
+    modules : iterable of torch.nn.Module
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> linear = torch.nn.Linear(2, 3)
+    >>> count_parameters([linear, torch.nn.Sequential(linear)])
+    9
+    """
+    return sum(p.numel() for p in torch.nn.ModuleList(modules).parameters())
+
+
+@torch.no_grad()
+def count_macs(encoder, wavs):
+    """Multiply-accumulates of one forward, counted by PyTorch.
+
+    Arguments
+    ---------
+    encoder : callable
+        In eval mode.
+    wavs : torch.Tensor
+        (batch, samples)
+
+    Returns
+    -------
+    float
+        Of all but what PyTorch cannot count (FFTs, LSTMs).
+
+    Example
+    -------
+    >>> linear = torch.nn.Linear(4, 3)
+    >>> count_macs(lambda wavs, lengths: linear(wavs), torch.ones(1, 4))
+    12.0
+    """
+    counter = FlopCounterMode(display=False)
+    # the counter does not see the fused attention of CPUs
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        encoder(wavs, torch.ones(len(wavs)))
+    return counter.get_total_flops() / 2
+
+
+@torch.no_grad()
+def count_frames(encoder, module, wavs):
+    """Length at the input of a module inside the encoder.
+
+    Arguments
+    ---------
+    encoder : callable
+        In eval mode.
+    module : torch.nn.Module
+        Takes (batch, frames, features) first.
+    wavs : torch.Tensor
+        (batch, samples)
+
+    Returns
+    -------
+    int
+        Frames.
+
+    Example
+    -------
+    >>> linear = torch.nn.Linear(2, 3)
+    >>> count_frames(
+    ...     lambda wavs, lengths: linear(wavs.view(1, 5, 2)),
+    ...     linear,
+    ...     torch.ones(1, 10),
+    ... )
+    5
+    """
+    frames = []
+
+    def listen(module, args, kwargs):
+        inputs = [*args, *kwargs.values()]
+        frames.append(next(x for x in inputs if torch.is_tensor(x)).shape[1])
+
+    handle = module.register_forward_pre_hook(listen, with_kwargs=True)
+    encoder(wavs, torch.ones(len(wavs)))
+    handle.remove()
+    return frames[0]
+
+
+@torch.no_grad()
+def measure_speed(encoders, seconds=10, sample_rate=16000, runs=9):
+    """Real-time factors, measured in turns so that all meet the same load.
+
+    Arguments
+    ---------
+    encoders : dict
+        Name -> encoder, in eval mode.
+    seconds : float
+        Length of the audio: one utterance of noise.
+    sample_rate : int
+        Samples per second.
+    runs : int
+        Timed forwards of each encoder, after one that is not timed.
+
+    Returns
+    -------
+    dict
+        Name -> median seconds of computation per second of audio, with the
+        threads that `torch.get_num_threads()` says.
+
+    Example
+    -------
+    >>> speed = measure_speed({"none": lambda wavs, lengths: wavs}, 0.1)
+    >>> speed["none"] < 1
+    True
+    """
+    wavs, lengths = noise(seconds, sample_rate), torch.ones(1)
+    times = {name: [] for name in encoders}
+    for run in range(runs + 1):
+        for name, encoder in encoders.items():
+            start = perf_counter()
+            encoder(wavs, lengths)
+            if run:
+                times[name].append(perf_counter() - start)
+    return {name: median(taken) / seconds for name, taken in times.items()}

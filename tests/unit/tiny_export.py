@@ -1,0 +1,81 @@
+"""An export of a tiny untrained model, made in a second."""
+
+import io
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import sentencepiece
+import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from sb_prune import Plan, conformer_structures, cut_
+from sb_prune.export import export_model
+from sb_prune.plan import full_plan
+
+RECIPE = Path(__file__).parents[2] / "recipes/LibriSpeech/ASR/transformer"
+INFERENCE = RECIPE / "hparams/inference_ctc.yaml"
+SIZES = {
+    "n_fft": 400,
+    "n_mels": 80,
+    "d_model": 16,
+    "nhead": 4,
+    "num_encoder_layers": 3,
+    "d_ffn": 32,
+    "kernel_size": 5,
+    "output_neurons": 12,
+    "blank_index": 0,
+}
+LAYER = "encoder.layers"
+KEEP = {
+    f"{LAYER}.0.ffn_module1.units": "5 of 32: 0-3 9",
+    f"{LAYER}.0.mha_layer.heads": "3 of 4: 0-1 3",
+    f"{LAYER}.0.convolution_module.channels": "7 of 16: 9-15",
+    f"{LAYER}.1.ffn_module2": "0 of 1:",
+    f"{LAYER}.2": "0 of 1:",
+}
+
+
+def make_export(folder):
+    """Writes the export of a model cut to KEEP.
+
+    Arguments
+    ---------
+    folder : Path
+        Must not exist.
+
+    Returns
+    -------
+    SimpleNamespace
+        What was exported: `declaration` (dense), `plan`, `hparams` (cut).
+    """
+    torch.manual_seed(0)
+    with open(INFERENCE, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, SIZES)
+    hparams["normalize"].train()(torch.randn(1, 20, 80), torch.ones(1))
+    _train_tokenizer(hparams["tokenizer"])
+    structures = partial(conformer_structures, only="")
+    declaration = structures(hparams["Transformer"])
+    plan = Plan({**full_plan(declaration).keep, **Plan.from_dict(KEEP).keep})
+    cut_(declaration, plan)
+    export_model(
+        folder,
+        INFERENCE,
+        SimpleNamespace(hparams=SimpleNamespace(**{**hparams, **SIZES})),
+        module="Transformer",
+        structures=structures,
+        plan=plan,
+        facts={},
+    )
+    return SimpleNamespace(declaration=declaration, plan=plan, hparams=hparams)
+
+
+def _train_tokenizer(tokenizer):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["ONE TWO THREE", "TEN NET WENT"] * 4),
+        model_writer=model,
+        vocab_size=SIZES["output_neurons"],
+        minloglevel=2,
+    )
+    tokenizer.load_from_serialized_proto(model.getvalue())
