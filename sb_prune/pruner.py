@@ -2,9 +2,9 @@
 
 import torch
 
-from sb_prune.budgets import fit_plan
 from sb_prune.controllers import ExactBudget
 from sb_prune.cost import mac_cost, parameter_cost
+from sb_prune.fitting import fit_plan
 from sb_prune.gates import HardConcrete
 from sb_prune.masking import attach_, detach_
 from sb_prune.schedules import ConstantSchedule

@@ -24,7 +24,7 @@ from sb_prune import (
     Pruner,
     conformer_structures,
 )
-from sb_prune.budgets import leaf_prices
+from sb_prune.fitting import leaf_prices
 from sb_prune.plan import full_plan
 
 STEPS, AFTER, POINTS = 300, 60, 20

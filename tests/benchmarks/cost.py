@@ -19,7 +19,7 @@ from sb_prune import (
     mac_cost,
     parameter_cost,
 )
-from sb_prune.budgets import fit_plan
+from sb_prune.fitting import fit_plan
 from sb_prune.plan import full_plan
 
 

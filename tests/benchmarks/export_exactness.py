@@ -12,7 +12,7 @@ import torch
 from common import ATTENTIONS, conformer, random_scores, run
 
 from sb_prune import ParameterBudget, attach_, conformer_structures, cut_
-from sb_prune.budgets import fit_plan
+from sb_prune.fitting import fit_plan
 from sb_prune.masking import detach_
 
 TARGETS = (0.3, 0.5, 0.7, 0.9)

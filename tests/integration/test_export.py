@@ -9,9 +9,9 @@ from speechbrain.inference.ASR import EncoderASR
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb_prune import conformer_structures, cut_
-from sb_prune.budgets import ParameterBudget, fit_plan
+from sb_prune import ParameterBudget, conformer_structures, cut_
 from sb_prune.export import build_cut, file_hash, load_verified
+from sb_prune.fitting import fit_plan
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sb_prune import MACBudget, ParameterBudget, conformer_structures
-from sb_prune.budgets import fit_plan, leaf_prices
+from sb_prune.fitting import fit_plan, leaf_prices
 from sb_prune.structures.conformer import KINDS
 
 UNITS = {

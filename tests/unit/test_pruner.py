@@ -13,7 +13,7 @@ from sb_prune import (
     Pruner,
     conformer_structures,
 )
-from sb_prune.budgets import leaf_prices
+from sb_prune.fitting import leaf_prices
 from sb_prune.plan import full_plan
 
 FAST = partial(torch.optim.Adam, lr=0.1)

@@ -1,0 +1,268 @@
+"""Plans that fit a budget: which units stay, given a score for each."""
+
+import torch
+
+from sb_prune.plan import Plan, full_plan
+
+
+def fit_plan(declaration, groups, scores, shares=None, min_keep=1):
+    """The best plan within the budget: one threshold, then a greedy finish.
+
+    Units stay in the order of their scores. A module that would stay without
+    any of its units goes; where it must stay, `min_keep` units do. What is
+    then left of the budget is filled with the best-scored units that fit; if
+    all the cheapest are open already, some make room for something dearer. So
+    the realised cost is never above the budget and short of it by less than
+    the cheapest open leaf unit, unless no exchange of units comes closer.
+
+    Arguments
+    ---------
+    declaration : Declaration
+        Of the dense model.
+    groups : list of Group
+        From a budget.
+    scores : torch.Tensor
+        (N,), higher stays longer.
+    shares : list of float, optional
+        Sparsity to reach per group; by default each group's target.
+    min_keep : int
+        Units that stay where a module stays.
+
+    Returns
+    -------
+    Plan
+    """
+    ranks = _ranks(declaration, scores)
+    plan = full_plan(declaration)
+    for i, group in enumerate(groups):
+        share = group.target if shares is None else shares[i]
+        if share > 0:
+            limit = group.dense * (1 - share) * (1 + 1e-9)
+            _Fit(declaration, group, ranks, limit, min_keep, plan).run_()
+    for structure in declaration.structures:
+        if not plan.is_open(structure, declaration):
+            plan.keep[structure.name][:] = False
+    return plan
+
+
+def leaf_prices(declaration, group, plan):
+    """Cost of one more unit of each leaf structure of a group left open.
+
+    Arguments
+    ---------
+    declaration : Declaration
+        Of the dense model.
+    group : Group
+        Whose cost counts.
+    plan : Plan
+        Where the model stands.
+
+    Returns
+    -------
+    dict
+        Structure name -> cost of a unit.
+    """
+    counts = plan.kept_counts(declaration)
+    one_more = group.cost.of_kept(counts + torch.eye(len(counts)).double())
+    prices = one_more - group.cost.of_kept(counts)
+    members = declaration.split(group.members)
+    return {
+        s.name: float(price)
+        for s, price in zip(declaration.structures, prices)
+        if s.is_leaf and members[s.name].any() and plan.is_open(s, declaration)
+    }
+
+
+def _ranks(declaration, scores):
+    """Scores without ties: whole modules outlive units, else by lot."""
+    lot = torch.randperm(
+        declaration.total_units, generator=torch.Generator().manual_seed(0)
+    )
+    whole = torch.cat(
+        [torch.full((s.units,), not s.is_leaf) for s in declaration.structures]
+    )
+    lot = lot[torch.argsort(whole[lot].int(), stable=True)]
+    lot = lot[torch.argsort(scores.detach().cpu()[lot], stable=True)]
+    ranks = torch.empty_like(lot)
+    ranks[lot] = torch.arange(len(lot))
+    return ranks
+
+
+class _Fit:
+    """Fits one group's part of a plan, in place.
+
+    Arguments
+    ---------
+    declaration : Declaration
+    group : Group
+    ranks : torch.Tensor
+        (N,) int64, no two alike; higher stays longer.
+    limit : float
+        Cost that may not be exceeded.
+    min_keep : int
+    plan : Plan
+    """
+
+    def __init__(self, declaration, group, ranks, limit, min_keep, plan):
+        self.declaration = declaration
+        self.group = group
+        self.limit = limit
+        self.min_keep = min_keep
+        self.plan = plan
+        self.ranks = declaration.split(ranks)  # name -> (units,)
+        members = declaration.split(group.members)
+        self.structures = [
+            s for s in declaration.structures if members[s.name].any()
+        ]
+
+    def run_(self):
+        """Threshold, greedy finish, exchanges."""
+        self._keep_above_threshold()
+        while self._fill() or self._open_module():
+            pass
+        while self._exchange():
+            pass
+
+    def gap(self, plan=None):
+        """What a plan leaves of the limit; negative if it is too dear."""
+        counts = (plan or self.plan).kept_counts(self.declaration)
+        return self.limit - float(self.group.cost.of_kept(counts))
+
+    def _prices(self):
+        return leaf_prices(self.declaration, self.group, self.plan)
+
+    def _keep_above_threshold(self):
+        """The lowest threshold that meets the limit, by bisection."""
+        levels = torch.cat([self.ranks[s.name] for s in self.structures])
+        levels = levels.sort().values
+        levels = torch.cat([levels, levels[-1:] + 1])
+        low, high = 0, len(levels) - 1
+        while low < high:
+            middle = (low + high) // 2
+            self._keep_from(levels[middle])
+            if self.gap() >= 0:
+                high = middle
+            else:
+                low = middle + 1
+        self._keep_from(levels[low])
+
+    def _keep_from(self, level):
+        """Keeps the units ranked at or above a level."""
+        keep = self.plan.keep
+        for s in self.structures:
+            keep[s.name] = self.ranks[s.name] >= level
+        for s in self.structures:
+            if s.is_leaf:
+                if not keep[s.name].any() and self._alone_in_parent(s):
+                    keep[s.parent][:] = False
+                self._top_up(s.name, keep[s.name])
+
+    def _alone_in_parent(self, leaf):
+        """Whether the leaf's parent removes just the module it is in."""
+        parent = self.declaration.by_name.get(leaf.parent)
+        return parent is not None and parent.name in dict(parent.removes)
+
+    def _top_up(self, name, kept):
+        if kept.sum() < self.min_keep:
+            count = min(self.min_keep, len(kept))
+            kept[self.ranks[name].topk(count).indices] = True
+
+    def _fill(self):
+        """Opens the best-ranked units that fit; returns whether any did."""
+        gap = self.gap()
+        closed = [
+            (int(self.ranks[name][unit]), price, name, unit)
+            for name, price in self._prices().items()
+            if price <= gap
+            for unit in (~self.plan.keep[name]).nonzero().flatten().tolist()
+        ]
+        opened = []
+        for _, price, name, unit in sorted(closed, reverse=True):
+            if price <= gap:
+                self.plan.keep[name][unit] = True
+                opened.append((name, unit))
+                gap -= price
+        # prices rise where a tensor is cut along two axes: take back
+        while opened and self.gap() < 0:
+            name, unit = opened.pop()
+            self.plan.keep[name][unit] = False
+        return bool(opened)
+
+    def _open_module(self):
+        """Opens the best-ranked closed module that fits at its smallest."""
+        closed = self._closed_modules()
+        for s in sorted(closed, key=lambda s: -int(self.ranks[s.name][0])):
+            opening = self._smallest(s)
+            if self.gap(Plan({**self.plan.keep, **opening})) >= 0:
+                self.plan.keep.update(opening)
+                return True
+        return False
+
+    def _closed_modules(self):
+        return [
+            s
+            for s in self.structures
+            if not s.is_leaf
+            and not self.plan.keep[s.name].all()
+            and self.plan.is_open(s, self.declaration)
+        ]
+
+    def _smallest(self, module):
+        """What a plan keeps of a module opened with as little as possible."""
+        keep = {module.name: torch.ones(module.units).bool()}
+        for child in self.structures:
+            if child.parent == module.name:
+                keep[child.name] = torch.zeros(child.units).bool()
+                if child.is_leaf:
+                    self._top_up(child.name, keep[child.name])
+        return keep
+
+    def _exchange(self):
+        """Closes cheap units for something dearer, where only that is closed.
+
+        Returns whether this brought the plan closer to the limit.
+        """
+        gap = self.gap()
+        prices = self._prices()
+        if not prices or gap < min(prices.values()):
+            return False
+        before = {name: kept.clone() for name, kept in self.plan.keep.items()}
+        for price, opening in self._openings():
+            self._make_room(price - gap, prices, opening)
+            self.plan.keep.update(opening)
+            self._fill()
+            if 0 <= self.gap() < gap:
+                return True
+            for name, kept in before.items():
+                self.plan.keep[name] = kept.clone()
+        return False
+
+    def _openings(self):
+        """(price, kept units) of all that could open next, cheapest first."""
+        found = [self._smallest(s) for s in self._closed_modules()]
+        for name in self._prices():
+            kept = self.plan.keep[name].clone()
+            if not kept.all():
+                best = self.ranks[name].masked_fill(kept, -1).argmax()
+                kept[best] = True
+                found.append({name: kept})
+        gap = self.gap()
+        priced = [
+            (gap - self.gap(Plan({**self.plan.keep, **o})), o) for o in found
+        ]
+        return sorted(priced, key=lambda pair: pair[0])
+
+    def _make_room(self, missing, prices, opening):
+        """Closes the cheapest, worst-ranked units until enough is free."""
+        open_units = sorted(
+            (price, int(self.ranks[name][unit]), name, unit)
+            for name, price in prices.items()
+            if name not in opening
+            for unit in self.plan.keep[name].nonzero().flatten().tolist()
+        )
+        for price, _, name, unit in open_units:
+            if missing <= 0:
+                return
+            if self.plan.keep[name].sum() > self.min_keep:
+                self.plan.keep[name][unit] = False
+                missing -= price
