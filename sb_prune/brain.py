@@ -85,16 +85,16 @@ class PruningMixin:
                 valid_loader_kwargs,
             )
         run = self.pruning
-        run.begin_(self, epoch_counter)
         train_set = self._loader(
             train_set, sb.Stage.TRAIN, **train_loader_kwargs
         )
         valid_set = self._loader(
             valid_set, sb.Stage.VALID, ckpt_prefix=None, **valid_loader_kwargs
         )
+        steps = _batches(train_set) // self.grad_accumulation_factor
+        run.begin_(self, epoch_counter, steps)
         if not run.is_cut:
-            steps = len(train_set) // self.grad_accumulation_factor
-            run.start_pruning_(self, steps * run.prune_epochs)
+            run.start_pruning_(self)
             super().fit(epoch_counter, train_set, valid_set, progressbar)
             run.cut_(self, _first_batch(valid_set or train_set))
         run.start_finetuning_(self)
@@ -167,3 +167,11 @@ class PruningMixin:
 
 def _first_batch(loader):
     return next(iter(loader))
+
+
+def _batches(loader):
+    """Batches in an epoch; without end where the data do not say."""
+    try:
+        return len(loader)
+    except TypeError:
+        return float("inf")

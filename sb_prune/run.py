@@ -166,7 +166,7 @@ class PruningRun:
 
     # ------------------------------------------------------------- phases
 
-    def begin_(self, brain, epoch_counter=None):
+    def begin_(self, brain, epoch_counter=None, steps_per_epoch=0):
         """Finds out where the run stands and loads the dense model.
 
         Arguments
@@ -175,6 +175,8 @@ class PruningRun:
             With a checkpointer.
         epoch_counter : EpochCounter, optional
             Given when training is to follow.
+        steps_per_epoch : int
+            Optimizer steps of an epoch of that training.
         """
         if brain.checkpointer is None:
             raise ValueError("checkpointer: pruning needs one in the YAML")
@@ -196,7 +198,7 @@ class PruningRun:
                 "--test_only first"
             )
         else:
-            self._check_epochs(epoch_counter)
+            self._check_lengths(brain, epoch_counter.limit, steps_per_epoch)
             self._begin_afresh(brain, modules)
         self._schedulers = {
             name: copy.deepcopy(scheduler.__dict__)
@@ -242,12 +244,19 @@ class PruningRun:
                     "value"
                 )
 
-    def _check_epochs(self, epoch_counter):
-        if not 0 < self.prune_epochs < epoch_counter.limit:
+    def _check_lengths(self, brain, epochs, steps_per_epoch):
+        if not 0 < self.prune_epochs < epochs:
             raise ValueError(
                 f"prune_epochs: {self.prune_epochs} must be at least 1 and "
-                f"below number_of_epochs ({epoch_counter.limit}), which "
-                "counts both phases"
+                f"below number_of_epochs ({epochs}), which counts both phases"
+            )
+        wanted = self._pruner_arguments["schedule"].steps
+        steps = steps_per_epoch * self.prune_epochs
+        if wanted > steps and not brain.debug:
+            raise ValueError(
+                f"schedule_steps: {wanted} is longer than the prune phase "
+                f"({steps} optimizer steps in {self.prune_epochs} epochs); "
+                "lower it or raise prune_epochs"
             )
 
     @property
@@ -255,25 +264,16 @@ class PruningRun:
         """Whether the run is past the cut."""
         return (self._folder / "cut").is_dir()
 
-    def start_pruning_(self, brain, steps=None):
+    def start_pruning_(self, brain):
         """Masks the model and turns the checkpointer to the prune phase.
 
         Arguments
         ---------
         brain : Brain
-        steps : int, optional
-            Optimizer steps that the phase will take.
         """
         self.pruner = Pruner(
             self.declaration, self.budget, **self._pruner_arguments
         )
-        wanted = self.pruner.schedule.steps
-        if steps is not None and wanted > steps and not brain.debug:
-            raise ValueError(
-                f"schedule_steps: {wanted} is longer than the prune phase "
-                f"({steps} optimizer steps in {self.prune_epochs} epochs); "
-                "lower it or raise prune_epochs"
-            )
         self.pruner.attach_()
         if self._counter is not None:
             self._total_epochs = self._counter.limit

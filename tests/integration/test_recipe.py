@@ -197,6 +197,14 @@ def test_foreign_export_folder_is_refused(prune, tmp_path):
     assert (tmp_path / "run/export/thesis.tex").exists()
 
 
+def test_refusals_leave_the_folder_free(prune, tmp_path):
+    """What was refused may be mended in the same output_folder."""
+    done = prune(tmp_path / "run", check=False, schedule_steps=999)
+    assert done.returncode
+    done = prune(tmp_path / "run", schedule_steps=2, prune_epochs=1)
+    assert (tmp_path / "run/export").is_dir()
+
+
 def test_evaluating_before_pruning_is_refused(prune, tmp_path):
     done = prune(tmp_path / "run", check=False, test_only=True)
     assert "holds no pruning run; run without --test_only" in last_line(done)
