@@ -32,7 +32,8 @@ def start_finetuning(self, brain):
     stock_finetuning(self, brain)
 
 
-PruningMixin.on_stage_start = start
-PruningRun.start_finetuning_ = start_finetuning
-sys.argv[0] = "train.py"
-runpy.run_path("train.py", run_name="__main__")
+if __name__ == "__main__":
+    PruningMixin.on_stage_start = start
+    PruningRun.start_finetuning_ = start_finetuning
+    sys.argv[0] = "train.py"
+    runpy.run_path("train.py", run_name="__main__")
