@@ -1,6 +1,7 @@
 """The mixin that makes any recipe's Brain prune."""
 
 import speechbrain as sb
+from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.utils.distributed import if_main_process
 from torch.utils.data import DataLoader
 
@@ -96,13 +97,16 @@ class PruningMixin:
         if not run.is_cut:
             run.start_pruning_(self)
             super().fit(epoch_counter, train_set, valid_set, progressbar)
-            run.cut_(self, _first_batch(valid_set or train_set))
+            seen = train_set if valid_set is None else valid_set
+            run.cut_(self, next(iter(seen)))
         run.start_finetuning_(self)
+        if self.debug:  # a few epochs of this phase too
+            self.debug_epochs += epoch_counter.current
         super().fit(epoch_counter, train_set, valid_set, progressbar)
         self._export()
 
     def _loader(self, data, stage, **kwargs):
-        if data is None or isinstance(data, DataLoader):
+        if data is None or isinstance(data, (DataLoader, LoopedLoader)):
             return data
         return self.make_dataloader(data, stage=stage, **kwargs)
 
@@ -163,10 +167,6 @@ class PruningMixin:
         if self.pruning is not None and self.pruning.is_cut:
             self._export()
         return loss
-
-
-def _first_batch(loader):
-    return next(iter(loader))
 
 
 def _batches(loader):

@@ -45,13 +45,13 @@ class _Budget:
     frames = 250  # at which MACs are logged
 
     def __init__(self, target):
+        self.target = target
         self.targets = target if isinstance(target, dict) else {"": target}
         for prefix, value in self.targets.items():
-            if not 0 < value < 1:
-                name = f"target[{prefix}]" if prefix else "target"
+            if not (isinstance(value, float) and 0 < value < 1):
                 raise ValueError(
-                    f"{name}: {value} is no sparsity; write a number between "
-                    "0 and 1, e.g. 0.5 to cut half"
+                    f"{_key(prefix)}: {value} is no sparsity; write a number "
+                    "between 0 and 1, e.g. 0.5 to cut half"
                 )
 
     def groups(self, declaration, min_keep=1):
@@ -90,9 +90,9 @@ class _Budget:
             )
             if target > most:
                 raise ValueError(
-                    f"target: {target} cannot be reached with the declared "
-                    f"kinds (at most {most:.3f}); lower it or declare more "
-                    "kinds"
+                    f"{_key(prefix)}: {target} cannot be reached with the "
+                    f"declared kinds (at most {most:.3f}); lower it or "
+                    "declare more kinds"
                 )
             groups.append(group)
         return groups
@@ -100,6 +100,10 @@ class _Budget:
     def cost(self, declaration, prefix=""):
         """The cost that this budget counts, as a `Cost`."""
         raise TypeError("use ParameterBudget or MACBudget")
+
+
+def _key(prefix):
+    return f"target[{prefix}]" if prefix else "target"
 
 
 class ParameterBudget(_Budget):

@@ -18,13 +18,14 @@ import torch
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.tag import Tag
 from speechbrain.utils.checkpoints import (
+    DEFAULT_LOAD_HOOKS,
     DEFAULT_SAVE_HOOKS,
     DEFAULT_TRANSFER_HOOKS,
     get_default_hook,
 )
 from speechbrain.utils.logger import get_logger
 
-from sb_prune.loading import load_export
+from sb_prune.loading import BUILDER, load_export, tag_of
 from sb_prune.plan import Plan
 from sb_prune.snapshots import generators_untouched
 from sb_prune.surgery import cut_
@@ -106,7 +107,10 @@ def load_verified(loaded, path, sha256):
         _assign_weights(loaded, path)
         return
     hook = get_default_hook(loaded, DEFAULT_TRANSFER_HOOKS)
-    hook(loaded, path)
+    if hook is not None:
+        hook(loaded, path)
+    else:  # as a Pretrainer does
+        get_default_hook(loaded, DEFAULT_LOAD_HOOKS)(loaded, path, False)
 
 
 def _assign_weights(module, path):
@@ -212,7 +216,7 @@ def prepare_document(folder, inference, brain, module):
     _check_ours(Path(folder))
     document = _read(inference)
     _fill_placeholders(document, brain.hparams, inference)
-    if not _tag(document.get(module)).startswith("!new:"):
+    if not tag_of(document.get(module)).startswith("!new:"):
         raise ValueError(
             f"inference: {inference}: {module} must be a !new: of the stock "
             "class, as in the training YAML"
@@ -222,6 +226,9 @@ def prepare_document(folder, inference, brain, module):
             f"inference: {inference} has no pretrainer with loadables; add "
             "one, as for any published SpeechBrain model"
         )
+    for key, reference in document["pretrainer"]["loadables"].items():
+        loaded = _find(brain, reference.value.strip("<>"), inference)
+        _saver(loaded, key, inference)
     return document
 
 
@@ -246,10 +253,6 @@ def _read(inference):
         return ruamel.yaml.YAML().load(file)
 
 
-def _tag(node):
-    return getattr(getattr(node, "tag", None), "value", None) or ""
-
-
 def _tagged(tag, **items):
     """A mapping with a HyperPyYAML tag."""
     node = CommentedMap(items)
@@ -260,7 +263,7 @@ def _tagged(tag, **items):
 def _fill_placeholders(document, hparams, inference):
     """Scalars of the dense YAML that follow the training YAML."""
     for key, node in document.items():
-        if _tag(node) != "!PLACEHOLDER":
+        if tag_of(node) != "!PLACEHOLDER":
             continue
         value = getattr(hparams, key, None)
         if not isinstance(value, (int, float, str, bool)):
@@ -274,12 +277,12 @@ def _fill_placeholders(document, hparams, inference):
 def _wrap_cut_module(document, module, structures, plan):
     """module: !new:Stock ... becomes module: !apply:build_cut of it."""
     stock = document[module]
-    stock.yaml_set_ctag(Tag(suffix=_tag(stock).replace("!new:", "!name:")))
+    stock.yaml_set_ctag(Tag(suffix=tag_of(stock).replace("!new:", "!name:")))
     if not isinstance(structures, partial):
         structures = partial(structures)
     function = structures.func
     document[module] = _tagged(
-        "!apply:sb_prune.export.build_cut",
+        BUILDER,
         factory=stock,
         structures=_tagged(
             f"!name:{function.__module__}.{function.__name__}",
@@ -296,16 +299,28 @@ def _save_loadables(document, inference, brain, folder):
     for key, reference in pretrainer["loadables"].items():
         path = folder / f"{key}.ckpt"
         loaded = _find(brain, reference.value.strip("<>"), inference)
-        if _is_plain_module(loaded):
-            torch.save(_cpu_state(loaded), path)
-        elif isinstance(loaded, torch.nn.Module):
-            get_default_hook(loaded, DEFAULT_SAVE_HOOKS)(loaded, path)
-        else:  # a sentencepiece model
-            path.write_bytes(loaded.serialized_model_proto())
+        _saver(loaded, key, inference)(loaded, path)
         hooks[key] = _tagged(
             "!name:sb_prune.export.load_verified", sha256=file_hash(path)
         )
     pretrainer["custom_hooks"] = hooks
+
+
+def _saver(loaded, key, inference):
+    """What writes an object to a path."""
+    if _is_plain_module(loaded):
+        return lambda module, path: torch.save(_cpu_state(module), path)
+    hook = get_default_hook(loaded, DEFAULT_SAVE_HOOKS)
+    if hook is not None:
+        return hook
+    model = getattr(loaded, "sp", loaded)  # SpeechBrain's SentencePiece
+    if hasattr(model, "serialized_model_proto"):
+        return lambda _, path: path.write_bytes(model.serialized_model_proto())
+    raise ValueError(
+        f"inference: {inference}: the pretrainer loads {key}, but nothing can "
+        f"save a {type(loaded).__name__}; leave it out, or register "
+        "checkpoint hooks for its class"
+    )
 
 
 def _is_plain_module(loaded):
@@ -321,8 +336,8 @@ def _cpu_state(module):
 
 
 def _find(brain, name, inference):
-    """An object of the recipe: in its `modules`, on the Brain, in hparams."""
-    for place in (vars(brain), vars(brain.hparams)):
+    """An object of the recipe: on the Brain, in hparams, in its `modules`."""
+    for place in (vars(brain), vars(brain.hparams), dict(brain.modules)):
         if name in place:
             return place[name]
     raise ValueError(

@@ -81,7 +81,8 @@ class HardConcrete:
         Raises
         ------
         ValueError
-            If a probability is not inside (0, 1) or its kind is not declared.
+            If a probability is not inside (0, 1) or beyond the bound, or its
+            kind is not declared.
         """
         table = self.initial
         if not isinstance(table, dict):
@@ -108,7 +109,13 @@ class HardConcrete:
                 f"initial: {probability} is no keep probability; write a "
                 "number between 0 and 1, e.g. 0.99"
             )
-        return math.log(probability / (1 - probability)) + self._shift
+        logit = math.log(probability / (1 - probability)) + self._shift
+        if abs(logit) > self.bound:
+            raise ValueError(
+                f"initial: {probability} lies beyond bound: {self.bound}; "
+                "raise the bound, or start less extreme"
+            )
+        return logit
 
     def keep_probability(self, logits):
         """P(gate > 0) (eq. 12).

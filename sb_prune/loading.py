@@ -16,6 +16,11 @@ from sb_prune.structure import Declaration
 BUILDER = "!apply:sb_prune.export.build_cut"
 
 
+def tag_of(node):
+    """The HyperPyYAML tag of a YAML node, or an empty string."""
+    return getattr(getattr(node, "tag", None), "value", None) or ""
+
+
 class ExportError(ValueError):
     """An export folder that cannot be read, and what to do about it."""
 
@@ -97,6 +102,11 @@ def load_export(folder):
         loadables = hparams["pretrainer"].loadables
     for name, loadable in loadables.items():
         _load_file(yaml_file.with_name(f"{name}.ckpt"), loadable, hparams)
+    if any(p.is_meta for p in hparams[key].parameters()):
+        raise ExportError(
+            f"{yaml_file}: no loadable of its pretrainer holds {key}; add a "
+            "module that contains it"
+        )
     return Export(declaration, plan, hparams, key)
 
 
@@ -124,9 +134,7 @@ def _read_plan(yaml_file):
         resolved = resolve_references(file)
     document = ruamel.yaml.YAML().load(resolved)
     keys = [
-        key
-        for key, node in (document or {}).items()
-        if getattr(getattr(node, "tag", None), "value", None) == BUILDER
+        key for key, node in (document or {}).items() if tag_of(node) == BUILDER
     ]
     if not keys:
         raise ExportError(

@@ -26,7 +26,18 @@ class GateValues:
 
     def __init__(self, declaration):
         self._units = {s.name: s.units for s in declaration.structures}
-        self.set_(torch.ones(declaration.total_units))
+        device = next(declaration.root.parameters()).device
+        ones = torch.ones(declaration.total_units, device=device)
+        self.set_(ones, [True] * len(self._units))
+
+    def __deepcopy__(self, memo):
+        """Values of its own: those of a training step are no graph leaves."""
+        twin = memo[id(self)] = object.__new__(type(self))
+        twin._units, twin._open = dict(self._units), dict(self._open)
+        twin._pieces = {
+            name: piece.detach().clone() for name, piece in self._pieces.items()
+        }
+        return twin
 
     def set_(self, values, is_open=None):
         """Takes new values for all gates.

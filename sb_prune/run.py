@@ -13,13 +13,17 @@ says which phase a rerun continues.
 
 import copy
 import inspect
+import shutil
 from pathlib import Path
 
 import speechbrain as sb
 import torch
+from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.utils.logger import get_logger
+from torch.utils.data import DataLoader
 
 from sb_prune.budgets import ParameterBudget
+from sb_prune.checks import check_brain, check_trainable, saved_modules
 from sb_prune.controllers import ExactBudget
 from sb_prune.distillation import Distiller
 from sb_prune.exactness import largest_difference, record_calls
@@ -33,8 +37,10 @@ from sb_prune.snapshots import (
     generators_untouched,
     load_dense,
     load_snapshot,
+    mark_complete_,
     read_meta,
     save_snapshot,
+    set_torn_aside,
 )
 from sb_prune.surgery import cut_
 
@@ -107,6 +113,8 @@ class PruningRun:
         inference=None,
         export_folder=None,
     ):
+        if min_keep < 1:
+            raise ValueError(f"min_keep: {min_keep}; write 1 or more")
         if (inference is None) != (export_folder is None):
             raise ValueError(
                 "pruning: write both `inference` and `export_folder`, or "
@@ -178,28 +186,31 @@ class PruningRun:
         steps_per_epoch : int
             Optimizer steps of an epoch of that training.
         """
-        if brain.checkpointer is None:
-            raise ValueError("checkpointer: pruning needs one in the YAML")
-        if self.module not in brain.modules:
-            raise ValueError(
-                f"pruning: module: {self.module!r} is not in `modules`; write "
-                f"one of {list(brain.modules)}"
+        if self._folder is not None:
+            raise RuntimeError(
+                "pruning: this process has begun the run already; start "
+                "train.py again and it continues"
             )
-        self._folder = Path(brain.checkpointer.checkpoints_dir)
-        self._counter = epoch_counter
+        check_brain(brain, self.module, epoch_counter)
+        folder = Path(brain.checkpointer.checkpoints_dir)
         self.declaration = self.structures(brain.modules[self.module])
-        modules = _saved_modules(brain)
-        if (self._folder / "dense").is_dir():
-            self._check_same_run(read_meta(self._folder / "dense"))
-            load_snapshot(self._folder / "dense", modules)
+        modules = saved_modules(brain)
+        if epoch_counter is not None:
+            self._check_lengths(brain, epoch_counter.limit, steps_per_epoch)
+            if not _has_trained(folder):
+                shutil.rmtree(folder / "dense", ignore_errors=True)
+        if (folder / "dense").is_dir():
+            self._check_same_run(folder, read_meta(folder / "dense"))
+            load_snapshot(folder / "dense", modules)
         elif epoch_counter is None:
             raise ValueError(
-                f"{self._folder} holds no pruning run; run without "
-                "--test_only first"
+                f"{folder} holds no pruning run; train first (run without "
+                "--test_only)"
             )
         else:
-            self._check_lengths(brain, epoch_counter.limit, steps_per_epoch)
-            self._begin_afresh(brain, modules)
+            self._begin_afresh(brain, folder, modules)
+        self._folder = folder
+        self._counter = epoch_counter
         self._schedulers = {
             name: copy.deepcopy(scheduler.__dict__)
             for name, scheduler in _schedulers(brain, epoch_counter).items()
@@ -209,7 +220,7 @@ class PruningRun:
                 self._distillation, brain.modules, self.module, self.declaration
             )
 
-    def _begin_afresh(self, brain, modules):
+    def _begin_afresh(self, brain, folder, modules):
         # refuse now what would fail after hours
         self.budget.groups(self.declaration, self._pruner_arguments["min_keep"])
         if self.inference is not None:
@@ -220,26 +231,26 @@ class PruningRun:
             source = load_dense(self.start_from, modules, **self._start_keys)
             logger.info(f"Pruning starts from {source}")
         _warn_about_updates(brain, self.start_from)
-        save_snapshot(self._folder / "dense", modules, self._identity())
+        save_snapshot(folder / "dense", modules, self._identity())
 
     def _identity(self):
         """What must not change between a run and its continuation."""
         return {
             "units": {s.name: s.units for s in self.declaration.structures},
             "budget": self.budget.unit,
-            "target": self.budget.targets,
+            "target": self.budget.target,
             "prune_epochs": self.prune_epochs,
             "start_from": str(self.start_from),
         }
 
-    def _check_same_run(self, meta):
+    def _check_same_run(self, folder, meta):
         for key, value in self._identity().items():
             if meta.get(key) != value:
                 shown = (
                     "" if key == "units" else f" {meta.get(key)}, not {value}"
                 )
                 raise ValueError(
-                    f"output_folder: {self._folder} holds a run with another "
+                    f"output_folder: {folder} holds a run with another "
                     f"{key}{shown}; write another output_folder, or the old "
                     "value"
                 )
@@ -291,6 +302,7 @@ class PruningRun:
             compared on it.
         """
         self._counter.limit = self._total_epochs
+        self._check_gates_moved()
         brain.modules.eval()
         plan = self.pruner.binarise_(self.pruner.plan(final=True))
         scopes = [
@@ -313,8 +325,21 @@ class PruningRun:
         )
         self.plan = plan
 
+    def _check_gates_moved(self):
+        done, wanted = self.pruner.step, self.pruner.schedule.steps
+        if done == 0:
+            raise RuntimeError(
+                "pruning: the gates never moved; the recipe's fit_batch must "
+                "call self.optimizers_step()"
+            )
+        if done < wanted:
+            logger.warning(
+                f"The prune phase ended at step {done} of schedule_steps: "
+                f"{wanted}; the cut goes to the target at once"
+            )
+
     def _cut_recoverables(self, brain):
-        objects = {**_saved_modules(brain), "brain": brain}
+        objects = {**saved_modules(brain), "brain": brain}
         for name, saved in brain.checkpointer.recoverables.items():
             if saved is self._counter:
                 objects[name] = saved
@@ -347,6 +372,8 @@ class PruningRun:
     def _use_folder(self, brain, phase, resume_point):
         folder = self._folder / phase
         folder.mkdir(exist_ok=True)
+        set_torn_aside(folder)
+        mark_complete_(brain.checkpointer)
         brain.checkpointer.checkpoints_dir = folder
         brain.checkpointer.add_recoverable("pruning", resume_point)
 
@@ -389,37 +416,15 @@ class PruningRun:
     # -------------------------------------------------------------- steps
 
     def check_trainable(self, brain):
-        """Every masked tensor must learn, or gates cannot weigh it.
+        """Refuses masked tensors that do not learn, in the prune phase.
 
         Arguments
         ---------
         brain : Brain
             With its optimizers.
-
-        Raises
-        ------
-        ValueError
-            If one is frozen or in no optimizer.
         """
-        if self.pruner is None:
-            return
-        optimizers = (brain.optimizers_dict or {}).values()
-        learned = {
-            id(parameter)
-            for optimizer in optimizers or [brain.optimizer]
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        parameters = dict(self.declaration.root.named_parameters())
-        for name in self.declaration.touched_tensors():
-            frozen = not parameters[name].requires_grad
-            if frozen or id(parameters[name]) not in learned:
-                reason = "is frozen" if frozen else "is in no optimizer"
-                raise ValueError(
-                    f"modules: {self.module}: {name} {reason}, so it cannot "
-                    "be pruned; let it train (freeze: False), or name "
-                    "another `module` in the pruning block"
-                )
+        if self.pruner is not None:
+            check_trainable(brain, self.module, self.declaration)
 
     def begin_batch_(self):
         """Before a training forward: new gates once per optimizer step."""
@@ -487,13 +492,10 @@ class PruningRun:
         return named
 
 
-def _saved_modules(brain):
-    """The recipe's modules that its checkpointer saves."""
-    return {
-        name: saved
-        for name, saved in brain.checkpointer.recoverables.items()
-        if isinstance(saved, torch.nn.Module)
-    }
+def _has_trained(folder):
+    """Whether there is a checkpoint that a rerun would continue from."""
+    prune = folder / "prune"
+    return (folder / "cut").is_dir() or any(prune.glob("CKPT*"))
 
 
 def _schedulers(brain, epoch_counter):
@@ -503,7 +505,7 @@ def _schedulers(brain, epoch_counter):
         name: saved
         for name, saved in brain.checkpointer.recoverables.items()
         if not isinstance(
-            saved, (torch.nn.Module, torch.utils.data.DataLoader, ResumePoint)
+            saved, (torch.nn.Module, DataLoader, LoopedLoader, ResumePoint)
         )
         and saved is not brain
         and saved is not epoch_counter
@@ -523,7 +525,7 @@ def _warn_about_updates(brain, start_from):
 
 def _report_difference(difference):
     text = f"Masked and cut model differ by at most {difference:.1e}"
-    if difference > 1e-5:
+    if not difference <= 1e-5:  # also where it is no number
         logger.warning(f"{text}: more than rounding")
     else:
         logger.info(text)

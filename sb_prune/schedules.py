@@ -40,7 +40,7 @@ class LinearSchedule:
     def __init__(self, steps):
         if steps <= 0:
             raise ValueError(
-                f"steps: {steps}; write a positive number of optimizer steps, "
+                f"schedule_steps: {steps}; write a positive number of steps, "
                 "or name ConstantSchedule"
             )
         self.steps = steps

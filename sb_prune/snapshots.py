@@ -14,6 +14,9 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
+from speechbrain.utils.logger import get_logger
+
+logger = get_logger(__name__)
 
 
 def save_snapshot(folder, recoverables, meta):
@@ -115,13 +118,51 @@ def load_dense(folder, recoverables, min_key=None, max_key=None):
     loader = Checkpointer(checkpoints[0].path.parent, recoverables)
     try:
         loader.load_checkpoint(checkpoints[0])
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # damaged files fail in any way
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(
             f"start_from: {checkpoints[0].path} does not fit the model in "
             f"this YAML, or is damaged; use the YAML values of the dense run "
-            f"({str(error).strip().splitlines()[0]})"
+            f"({reason})"
         ) from error
     return checkpoints[0].path
+
+
+def mark_complete_(checkpointer):
+    """Lets every later checkpoint hold a file `complete`, made last.
+
+    SpeechBrain writes the meta file of a checkpoint first, so that a kill
+    while saving leaves what looks like a checkpoint.
+
+    Arguments
+    ---------
+    checkpointer : Checkpointer
+    """
+    if "save_checkpoint" in vars(checkpointer):
+        return
+    stock = checkpointer.save_checkpoint
+
+    def save_checkpoint(*args, **kwargs):
+        saved = stock(*args, **kwargs)
+        if saved is not None:
+            (saved.path / "complete").touch()
+        return saved
+
+    checkpointer.save_checkpoint = save_checkpoint
+
+
+def set_torn_aside(folder):
+    """Renames checkpoints whose saving was interrupted.
+
+    Arguments
+    ---------
+    folder : Path
+        Of checkpoints that `mark_complete_` marked.
+    """
+    for path in Path(folder).glob("CKPT*"):
+        if not (path / "complete").exists():
+            logger.warning(f"{path} was not saved to its end; set aside")
+            path.rename(path.with_name(f"torn-{path.name}"))
 
 
 def random_state():

@@ -67,8 +67,8 @@ class LayerwiseDistillation:
     output_weight : float
         Weight of the outputs' KL divergence, a mean over frames.
     outputs : list of str
-        Keys of the recipe's `modules` whose outputs are logits; those that a
-        recipe lacks are an error.
+        Keys of the recipe's `modules` whose outputs are logits and whose
+        input is, as it is, an output of another of them.
     temperature : float
         Of the outputs' softmax; the KL is scaled by its square.
     match : callable
@@ -124,13 +124,14 @@ class LayerwiseDistillation:
         ------
         RuntimeError
             If the student's layers did not run, or not as often as the
-            teacher's.
+            teacher's, or the teacher could not follow an output.
         """
         parts = {}
         if self.hidden_weight:
             parts["distill_hidden"] = self._hidden_error(teacher, surviving)
         if self.output_weight:
             for name in self.outputs:
+                _check_followed(teacher, name)
                 divergence = self._divergence(
                     teacher.student_outputs[name],
                     teacher.outputs[name],
@@ -160,6 +161,20 @@ class LayerwiseDistillation:
         goal = (goals / self.temperature).log_softmax(-1)
         each = F.kl_div(own, goal, reduction="none", log_target=True).sum(-1)
         return self.temperature**2 * _mean_over_frames(each, pad)
+
+
+def _check_followed(teacher, name):
+    if name not in teacher.outputs:
+        raise RuntimeError(
+            f"distillation: outputs: {name} did not run in this batch; leave "
+            "it out"
+        )
+    if name in teacher.unpaired:
+        raise RuntimeError(
+            f"distillation: outputs: {name} is not fed by the output of "
+            "another entry of `modules`, so the teacher cannot follow; leave "
+            "it out, or put what lies between into a module"
+        )
 
 
 def _mean_over_frames(values, pad):

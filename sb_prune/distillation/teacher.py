@@ -57,6 +57,8 @@ class Teacher:
 
     def _forget_(self):
         self._own = {}
+        self._translated = 0
+        self.unpaired = set()  # modules fed by something we cannot follow
         self.outputs, self.student_outputs = {}, {}
         self.hidden, self.student_hidden = [], []
         self.pad = None
@@ -115,7 +117,10 @@ class Teacher:
         def hook(module, args, kwargs, output):
             if not self._active:
                 return
+            before = self._translated
             args, kwargs = tree_map(self._translate, (args, kwargs))
+            if self._own and self._translated == before:
+                self.unpaired.add(name)
             with torch.no_grad():
                 own = self._copies[name](*args, **kwargs)
             self.outputs[name], self.student_outputs[name] = own, output
@@ -134,5 +139,6 @@ class Teacher:
 
     def _translate(self, value):
         if torch.is_tensor(value) and id(value) in self._own:
+            self._translated += 1
             return self._own[id(value)][1]
         return value

@@ -1,6 +1,6 @@
 """Structures of SpeechBrain's `ConformerEncoder`.
 
-System 1 of the README: FFN hidden units of both macaron halves, attention
+FFN hidden units of both macaron halves, attention
 heads, channels of the convolution module, and whole modules and layers
 (Jiang et al., "Accurate and Structured Pruning for Efficient Automatic Speech
 Recognition", Interspeech 2023).

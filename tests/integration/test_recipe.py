@@ -176,7 +176,7 @@ def test_bad_values_give_one_clear_error(changed, message, prune, tmp_path):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"target": 0.6}, r"another target {'': 0.5}, not {'': 0.6}; write"),
+        ({"target": 0.6}, r"another target 0.5, not 0.6; write"),
         ({"d_ffn": 48}, r"another units; write another output_folder"),
         ({"prune_epochs": 1}, r"another prune_epochs 2, not 1; write another"),
     ],

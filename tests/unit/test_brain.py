@@ -299,3 +299,126 @@ def test_nan_loss_leaves_the_gates_untouched(tmp_path):
     brain.pruning.step_gates_ = spy
     fit(brain, counter)
     assert seen == [True]
+
+
+def test_modules_that_are_not_saved_are_refused(tmp_path):
+    brain, counter = make(tmp_path, pruning=block())
+    del brain.checkpointer.recoverables["model"]
+    with pytest.raises(ValueError, match="are trained but not saved"):
+        fit(brain, counter)
+
+
+def test_counter_that_is_not_saved_is_refused(tmp_path):
+    brain, counter = make(tmp_path, pruning=block())
+    del brain.checkpointer.recoverables["counter"]
+    with pytest.raises(ValueError, match="the epoch counter is missing"):
+        fit(brain, counter)
+
+
+def test_early_stopping_is_refused(tmp_path):
+    brain, counter = make(tmp_path, pruning=block())
+    counter.should_stop = False
+    with pytest.raises(ValueError, match="epoch_counter: early stopping"):
+        fit(brain, counter)
+
+
+def test_several_processes_are_refused(tmp_path):
+    brain, counter = make(tmp_path, pruning=block())
+    brain.data_parallel_backend = True
+    with pytest.raises(ValueError, match="runs in one process so far"):
+        fit(brain, counter)
+
+
+def test_a_second_fit_is_refused(tmp_path):
+    brain, counter = make(tmp_path, pruning=block())
+    fit(brain, counter)
+    with pytest.raises(RuntimeError, match="start train.py again"):
+        fit(brain, counter)
+
+
+def test_gates_that_never_move_are_no_plan(tmp_path):
+    class Stubborn(PrunedRecipe):
+        def fit_batch(self, batch):
+            outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+            loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+            loss.backward()
+            self.optimizer.step()
+            return loss.detach()
+
+    brain, counter = make(tmp_path, Stubborn, pruning=block())
+    with pytest.raises(RuntimeError, match="must call self.optimizers_step"):
+        fit(brain, counter)
+
+
+def test_teacher_that_cannot_follow_is_refused(tmp_path, monkeypatch):
+    def forward(self, batch, stage):
+        encoded, _ = self.modules.Transformer(
+            batch["x"], None, batch["lengths"]
+        )
+        return self.modules.lin(encoded * 1.0)
+
+    monkeypatch.setattr(Recipe, "compute_forward", forward)
+    distillation = partial(LayerwiseDistillation, outputs=["lin"])
+    brain, counter = make(tmp_path, pruning=block(distillation=distillation))
+    with pytest.raises(RuntimeError, match="lin is not fed by the output of"):
+        fit(brain, counter)
+
+
+def test_torn_checkpoint_is_set_aside(tmp_path):
+    class Interrupted(PrunedRecipe):
+        def on_stage_start(self, stage, epoch=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+            super().on_stage_start(stage, epoch)
+
+    brain, counter = make(tmp_path, Interrupted, pruning=block())
+    with pytest.raises(KeyboardInterrupt):
+        fit(brain, counter)
+    (whole,) = (tmp_path / "prune").glob("CKPT*")
+    torn = whole.with_name("CKPT+9999-torn")
+    torn.mkdir()
+    meta = (whole / "CKPT.yaml").read_text()
+    (torn / "CKPT.yaml").write_text(
+        meta.replace("unixtime: ", "unixtime: 9")  # the newest
+    )
+    (torn / "model.ckpt").write_bytes(b"torn")
+    brain, counter = make(tmp_path, pruning=block())
+    fit(brain, counter)
+    assert brain.pruning.plan is not None
+    assert (tmp_path / "prune" / "torn-CKPT+9999-torn").is_dir()
+
+
+def test_refused_runs_may_change_their_target(tmp_path):
+    brain, counter = make(tmp_path, pruning=block())
+    brain.opt_class = lambda _: torch.optim.Adam(
+        brain.modules["lin"].parameters()
+    )
+    with pytest.raises(ValueError, match="is in no optimizer"):
+        fit(brain, counter)
+    brain, counter = make(tmp_path, pruning=block(target=0.4))
+    fit(brain, counter)
+    assert brain.pruning.plan is not None
+
+
+def test_deepcopy_in_training_has_gates_of_its_own(tmp_path):
+    class Copying(PrunedRecipe):
+        def on_stage_end(self, stage, stage_loss, epoch=None):
+            self.copied = copy.deepcopy(self.modules["Transformer"])
+            super().on_stage_end(stage, stage_loss, epoch)
+
+    brain, counter = make(tmp_path, Copying, pruning=block())
+    fit(brain, counter)
+    assert brain.copied is not None
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"min_keep": 0}, "min_keep: 0; write 1 or more"),
+        ({"target": "0.5"}, "target: 0.5 is no sparsity; write a number"),
+        ({"inference": "a.yaml"}, "write both `inference` and `export_folder`"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(changed, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, pruning=block(**changed))

@@ -61,7 +61,9 @@ def make_export(folder):
     export_model(
         folder,
         INFERENCE,
-        SimpleNamespace(hparams=SimpleNamespace(**{**hparams, **SIZES})),
+        SimpleNamespace(
+            modules={}, hparams=SimpleNamespace(**{**hparams, **SIZES})
+        ),
         module="Transformer",
         structures=structures,
         plan=plan,

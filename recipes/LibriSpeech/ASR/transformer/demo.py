@@ -34,6 +34,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.metric_stats import ErrorRateStats
 
 from sb_prune.demo.corpus import synthesise_librispeech
+from sb_prune.loading import tag_of
 from sb_prune.measure import (
     count_macs,
     count_parameters,
@@ -342,7 +343,7 @@ def load_dense(run):
     values = {
         key: trained[key]
         for key, node in read_yaml(inference).items()
-        if getattr(getattr(node, "tag", None), "value", "") == "!PLACEHOLDER"
+        if tag_of(node) == "!PLACEHOLDER"
     }
     with open(inference, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, values)

@@ -1,0 +1,129 @@
+"""What a recipe must offer, checked before hours are spent on it."""
+
+import torch
+
+
+def saved_modules(brain):
+    """The recipe's modules that its checkpointer saves.
+
+    Arguments
+    ---------
+    brain : Brain
+
+    Returns
+    -------
+    dict
+        Name of the recoverable -> module.
+    """
+    return {
+        name: saved
+        for name, saved in brain.checkpointer.recoverables.items()
+        if isinstance(saved, torch.nn.Module)
+    }
+
+
+def check_brain(brain, module, epoch_counter=None):
+    """Refuses a recipe that cannot be pruned or resumed.
+
+    Arguments
+    ---------
+    brain : Brain
+    module : str
+        Key of the module to prune.
+    epoch_counter : EpochCounter, optional
+        Given when training is to follow.
+
+    Raises
+    ------
+    ValueError
+        Naming the key and what to write.
+    """
+    if brain.distributed_launch or brain.data_parallel_backend:
+        raise ValueError(
+            "pruning runs in one process so far; leave out torchrun and "
+            "--data_parallel_backend"
+        )
+    if brain.checkpointer is None:
+        raise ValueError("checkpointer: pruning needs one in the YAML")
+    if module not in brain.modules:
+        raise ValueError(
+            f"pruning: module: {module!r} is not in `modules`; write one of "
+            f"{list(brain.modules)}"
+        )
+    _check_saved(brain)
+    if epoch_counter is not None:
+        _check_counter(brain, epoch_counter)
+
+
+def _check_saved(brain):
+    saved = {
+        id(parameter)
+        for held in saved_modules(brain).values()
+        for parameter in held.parameters()
+    }
+    lost = [
+        name
+        for name, module in brain.modules.items()
+        if any(
+            parameter.requires_grad and id(parameter) not in saved
+            for parameter in module.parameters()
+        )
+    ]
+    if lost:
+        raise ValueError(
+            f"checkpointer: recoverables: {lost} of `modules` are trained but "
+            "not saved; add `model`, a ModuleList of all that is trained"
+        )
+
+
+def _check_counter(brain, epoch_counter):
+    if not any(
+        saved is epoch_counter
+        for saved in brain.checkpointer.recoverables.values()
+    ):
+        raise ValueError(
+            "checkpointer: recoverables: the epoch counter is missing; add "
+            "counter: !ref <epoch_counter>"
+        )
+    if hasattr(epoch_counter, "should_stop"):
+        raise ValueError(
+            "epoch_counter: early stopping would end pruning before the "
+            "target is reached; write "
+            "speechbrain.utils.epoch_loop.EpochCounter"
+        )
+
+
+def check_trainable(brain, module, declaration):
+    """Every masked tensor must learn, or gates cannot weigh it.
+
+    Arguments
+    ---------
+    brain : Brain
+        With its optimizers.
+    module : str
+        Key of the pruned module.
+    declaration : Declaration
+        Of that module.
+
+    Raises
+    ------
+    ValueError
+        If one is frozen or in no optimizer.
+    """
+    optimizers = (brain.optimizers_dict or {}).values()
+    learned = {
+        id(parameter)
+        for optimizer in optimizers or [brain.optimizer]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    parameters = dict(declaration.root.named_parameters())
+    for name in declaration.touched_tensors():
+        frozen = not parameters[name].requires_grad
+        if frozen or id(parameters[name]) not in learned:
+            reason = "is frozen" if frozen else "is in no optimizer"
+            raise ValueError(
+                f"modules: {module}: {name} {reason}, so it cannot be pruned; "
+                "let it train (freeze: False), or name another `module` in "
+                "the pruning block"
+            )
