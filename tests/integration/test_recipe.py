@@ -207,4 +207,4 @@ def test_refusals_leave_the_folder_free(prune, tmp_path):
 
 def test_evaluating_before_pruning_is_refused(prune, tmp_path):
     done = prune(tmp_path / "run", check=False, test_only=True)
-    assert "holds no pruning run; run without --test_only" in last_line(done)
+    assert "holds no pruning run; train first" in last_line(done)
