@@ -155,7 +155,7 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
     plan : Plan
         What was kept.
     facts : dict
-        Measured figures for the card and the plan's comment.
+        Measured figures for the card.
 
     Returns
     -------

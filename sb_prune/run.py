@@ -320,7 +320,7 @@ class PruningRun:
         brain.optimizer_step = 0
         save_snapshot(
             self._folder / "cut",
-            {**self._cut_recoverables(brain), "pruning": ResumePoint()},
+            self._cut_recoverables(brain),
             {"plan": plan.to_dict(), "difference": difference},
         )
         self.plan = plan
@@ -339,7 +339,11 @@ class PruningRun:
             )
 
     def _cut_recoverables(self, brain):
-        objects = {**saved_modules(brain), "brain": brain}
+        objects = {
+            **saved_modules(brain),
+            "brain": brain,
+            "pruning": ResumePoint(),
+        }
         for name, saved in brain.checkpointer.recoverables.items():
             if saved is self._counter:
                 objects[name] = saved
@@ -363,10 +367,7 @@ class PruningRun:
             self.plan = Plan.from_dict(meta["plan"])
             cut_(self.declaration, self.plan)
         self.cut_difference = meta["difference"]
-        load_snapshot(
-            self._folder / "cut",
-            {**self._cut_recoverables(brain), "pruning": ResumePoint()},
-        )
+        load_snapshot(self._folder / "cut", self._cut_recoverables(brain))
         self._use_folder(brain, "finetune", ResumePoint())
 
     def _use_folder(self, brain, phase, resume_point):
@@ -463,7 +464,7 @@ class PruningRun:
         if self.plan is not None:
             kept = self.plan.keep
             return [
-                bool(kept.get(name, torch.ones(1)).all())
+                name not in kept or bool(kept[name].all())
                 for name in self.declaration.layers
             ]
         return self.pruner.open_modules(self.declaration.layers)
