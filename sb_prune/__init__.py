@@ -11,6 +11,12 @@ from sb_prune.plan import Plan
 from sb_prune.pruner import Pruner
 from sb_prune.run import PruningRun
 from sb_prune.schedules import ConstantSchedule, CubicSchedule, LinearSchedule
+from sb_prune.scores import (
+    ScorePruner,
+    magnitude_score,
+    random_score,
+    taylor_score,
+)
 from sb_prune.structures.conformer import conformer_structures
 from sb_prune.surgery import cut_
 
@@ -28,11 +34,15 @@ __all__ = [
     "Pruner",
     "PruningMixin",
     "PruningRun",
+    "ScorePruner",
     "Teacher",
     "attach_",
     "conformer_structures",
     "cut_",
     "detach_",
     "mac_cost",
+    "magnitude_score",
     "parameter_cost",
+    "random_score",
+    "taylor_score",
 ]

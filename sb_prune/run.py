@@ -14,6 +14,7 @@ says which phase a rerun continues.
 import copy
 import inspect
 import shutil
+from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
@@ -24,14 +25,13 @@ from torch.utils.data import DataLoader
 
 from sb_prune.budgets import ParameterBudget
 from sb_prune.checks import check_brain, check_trainable, saved_modules
-from sb_prune.controllers import ExactBudget
 from sb_prune.distillation import Distiller
 from sb_prune.exactness import largest_difference, record_calls
 from sb_prune.export import export_model, prepare_document
-from sb_prune.gates import HardConcrete
 from sb_prune.plan import Plan
 from sb_prune.pruner import Pruner
 from sb_prune.schedules import LinearSchedule
+from sb_prune.scores import ScorePruner
 from sb_prune.snapshots import (
     ResumePoint,
     generators_untouched,
@@ -74,12 +74,14 @@ class PruningRun:
         target -> budget, e.g. `MACBudget`.
     schedule : callable
         steps -> schedule, e.g. `CubicSchedule`.
-    gates : callable
+    gates : callable, optional
         Makes the gates, e.g. `HardConcrete`.
-    controller : callable
+    controller : callable, optional
         Makes the controller, e.g. `AugmentedLagrangian`.
-    gate_optimizer : callable
+    gate_optimizer : callable, optional
         Parameters -> optimizer of the gates' logits.
+    score : callable, optional
+        Chooses by a score instead of learned gates, e.g. `magnitude_score`.
     min_keep : int
         Units that stay where a module stays.
     seed : int
@@ -104,9 +106,10 @@ class PruningRun:
         start_max_key=None,
         budget=ParameterBudget,
         schedule=LinearSchedule,
-        gates=HardConcrete,
-        controller=ExactBudget,
-        gate_optimizer=torch.optim.Adam,
+        gates=None,
+        controller=None,
+        gate_optimizer=None,
+        score=None,
         min_keep=1,
         seed=0,
         distillation=None,
@@ -129,14 +132,10 @@ class PruningRun:
         self._distillation = distillation and distillation()
         self.inference = inference
         self.export_folder = export_folder
-        self._pruner_arguments = {
-            "schedule": schedule(steps=schedule_steps),
-            "gates": gates(),
-            "controller": controller(),
-            "gate_optimizer": gate_optimizer,
-            "min_keep": min_keep,
-            "seed": seed,
-        }
+        self._schedule = schedule(steps=schedule_steps)
+        self._min_keep = min_keep
+        self._seed = seed
+        self._choose = _chooser(score, gates, controller, gate_optimizer)
         self.pruner = None
         self.plan = None
         self.distiller = None
@@ -222,7 +221,7 @@ class PruningRun:
 
     def _begin_afresh(self, brain, folder, modules):
         # refuse now what would fail after hours
-        self.budget.groups(self.declaration, self._pruner_arguments["min_keep"])
+        self.budget.groups(self.declaration, self._min_keep)
         if self.inference is not None:
             prepare_document(
                 self.export_folder, self.inference, brain, self.module
@@ -261,7 +260,7 @@ class PruningRun:
                 f"prune_epochs: {self.prune_epochs} must be at least 1 and "
                 f"below number_of_epochs ({epochs}), which counts both phases"
             )
-        wanted = self._pruner_arguments["schedule"].steps
+        wanted = self._schedule.steps
         steps = steps_per_epoch * self.prune_epochs
         if wanted > steps and not brain.debug:
             raise ValueError(
@@ -282,8 +281,12 @@ class PruningRun:
         ---------
         brain : Brain
         """
-        self.pruner = Pruner(
-            self.declaration, self.budget, **self._pruner_arguments
+        self.pruner = self._choose(
+            self.declaration,
+            self.budget,
+            self._schedule,
+            min_keep=self._min_keep,
+            seed=self._seed,
         )
         self.pruner.attach_()
         if self._counter is not None:
@@ -491,6 +494,23 @@ class PruningRun:
         if self.pruner is not None:
             named.update(self.pruner.statistics(self.pruner.plan()))
         return named
+
+
+def _chooser(score, gates, controller, gate_optimizer):
+    """What makes the pruner of a block: learned gates, or a score."""
+    if score is None:
+        return partial(
+            Pruner,
+            gates=gates and gates(),
+            controller=controller and controller(),
+            gate_optimizer=gate_optimizer,
+        )
+    if gates or controller or gate_optimizer:
+        raise ValueError(
+            "pruning: a score leaves nothing to learn; leave out `gates`, "
+            "`controller` and `gate_optimizer`, or leave out `score`"
+        )
+    return partial(ScorePruner, score=score)
 
 
 def _has_trained(folder):
