@@ -1,5 +1,7 @@
 """Pruners: masks on a model, moved towards a budget, made into a plan."""
 
+from functools import cached_property
+
 import torch
 
 from sb_prune.controllers import ExactBudget
@@ -29,9 +31,19 @@ class BasePruner:
         Units that stay where a module stays.
     seed : int
         Of all that is drawn.
+    decay : float
+        Of `saliency`, the running mean of squared gate gradients, (N,).
     """
 
-    def __init__(self, declaration, budget, schedule=None, min_keep=1, seed=0):
+    def __init__(
+        self,
+        declaration,
+        budget,
+        schedule=None,
+        min_keep=1,
+        seed=0,
+        decay=0.98,
+    ):
         self.declaration = declaration
         self.budget = budget
         self.groups = budget.groups(declaration, min_keep)
@@ -43,7 +55,20 @@ class BasePruner:
             "parameters": parameter_cost(declaration),
             "MACs": mac_cost(declaration, budget.frames),
         }
+        self.saliency = torch.zeros(declaration.total_units)
+        self._decay = decay
         self._values = self._sample = None
+
+    @cached_property
+    def prices(self):
+        """(N,) what closing one unit alone frees, in the budget's unit."""
+        structures = self.declaration.structures
+        dense = torch.tensor([s.units for s in structures]).double()
+        one_less = dense - torch.eye(len(structures)).double()
+        freed = sum(
+            group.dense - group.cost.of_kept(one_less) for group in self.groups
+        )
+        return freed.repeat_interleave(dense.long()).float()
 
     def attach_(self):
         """Puts the masks on the model, all gates open."""
@@ -74,6 +99,9 @@ class BasePruner:
             return None
         gradient = self._sample.grad.cpu() / scale
         return gradient if torch.isfinite(gradient).all() else None
+
+    def _listen(self, gradient):
+        self.saliency.lerp_(gradient.square(), 1 - self._decay)
 
     def plan(self, final=False):
         """The plan that would be cut now.
@@ -198,7 +226,11 @@ class BasePruner:
 
     def state_dict(self):
         """What resuming needs."""
-        return {"units": self._units(), "step": self.step}
+        return {
+            "units": self._units(),
+            "step": self.step,
+            "saliency": self.saliency.clone(),
+        }
 
     def _units(self):
         return {s.name: s.units for s in self.declaration.structures}
@@ -222,6 +254,7 @@ class BasePruner:
                 "output_folder"
             )
         self.step = state["step"]
+        self.saliency.copy_(state["saliency"])
 
 
 class Pruner(BasePruner):
@@ -251,6 +284,11 @@ class Pruner(BasePruner):
         Makes the expected sparsity follow the schedule.
     gate_optimizer : callable, optional
         Parameters -> optimizer of the logits.
+    first_score : callable, optional
+        Pruner -> (N,): in which order the gates start. As long as the
+        schedule asks for nothing the gates stay open and `saliency` is
+        gathered; then the logits are spread by the ranks of this score. By
+        default all start alike.
     min_keep : int
         Units that stay where a module stays.
     seed : int
@@ -283,6 +321,7 @@ class Pruner(BasePruner):
         gates=None,
         controller=None,
         gate_optimizer=None,
+        first_score=None,
         min_keep=1,
         seed=0,
     ):
@@ -293,6 +332,7 @@ class Pruner(BasePruner):
         make = gate_optimizer or torch.optim.Adam
         self.optimizer = make([self.logits])
         self._members = torch.stack([g.members for g in self.groups])
+        self._first_score = first_score
         self._source = self._penalty = None
 
     def scores(self):
@@ -322,13 +362,25 @@ class Pruner(BasePruner):
         """Draws the gates of this optimizer step and applies them."""
         if not self.targets().any():  # s' = 0 where nothing may be cut yet
             self._source = None
-            self._apply(torch.ones_like(self.logits))
+            listening = self._first_score is not None
+            self._apply(torch.ones_like(self.logits), learn=listening)
             return
+        self._spread_logits()
         with torch.enable_grad():
             logits, self._penalty = self._control()
             generator = torch.Generator().manual_seed(self._step_seed())
             self._source = self.gates.sample(logits, generator)
         self._apply(self._source.detach(), learn=True)
+
+    def _spread_logits(self):
+        """Once, when pruning begins: the first score's ranks as logits."""
+        if self._first_score is None:
+            return
+        ranks = self._first_score(self).argsort().argsort()
+        share = ranks / (len(ranks) - 1)
+        with torch.no_grad():
+            self.logits.copy_(self.gates.bound * (2 * share - 1))
+        self._first_score = None
 
     def _step_seed(self):
         return (self.seed * 1_000_003 + self.step) % 2**63
@@ -354,7 +406,10 @@ class Pruner(BasePruner):
         """
         self.step += 1
         gradient = self._gradient(scale)
-        if self._source is None or gradient is None:
+        if gradient is None:
+            return False
+        if self._source is None:
+            self._listen(gradient)
             return False
         self.optimizer.zero_grad()
         loss = (self._source * gradient).sum() + self._penalty
@@ -385,6 +440,7 @@ class Pruner(BasePruner):
         return {
             **super().state_dict(),
             "logits": self.logits.detach().clone(),
+            "spread": self._first_score is None,
             "optimizer": self.optimizer.state_dict(),
             "controller": self.controller.state_dict(),
         }
@@ -394,5 +450,7 @@ class Pruner(BasePruner):
         super().load_state_dict(state)
         with torch.no_grad():
             self.logits.copy_(state["logits"])
+        if state["spread"]:
+            self._first_score = None
         self.optimizer.load_state_dict(state["optimizer"])
         self.controller.load_state_dict(state["controller"])

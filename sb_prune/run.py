@@ -80,6 +80,8 @@ class PruningRun:
         Makes the controller, e.g. `AugmentedLagrangian`.
     gate_optimizer : callable, optional
         Parameters -> optimizer of the gates' logits.
+    first_score : callable, optional
+        In which order the gates start, e.g. `taylor_score`.
     score : callable, optional
         Chooses by a score instead of learned gates, e.g. `magnitude_score`.
     min_keep : int
@@ -109,6 +111,7 @@ class PruningRun:
         gates=None,
         controller=None,
         gate_optimizer=None,
+        first_score=None,
         score=None,
         min_keep=1,
         seed=0,
@@ -135,7 +138,13 @@ class PruningRun:
         self._schedule = schedule(steps=schedule_steps)
         self._min_keep = min_keep
         self._seed = seed
-        self._choose = _chooser(score, gates, controller, gate_optimizer)
+        learned = {
+            "gates": gates and gates(),
+            "controller": controller and controller(),
+            "gate_optimizer": gate_optimizer,
+            "first_score": first_score,
+        }
+        self._choose = _chooser(score, learned)
         self.pruner = None
         self.plan = None
         self.distiller = None
@@ -496,19 +505,15 @@ class PruningRun:
         return named
 
 
-def _chooser(score, gates, controller, gate_optimizer):
+def _chooser(score, learned):
     """What makes the pruner of a block: learned gates, or a score."""
     if score is None:
-        return partial(
-            Pruner,
-            gates=gates and gates(),
-            controller=controller and controller(),
-            gate_optimizer=gate_optimizer,
-        )
-    if gates or controller or gate_optimizer:
+        return partial(Pruner, **learned)
+    given = [f"`{key}`" for key, value in learned.items() if value]
+    if given:
         raise ValueError(
-            "pruning: a score leaves nothing to learn; leave out `gates`, "
-            "`controller` and `gate_optimizer`, or leave out `score`"
+            f"pruning: a score leaves nothing to learn; leave out "
+            f"{', '.join(given)}, or leave out `score`"
         )
     return partial(ScorePruner, score=score)
 

@@ -18,7 +18,7 @@ def random_score(pruner):
 
     Arguments
     ---------
-    pruner : ScorePruner
+    pruner : BasePruner
 
     Returns
     -------
@@ -38,7 +38,7 @@ def magnitude_score(pruner):
 
     Arguments
     ---------
-    pruner : ScorePruner
+    pruner : BasePruner
 
     Returns
     -------
@@ -63,7 +63,7 @@ def taylor_score(pruner):
 
     Arguments
     ---------
-    pruner : ScorePruner
+    pruner : BasePruner
 
     Returns
     -------
@@ -111,7 +111,7 @@ class ScorePruner(BasePruner):
     schedule : LinearSchedule, CubicSchedule or ConstantSchedule, optional
         Share of the target over the steps.
     score : callable
-        ScorePruner -> (N,) scores.
+        Pruner -> (N,) scores.
     every : int
         Optimizer steps from one choice to the next.
     decay : float
@@ -151,25 +151,12 @@ class ScorePruner(BasePruner):
         min_keep=1,
         seed=0,
     ):
-        super().__init__(declaration, budget, schedule, min_keep, seed)
+        super().__init__(declaration, budget, schedule, min_keep, seed, decay)
         if every < 1:
             raise ValueError(f"every: {every}; write 1 or more steps")
         self.score = score
         self.every = every
-        self.decay = decay
-        self.saliency = torch.zeros(declaration.total_units)
-        self.prices = self._price_units()
         self._chosen = torch.ones(declaration.total_units)
-
-    def _price_units(self):
-        """(N,) what closing one unit alone frees, in the budget's unit."""
-        structures = self.declaration.structures
-        dense = torch.tensor([s.units for s in structures]).double()
-        one_less = dense - torch.eye(len(structures)).double()
-        freed = sum(
-            group.dense - group.cost.of_kept(one_less) for group in self.groups
-        )
-        return freed.repeat_interleave(dense.long()).float()
 
     def scores(self):
         """Ranks the units, (N,)."""
@@ -198,19 +185,14 @@ class ScorePruner(BasePruner):
         gradient = self._gradient(scale)
         if gradient is None:
             return False
-        self.saliency.lerp_(gradient.square(), 1 - self.decay)
+        self._listen(gradient)
         return True
 
     def state_dict(self):
         """What resuming needs."""
-        return {
-            **super().state_dict(),
-            "saliency": self.saliency.clone(),
-            "chosen": self._chosen.clone(),
-        }
+        return {**super().state_dict(), "chosen": self._chosen.clone()}
 
     def load_state_dict(self, state):
         """Takes what `state_dict` gave."""
         super().load_state_dict(state)
-        self.saliency.copy_(state["saliency"])
         self._chosen.copy_(state["chosen"])

@@ -33,7 +33,7 @@ RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 TABLE = Path(__file__).with_suffix(".json")
 
 TEST_UTTERANCES = 640
-WIDTH, LAYERS, KERNEL = 144, 4, 15  # of demo_train.yaml
+WIDTH, LAYERS, KERNEL = 96, 4, 15
 DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 12, 6, 6
 STEPS = 94  # optimizer steps in an epoch
 LEVELS = (0.75, 0.5)
@@ -98,7 +98,7 @@ class Runs:
             "number_of_epochs": epochs,
             "total_steps": STEPS * epochs,
             "cooldown_steps": STEPS * epochs // 2,
-            **(model or {}),
+            **(model or {"d_model": WIDTH, "d_ffn": 4 * WIDTH}),
         }
         yaml = RECIPE / "hparams/demo_train.yaml"
         return self._run(name, yaml, seed, options)
@@ -110,6 +110,8 @@ class Runs:
             "number_of_epochs": PRUNE_EPOCHS + TUNE_EPOCHS,
             "prune_epochs": PRUNE_EPOCHS,
             "target": level,
+            "d_model": WIDTH,
+            "d_ffn": 4 * WIDTH,
             "dense_folder": self.folder / f"dense-{seed}",
         }
         return self._run(name, yaml, seed, options)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sb_prune import (
+    HardConcrete,
     LinearSchedule,
     MACBudget,
     ParameterBudget,
@@ -60,7 +61,9 @@ def test_lands_on_its_budget(make_pruner, backward_gates, score):
     plan = pruner.cut_()
     expected = cost.of_kept(plan.kept_counts(pruner.declaration))
     encoder = pruner.declaration.root.encoder
-    assert sum(p.numel() for p in encoder.parameters()) == round(float(expected))
+    assert sum(p.numel() for p in encoder.parameters()) == round(
+        float(expected)
+    )
 
 
 @every_score
@@ -219,5 +222,5 @@ def test_a_block_with_score_and_gates():
             1,
             1,
             score=taylor_score,
-            gates=lambda: None,
+            gates=HardConcrete,
         )
