@@ -11,7 +11,13 @@ from sb_prune.plan import Plan
 from sb_prune.pruner import Pruner
 from sb_prune.run import PruningRun
 from sb_prune.schedules import ConstantSchedule, CubicSchedule, LinearSchedule
+from sb_prune.structures.branchformer import branchformer_structures
 from sb_prune.structures.conformer import conformer_structures
+from sb_prune.structures.encoder_decoder import encoder_decoder_structures
+from sb_prune.structures.transformer import (
+    decoder_structures,
+    transformer_structures,
+)
 from sb_prune.surgery import cut_
 
 __all__ = [
@@ -30,9 +36,13 @@ __all__ = [
     "PruningRun",
     "Teacher",
     "attach_",
+    "branchformer_structures",
     "conformer_structures",
     "cut_",
+    "decoder_structures",
     "detach_",
+    "encoder_decoder_structures",
     "mac_cost",
     "parameter_cost",
+    "transformer_structures",
 ]
