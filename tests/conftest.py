@@ -69,12 +69,12 @@ def make_asr():
     ):
         relative = attention == "RelPosMHAXL"
         defaults = {
+            "tgt_vocab": 5,
             "encoder_module": "conformer",
             "normalize_before": True,
             "num_decoder_layers": 0,
         }
         model = TransformerASR(
-            tgt_vocab=5,
             input_size=FEATURES,
             d_model=16,
             nhead=4,
