@@ -22,9 +22,8 @@ LazyModule.__file__ = None
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring
 
 
-def _redraw_(model, seed):
+def _redraw_(model, generator):
     """Norms and biases start at 1 and 0, where mistakes would not show."""
-    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(0, 0.3, generator=generator)
@@ -89,7 +88,7 @@ def make_asr():
         )
         if relative_decoder:
             _make_decoder_relative_(model, layers, dropout)
-        _redraw_(model, seed)
+        _redraw_(model, torch.Generator().manual_seed(seed))
         return model.eval()
 
     return make
