@@ -28,6 +28,7 @@ from sb_prune.structures import (
     conformer,
     transformer,
 )
+from sb_prune.surgery import cut_
 
 FRAMES, TOKENS = 13, 6
 TOLERANCE = 1e-5
@@ -286,6 +287,16 @@ def test_gradients_of_what_stays_are_exact(
 
     masked, cut = masked_and_cut(declaration, plan, gradient)
     assert (masked - cut).abs().max() <= 1e-4
+
+
+@each_build
+def test_meta_tensors_are_cut_alike(make_asr, random_plan, build):
+    real, meta = build.make(make_asr), build.make(make_asr).to("meta")
+    for model in (real, meta):
+        declaration = build.declare(model)
+        cut_(declaration, random_plan(declaration, keep=0.8))
+    assert all(p.is_meta for p in meta.parameters())
+    meta.load_state_dict(real.state_dict(), strict=True, assign=True)
 
 
 def scope(declaration):
