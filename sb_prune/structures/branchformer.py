@@ -20,7 +20,7 @@ from sb_prune.structures.parts import (
     Part,
     attention,
     consecutive,
-    linear_operation,
+    weight_operations,
     whole_linear,
 )
 from sb_prune.structures.stacks import Layer, declare
@@ -89,14 +89,11 @@ def branchformer_layer(name, layer):
     Layer
     """
     merge = f"{name}.merge_proj"
-    weight = layer.merge_proj.weight
     return Layer(
         parts=(_attention(name, layer), _gating_mlp(name, layer)),
         masks=whole_linear(merge, layer.merge_proj),
         removes=((merge, Absent),),
-        operations=lambda frames: [
-            linear_operation(merge, f"{merge}.weight", weight, frames)
-        ],
+        operations=weight_operations(merge, layer, ["merge_proj"], path=name),
     )
 
 
@@ -128,11 +125,11 @@ def _gating_mlp(layer_name, layer):
             (f"{layer_name}.norm_conv", torch.nn.Identity),
         ),
     )
-    return Part(
-        module,
-        _channels(name, branch),
-        partial(_gating_operations, name, branch),
-    )
+    parts = ["pre_channel_proj", "csgu.conv.conv", "post_channel_proj"]
+    if branch.csgu.use_linear_after_conv:
+        parts.append("csgu.linear")
+    operations = weight_operations(name, branch, parts)
+    return Part(module, _channels(name, branch), operations)
 
 
 def _channels(name, branch):
@@ -165,18 +162,3 @@ def _channels(name, branch):
         norms=(Slices(f"{csgu}.norm.norm", None, each),),
         counts=((f"{csgu}.conv.conv", "groups"),),
     )
-
-
-def _gating_operations(name, branch, frames):
-    parts = ["pre_channel_proj", "csgu.conv.conv", "post_channel_proj"]
-    if branch.csgu.use_linear_after_conv:
-        parts.append("csgu.linear")
-    return [
-        linear_operation(
-            name,
-            f"{name}.{part}.weight",
-            branch.get_submodule(part).weight,
-            frames,
-        )
-        for part in parts
-    ]

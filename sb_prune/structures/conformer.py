@@ -19,7 +19,7 @@ from sb_prune.structures.parts import (
     attention,
     consecutive,
     feed_forward,
-    linear_operation,
+    weight_operations,
     whole_linear,
 )
 from sb_prune.structures.stacks import Layer, declare
@@ -132,22 +132,14 @@ def _convolution(name, conv):
         masks=whole_linear(f"{name}.after_conv.2", conv.after_conv[2]),
         removes=((name, absent),),
     )
-    return Part(module, units, partial(_convolution_operations, name, conv))
+    return Part(module, units, _convolution_operations(name, conv))
 
 
-def _convolution_operations(name, conv, frames):
+def _convolution_operations(name, conv):
     extra = conv.padding if conv.causal else 0  # computed, then chomped
-    lengths = {
-        "bottleneck.0": frames,
-        "conv": frames + extra,
-        "after_conv.2": frames,
-    }
-    return [
-        linear_operation(
-            name,
-            f"{name}.{part}.weight",
-            conv.get_submodule(part).weight,
-            length,
-        )
-        for part, length in lengths.items()
-    ]
+    pointwise = ["bottleneck.0", "after_conv.2"]
+    operations = (
+        weight_operations(name, conv, pointwise),
+        weight_operations(name, conv, ["conv"], lambda frames: frames + extra),
+    )
+    return lambda frames: [o for each in operations for o in each(frames)]

@@ -76,9 +76,39 @@ def same_length(frames):
     return frames
 
 
-def linear_operation(module, tensor, weight, steps):
-    """MACs of a weight that is applied once per step."""
-    return Operation(steps * weight.numel(), module, tensor=tensor)
+def weight_operations(name, module, parts, steps=same_length, path=None):
+    """MACs of weights that are applied once per step.
+
+    They hold no tensor: what is cut must not be kept alive.
+
+    Arguments
+    ---------
+    name : str
+        Module that goes when all of it is cut.
+    module : torch.nn.Module
+        What holds the weights.
+    parts : list of str
+        Submodules of it that have one.
+    steps : callable
+        frames -> steps that they run over.
+    path : str, optional
+        Name of `module`, if it lies below `name`.
+
+    Returns
+    -------
+    callable
+        frames (int) -> list of Operation.
+    """
+    sizes = {
+        f"{path or name}.{part}.weight": module.get_submodule(
+            part
+        ).weight.numel()
+        for part in parts
+    }
+    return lambda frames: [
+        Operation(steps(frames) * size, name, tensor=tensor)
+        for tensor, size in sizes.items()
+    ]
 
 
 def feed_forward(name, ffn, path=None, norm=None, steps=same_length):
@@ -105,7 +135,6 @@ def feed_forward(name, ffn, path=None, norm=None, steps=same_length):
     if not isinstance(ffn, PositionalwiseFeedForward):
         return None
     path = path or name
-    weights = {f"{path}.ffn.{i}.weight": ffn.ffn[i].weight for i in (0, 3)}
     first, second = f"{path}.ffn.0", f"{path}.ffn.3"
     each = consecutive(ffn.ffn[0].out_features)
     units = Structure(
@@ -126,13 +155,9 @@ def feed_forward(name, ffn, path=None, norm=None, steps=same_length):
         masks=whole_linear(second, ffn.ffn[3]),
         removes=((name, Absent), *_identity(norm)),
     )
+    linears = ["ffn.0", "ffn.3"]
     return Part(
-        module,
-        units,
-        lambda frames: [
-            linear_operation(name, tensor, weight, steps(frames))
-            for tensor, weight in weights.items()
-        ],
+        module, units, weight_operations(name, ffn, linears, steps, path)
     )
 
 
@@ -173,14 +198,10 @@ def attention(name, module, norm=None, steps=same_length, memory=None):
         masks=whole_linear(f"{path}.out_proj", inner.out_proj),
         removes=((name, absent), *_identity(norm)),
     )
-    heads = _heads(name, path, inner, cross)
-    keys = memory or steps
     return Part(
         whole,
-        heads,
-        lambda frames: _attention_operations(
-            name, path, inner, steps(frames), keys(frames)
-        ),
+        _heads(name, path, inner, cross),
+        _attention_operations(name, path, inner, steps, memory or steps),
     )
 
 
@@ -236,26 +257,27 @@ def _projection_rows(inner, cross):
     return torch.cat([each + i * heads * width for i in range(3)], dim=1)
 
 
-def _attention_operations(name, path, inner, queries, keys):
-    """MACs of L queries over S keys."""
-    weight = inner.in_proj_weight
-    pairs = 2 * keys  # scores and values
-    found = [
-        linear_operation(
-            name, f"{path}.in_proj_weight", weight, (queries + 2 * keys) / 3
-        ),
-        linear_operation(
-            name, f"{path}.out_proj.weight", inner.out_proj.weight, queries
-        ),
-    ]
-    if isinstance(inner, RelPosMHAXL):
-        positions = 2 * max(queries, keys) - 1
-        pairs += positions
-        weight = inner.linear_pos.weight
-        found.append(
-            linear_operation(
-                name, f"{path}.linear_pos.weight", weight, positions
-            )
-        )
-    macs = queries * pairs * inner.num_heads * inner.head_dim
-    return found + [Operation(macs, name, structures=(f"{name}.heads",))]
+def _attention_operations(name, path, inner, steps, memory):
+    """frames -> MACs of L queries over S keys."""
+    sizes = {tensor: p.numel() for tensor, p in inner.named_parameters()}
+    width = inner.num_heads * inner.head_dim
+    relative = isinstance(inner, RelPosMHAXL)
+
+    def operations(frames):
+        queries, keys = steps(frames), memory(frames)
+        positions = (2 * max(queries, keys) - 1) * relative
+        times = {
+            "in_proj_weight": (queries + 2 * keys) / 3,
+            "out_proj.weight": queries,
+            "linear_pos.weight": positions,
+        }
+        found = [
+            Operation(times[t] * sizes[t], name, tensor=f"{path}.{t}")
+            for t in times
+            if t in sizes
+        ]
+        pairs = queries * (2 * keys + positions)  # scores and values
+        heads = (f"{name}.heads",)
+        return found + [Operation(pairs * width, name, structures=heads)]
+
+    return operations

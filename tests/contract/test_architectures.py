@@ -1,6 +1,8 @@
 """What every architecture file must fulfil. A new one adds rows to BUILDS."""
 
+import gc
 import math
+import weakref
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Callable
@@ -249,6 +251,24 @@ def test_everything_gone(make_asr, compute, masked_and_cut, build):
     closed = {s.name: torch.zeros(s.units) > 0 for s in declaration.structures}
     assert_exact(*masked_and_cut(declaration, Plan(closed), compute))
     assert count(declaration) == build.norms * 2 * 16
+
+
+@each_build
+def test_declarations_keep_nothing_alive(make_asr, build):
+    """They outlive the cut; the dense weights must not."""
+    declaration = build.declare(build.make(make_asr))
+    root = declaration.root
+    operations = declaration.operations(FRAMES)
+    gone = [
+        weakref.ref(root.get_submodule(name))
+        for structure in declaration.structures
+        for name, _ in structure.removes
+    ]
+    closed = {s.name: torch.zeros(s.units) > 0 for s in declaration.structures}
+    cut_(declaration, Plan(closed))
+    gc.collect()
+    assert not any(module() for module in gone)
+    assert declaration.operations(FRAMES) == operations
 
 
 @each_build
