@@ -17,7 +17,13 @@ from sb_prune.scores import (
     random_score,
     taylor_score,
 )
+from sb_prune.structures.branchformer import branchformer_structures
 from sb_prune.structures.conformer import conformer_structures
+from sb_prune.structures.encoder_decoder import encoder_decoder_structures
+from sb_prune.structures.transformer import (
+    decoder_structures,
+    transformer_structures,
+)
 from sb_prune.surgery import cut_
 
 __all__ = [
@@ -37,12 +43,16 @@ __all__ = [
     "ScorePruner",
     "Teacher",
     "attach_",
+    "branchformer_structures",
     "conformer_structures",
     "cut_",
+    "decoder_structures",
     "detach_",
+    "encoder_decoder_structures",
     "mac_cost",
     "magnitude_score",
     "parameter_cost",
     "random_score",
     "taylor_score",
+    "transformer_structures",
 ]

@@ -131,7 +131,8 @@ class Declaration:
     operations : callable
         frames (int) -> list of Operation inside the scope.
     layers : tuple of str
-        The stacked blocks, bottom first (distillation, reports).
+        The stacked blocks, bottom first (distillation, reports); those of a
+        decoder follow those of its encoder.
     layerdrop : float
         Probability with which training skips a block.
 
