@@ -7,6 +7,7 @@ from sb_prune.cost import mac_cost, parameter_cost
 from sb_prune.fitting import fit_plan
 from sb_prune.gates import HardConcrete
 from sb_prune.masking import attach_, detach_
+from sb_prune.parallel import mean_over_processes
 from sb_prune.schedules import ConstantSchedule
 from sb_prune.surgery import cut_
 
@@ -155,8 +156,27 @@ class Pruner:
         self._sample = values.to(device, copy=True).requires_grad_(learn)
         self._values.set_(self._sample, is_open)
 
+    def veto_step_(self):
+        """Lets the coming `step_` leave the gates where they are.
+
+        One process decides for all.
+        """
+        self._sample.grad = torch.full_like(self._sample, torch.nan)
+
+    def _gradient(self, scale):
+        """What this step's sample received in all processes, unscaled: (N,).
+
+        What one process lacks makes it NaN in all, so that they stay alike.
+        """
+        if self._sample.grad is None:
+            self.veto_step_()
+        mean = mean_over_processes(self._sample.grad)
+        return mean.to(self.logits.device) / scale
+
     def step_(self, scale=1.0):
         """Moves the gates by the gradient that this step's sample received.
+
+        In several processes each must call it; all then have the same gates.
 
         Arguments
         ---------
@@ -167,12 +187,13 @@ class Pruner:
         -------
         bool
             Whether the gates moved: not before the schedule starts, and not
-            on a gradient that is not finite.
+            on a gradient that is missing or not finite. The schedule goes on
+            in either case.
         """
         self.step += 1
-        if self._source is None or self._sample.grad is None:
+        if self._source is None:
             return False
-        gradient = self._sample.grad.to(self.logits.device) / scale
+        gradient = self._gradient(scale)
         if not torch.isfinite(gradient).all():
             return False
         self.optimizer.zero_grad()
