@@ -150,15 +150,18 @@ class LayerwiseDistillation:
             )
         surviving = surviving or [True] * len(student)
         errors = [
-            _mean_over_frames((student[s] - goals[t]).square(), teacher.pad)
+            # in full precision also under autocast
+            _mean_over_frames(
+                (student[s].float() - goals[t].float()).square(), teacher.pad
+            )
             for s, t in self.match(student, goals, surviving)
         ]
         mean = torch.stack(errors).mean() if errors else student[0].sum() * 0
         return self.hidden_weight * mean
 
     def _divergence(self, logits, goals, pad):
-        own = (logits / self.temperature).log_softmax(-1)
-        goal = (goals / self.temperature).log_softmax(-1)
+        own = (logits.float() / self.temperature).log_softmax(-1)
+        goal = (goals.float() / self.temperature).log_softmax(-1)
         each = F.kl_div(own, goal, reduction="none", log_target=True).sum(-1)
         return self.temperature**2 * _mean_over_frames(each, pad)
 
