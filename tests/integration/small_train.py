@@ -126,9 +126,9 @@ def train(folder, batches_per_step, **run_opts):
         checkpointer=checkpointer,
     )
     sb_prune.run.prepare_document = lambda *arguments: None
-    sb_prune.run.export_model = lambda folder, *arguments, **facts: (
-        Path(folder, f"exported{RANK}").touch()
-    )
+    sb_prune.run.export_model = lambda folder, *arguments, **facts: Path(
+        folder, f"exported{RANK}"
+    ).touch()
     brain.fit(counter, Batches(), train_loader_kwargs={"batch_size": None})
     teacher = brain.pruning.distiller.teacher._copies["lin"]
     found = {
