@@ -10,9 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sb_prune.cost import mac_cost, parameter_cost
-from sb_prune.masking import attach_
+from sb_prune.masking import attach_, detach_
 from sb_prune.plan import Plan, full_plan
 from sb_prune.structures.conformer import KINDS, conformer_structures
+from sb_prune.surgery import cut_
 
 ATTENTIONS = ("RelPosMHAXL", "RoPEMHA", "regularMHA")
 BUILDS = [(kind, causal) for kind in ATTENTIONS for causal in (False, True)]
@@ -120,6 +121,26 @@ def test_everything_gone(make_asr, encode, masked_and_cut, build):
     assert_exact(*masked_and_cut(declaration, Plan(closed), encode))
     norms = 2 * model.encoder.norm.norm.weight.numel()
     assert count(model.encoder) == norms * (1 + len(declaration.layers))
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("extreme", [modules_of_a_layer_gone, whole_layer_gone])
+def test_every_parameter_stays_in_use(make_asr, encode, build, extreme):
+    """So DistributedDataParallel needs no `find_unused_parameters`."""
+    declaration = conformer_structures(make_asr(*build))
+    plan, model = extreme(declaration), declaration.root
+
+    def unused():
+        model.zero_grad()
+        encode(model).sum().backward()
+        found = model.encoder.named_parameters()
+        return [name for name, tensor in found if tensor.grad is None]
+
+    attach_(declaration).set_(plan.values(declaration))
+    assert not unused()
+    detach_(model)
+    cut_(declaration, plan)
+    assert not unused()
 
 
 @pytest.mark.parametrize("build", BUILDS)
