@@ -28,35 +28,36 @@ from sb_prune import (
 
 RANK = int(os.environ.get("RANK", 0))
 BATCHES = 16
+BAD_BATCH = 13  # rank 1 of 2 gets it: the last step of 4 in each epoch
 
 
 class Recipe(sb.Brain):
-    """A Conformer that regresses its targets."""
+    """A Conformer that regresses its targets; one loss is not finite."""
 
     def compute_forward(self, batch, stage):
         encoded, _ = self.modules.Transformer(batch["x"], None)
         return self.modules.lin(encoded)
 
     def compute_objectives(self, predictions, batch, stage):
-        return (predictions - batch["y"]).square().mean()
+        loss = (predictions - batch["y"]).square().mean()
+        return loss + torch.nan if batch["index"] == BAD_BATCH else loss
 
 
 class RecordedRecipe(PruningMixin, Recipe):
     """The same recipe, pruned; every step of its gates is kept."""
 
-    steps = None
+    steps = ()
 
     def optimizers_step(self):
         super().optimizers_step()
         pruner = self.pruning.pruner
         if pruner is not None and pruner.logits.grad is not None:
-            self.steps = (self.steps or []) + [
-                {
-                    "gates": pruner._sample.detach().clone(),
-                    "gradient": pruner.logits.grad.clone(),
-                    "logits": pruner.logits.detach().clone(),
-                }
-            ]
+            step = {
+                "gates": pruner._sample.detach().clone(),
+                "gradient": pruner.logits.grad.clone(),
+                "logits": pruner.logits.detach().clone(),
+            }
+            self.steps += (step,)
 
 
 class Batches(torch.utils.data.Dataset):
@@ -68,6 +69,7 @@ class Batches(torch.utils.data.Dataset):
     def __getitem__(self, index):
         generator = torch.Generator().manual_seed(index)
         return {
+            "index": index,
             "x": torch.randn(2, 12, 6, generator=generator),
             "y": torch.randn(2, 12, 3, generator=generator),
         }

@@ -67,6 +67,13 @@ def test_processes_agree_bit_for_bit(of_two):
         )
 
 
+def test_bad_loss_of_one_process_stops_the_gates_of_both(of_two):
+    for rank in of_two:
+        logits = [step["logits"] for step in rank["steps"]]
+        stayed = [torch.equal(a, b) for a, b in zip(logits, logits[1:])]
+        assert stayed == [False, True, False, False, False, True]
+
+
 def test_weights_are_those_of_one_process(of_one, of_two):
     """Through both phases, so through the cut and a second wrapping."""
     for name, value in of_one["model"].items():
