@@ -1,10 +1,11 @@
 """The mixin that makes any recipe's Brain prune."""
 
 import speechbrain as sb
+import torch
 from speechbrain.dataio.dataloader import LoopedLoader
-from speechbrain.utils.distributed import if_main_process
 from torch.utils.data import DataLoader
 
+from sb_prune.parallel import unwrap_
 from sb_prune.run import PruningRun
 
 
@@ -97,12 +98,14 @@ class PruningMixin:
         if not run.is_cut:
             run.start_pruning_(self)
             super().fit(epoch_counter, train_set, valid_set, progressbar)
+            unwrap_(self.modules)
             seen = train_set if valid_set is None else valid_set
             run.cut_(self, next(iter(seen)))
         run.start_finetuning_(self)
         if self.debug:  # a few epochs of this phase too
             self.debug_epochs += epoch_counter.current
         super().fit(epoch_counter, train_set, valid_set, progressbar)
+        unwrap_(self.modules)
         self._export()
 
     def _loader(self, data, stage, **kwargs):
@@ -111,15 +114,15 @@ class PruningMixin:
         return self.make_dataloader(data, stage=stage, **kwargs)
 
     def _export(self):
-        if if_main_process():
-            self.modules.eval()
-            self.pruning.export(self)
+        self.modules.eval()
+        self.pruning.export(self)
 
     def on_fit_start(self):
         """The recipe's start; then every masked tensor must be learning."""
         super().on_fit_start()
         if self.pruning is not None:
             self.pruning.check_trainable(self)
+            self.pruning.listen_(self.modules)
 
     def compute_forward(self, batch, stage):
         """The recipe's forward, with fresh gates in training."""
@@ -134,11 +137,20 @@ class PruningMixin:
             loss = self.pruning.add_distillation(loss)
         return loss
 
+    def check_loss_isfinite(self, loss):
+        """The recipe's patience; the gates skip the step of a bad loss."""
+        if self.pruning is not None and not torch.isfinite(loss):
+            self.pruning.veto_gates_()
+        super().check_loss_isfinite(loss)
+
     def optimizers_step(self):
-        """The gates' step, then the recipe's."""
-        if self.pruning is not None:
-            self.pruning.step_gates_(self.scaler.get_scale())
+        """The recipe's step, then the gates', unless the scaler skipped."""
+        scale = self.scaler.get_scale()
         super().optimizers_step()
+        if self.pruning is not None:
+            if self.scaler.get_scale() < scale:
+                self.pruning.veto_gates_()
+            self.pruning.step_gates_(scale)
 
     def on_stage_start(self, stage, epoch=None):
         """Evaluation sees the plan that would be exported now."""

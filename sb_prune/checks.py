@@ -38,10 +38,16 @@ def check_brain(brain, module, epoch_counter=None):
     ValueError
         Naming the key and what to write.
     """
-    if brain.distributed_launch or brain.data_parallel_backend:
+    if brain.data_parallel_backend:
         raise ValueError(
-            "pruning runs in one process so far; leave out torchrun and "
-            "--data_parallel_backend"
+            "data_parallel_backend: its copies of the model would not share "
+            "gates; leave it out and start with "
+            "torchrun --nproc_per_node=<GPUs> train.py ..."
+        )
+    if brain.jit:
+        raise ValueError(
+            "jit: masks and surgery cannot enter a scripted module; leave "
+            "--jit out, or write --compile"
         )
     if brain.checkpointer is None:
         raise ValueError("checkpointer: pruning needs one in the YAML")

@@ -9,6 +9,7 @@ from sb_prune.cost import mac_cost, parameter_cost
 from sb_prune.fitting import fit_plan
 from sb_prune.gates import HardConcrete
 from sb_prune.masking import attach_, detach_
+from sb_prune.parallel import mean_over_processes
 from sb_prune.schedules import ConstantSchedule
 from sb_prune.surgery import cut_
 
@@ -93,12 +94,25 @@ class BasePruner:
         self._sample = values.to(device, copy=True).requires_grad_(learn)
         self._values.set_(self._sample, is_open)
 
+    def veto_step_(self):
+        """Lets the coming `step_` leave the gates where they are.
+
+        One process decides for all.
+        """
+        self._sample.grad = torch.full_like(self._sample, torch.nan)
+
     def _gradient(self, scale):
-        """What the sample received, (N,); None if nothing or not finite."""
-        if self._sample is None or self._sample.grad is None:
+        """What this step's sample received in all processes, unscaled: (N,).
+
+        What one process lacks is missing in all, so that they stay alike.
+        None if it is missing or not finite, or nothing is to be learned.
+        """
+        if not self._sample.requires_grad:
             return None
-        gradient = self._sample.grad.cpu() / scale
-        return gradient if torch.isfinite(gradient).all() else None
+        if self._sample.grad is None:
+            self.veto_step_()
+        mean = mean_over_processes(self._sample.grad).cpu() / scale
+        return mean if torch.isfinite(mean).all() else None
 
     def _listen(self, gradient):
         self.saliency.lerp_(gradient.square(), 1 - self._decay)

@@ -20,6 +20,7 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataloader import LoopedLoader
+from speechbrain.utils.distributed import ddp_broadcast, run_on_main
 from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader
 
@@ -148,6 +149,7 @@ class PruningRun:
         self.pruner = None
         self.plan = None
         self.distiller = None
+        self.is_cut = False
         self.cut_difference = None
         self._folder = None
         self._sampled_step = None
@@ -200,16 +202,17 @@ class PruningRun:
                 "train.py again and it continues"
             )
         check_brain(brain, self.module, epoch_counter)
-        folder = Path(brain.checkpointer.checkpoints_dir)
+        # with --debug each process has a folder of its own
+        folder = ddp_broadcast(Path(brain.checkpointer.checkpoints_dir))
         self.declaration = self.structures(brain.modules[self.module])
         modules = saved_modules(brain)
         if epoch_counter is not None:
             self._check_lengths(brain, epoch_counter.limit, steps_per_epoch)
-            if not _has_trained(folder):
-                shutil.rmtree(folder / "dense", ignore_errors=True)
-        if (folder / "dense").is_dir():
+        has_begun, self.is_cut = run_on_main(
+            _standing, [folder, epoch_counter is not None]
+        )
+        if has_begun:
             self._check_same_run(folder, read_meta(folder / "dense"))
-            load_snapshot(folder / "dense", modules)
         elif epoch_counter is None:
             raise ValueError(
                 f"{folder} holds no pruning run; train first (run without "
@@ -217,12 +220,14 @@ class PruningRun:
             )
         else:
             self._begin_afresh(brain, folder, modules)
+        load_snapshot(folder / "dense", modules)
         self._folder = folder
         self._counter = epoch_counter
         self._schedulers = {
             name: copy.deepcopy(scheduler.__dict__)
             for name, scheduler in _schedulers(brain, epoch_counter).items()
         }
+        self._scaler = brain.scaler.state_dict()
         if self._distillation is not None:
             self.distiller = Distiller(
                 self._distillation, brain.modules, self.module, self.declaration
@@ -278,11 +283,6 @@ class PruningRun:
                 "lower it or raise prune_epochs"
             )
 
-    @property
-    def is_cut(self):
-        """Whether the run is past the cut."""
-        return (self._folder / "cut").is_dir()
-
     def start_pruning_(self, brain):
         """Masks the model and turns the checkpointer to the prune phase.
 
@@ -316,7 +316,9 @@ class PruningRun:
         self._counter.limit = self._total_epochs
         self._check_gates_moved()
         brain.modules.eval()
-        plan = self.pruner.binarise_(self.pruner.plan(final=True))
+        # the plan of one process, lest rounding on other machines differ
+        plan = ddp_broadcast(self.pruner.plan(final=True))
+        self.pruner.binarise_(plan)
         scopes = [
             self.declaration.root.get_submodule(name)
             for name in self.declaration.scope
@@ -336,6 +338,7 @@ class PruningRun:
             {"plan": plan.to_dict(), "difference": difference},
         )
         self.plan = plan
+        self.is_cut = True
 
     def _check_gates_moved(self):
         done, wanted = self.pruner.step, self.pruner.schedule.steps
@@ -366,6 +369,7 @@ class PruningRun:
         self.load_cut_(brain)
         for name, scheduler in _schedulers(brain, self._counter).items():
             scheduler.__dict__.update(copy.deepcopy(self._schedulers[name]))
+        brain.scaler.load_state_dict(self._scaler)
 
     def load_cut_(self, brain):
         """Gives the model the shapes and weights it had after the cut.
@@ -384,8 +388,7 @@ class PruningRun:
 
     def _use_folder(self, brain, phase, resume_point):
         folder = self._folder / phase
-        folder.mkdir(exist_ok=True)
-        set_torn_aside(folder)
+        run_on_main(_make_room, [folder])
         mark_complete_(brain.checkpointer)
         brain.checkpointer.checkpoints_dir = folder
         brain.checkpointer.add_recoverable("pruning", resume_point)
@@ -403,6 +406,8 @@ class PruningRun:
     def export(self, brain):
         """Writes the small model, if the YAML says where.
 
+        Of several processes the main one writes and the others wait.
+
         Arguments
         ---------
         brain : Brain
@@ -416,14 +421,15 @@ class PruningRun:
             return None
         if self.plan is None:
             raise RuntimeError("export: the model is not pruned yet; call fit")
-        return export_model(
-            self.export_folder,
-            self.inference,
-            brain,
-            module=self.module,
-            structures=self.structures,
-            plan=self.plan,
-            facts={"cut_max_abs_diff": self.cut_difference},
+        return run_on_main(
+            export_model,
+            [self.export_folder, self.inference, brain],
+            {
+                "module": self.module,
+                "structures": self.structures,
+                "plan": self.plan,
+                "facts": {"cut_max_abs_diff": self.cut_difference},
+            },
         )
 
     # -------------------------------------------------------------- steps
@@ -481,13 +487,29 @@ class PruningRun:
             ]
         return self.pruner.open_modules(self.declaration.layers)
 
+    def listen_(self, modules):
+        """Lets the teacher follow the modules as they are wrapped now.
+
+        Arguments
+        ---------
+        modules : dict
+            Name -> module of the recipe.
+        """
+        if self.distiller is not None:
+            self.distiller.teacher.listen_(modules)
+
+    def veto_gates_(self):
+        """The recipe's step is void, so the gates will not move either."""
+        if self.pruner is not None:
+            self.pruner.veto_step_()
+
     def step_gates_(self, scale):
-        """Before the recipe's optimizers step.
+        """With each step of the recipe's optimizers.
 
         Arguments
         ---------
         scale : float
-            Of the GradScaler.
+            Of the GradScaler, when the loss was scaled.
         """
         if self.pruner is not None:
             self.pruner.step_(scale)
@@ -518,10 +540,21 @@ def _chooser(score, learned):
     return partial(ScorePruner, score=score)
 
 
-def _has_trained(folder):
-    """Whether there is a checkpoint that a rerun would continue from."""
-    prune = folder / "prune"
-    return (folder / "cut").is_dir() or any(prune.glob("CKPT*"))
+def _standing(folder, is_training):
+    """Whether a run has begun in a folder, and whether it is past the cut.
+
+    A start that no checkpoint followed is forgotten where training begins.
+    """
+    is_cut = (folder / "cut").is_dir()
+    has_trained = is_cut or any((folder / "prune").glob("CKPT*"))
+    if is_training and not has_trained:
+        shutil.rmtree(folder / "dense", ignore_errors=True)
+    return (folder / "dense").is_dir(), is_cut
+
+
+def _make_room(folder):
+    folder.mkdir(exist_ok=True)
+    set_torn_aside(folder)
 
 
 def _schedulers(brain, epoch_counter):

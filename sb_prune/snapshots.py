@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -14,13 +15,23 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    get_rank,
+    if_main_process,
+    run_on_main,
+)
 from speechbrain.utils.logger import get_logger
+
+from sb_prune.parallel import of_all_processes, process_count
 
 logger = get_logger(__name__)
 
 
 def save_snapshot(folder, recoverables, meta):
     """Saves objects into a folder that is either absent or complete.
+
+    In several processes each must call it; the main process writes.
 
     Arguments
     ---------
@@ -33,9 +44,10 @@ def save_snapshot(folder, recoverables, meta):
     """
     folder = Path(folder)
     aside = folder.with_name(folder.name + ".incomplete")
-    shutil.rmtree(aside, ignore_errors=True)
+    run_on_main(shutil.rmtree, [aside], {"ignore_errors": True})
     Checkpointer(aside, recoverables).save_checkpoint(meta=meta)
-    os.replace(aside, folder)
+    ddp_barrier()  # none is yet to make the folder that is renamed
+    run_on_main(os.replace, [aside, folder])
 
 
 def load_snapshot(folder, recoverables):
@@ -181,7 +193,7 @@ def random_state():
 
 
 def set_random_state(state):
-    """Puts `random_state` back.
+    """Puts a `random_state` back.
 
     Arguments
     ---------
@@ -204,9 +216,23 @@ def generators_untouched():
         set_random_state(state)
 
 
-@register_checkpoint_hooks
+def _set_random_state_of_rank(states):
+    """Puts back what this process saved, where as many run as then."""
+    if len(states) == process_count():
+        set_random_state(states[get_rank() or 0])
+        return
+    logger.warning(
+        f"Saved by {len(states)} processes, continued by {process_count()}: "
+        "the run goes on, but not as it would have without the interruption"
+    )
+    set_random_state(states[0])
+
+
+@partial(register_checkpoint_hooks, save_on_main_only=False)
 class ResumePoint:
     """What SpeechBrain does not checkpoint: random generators, the pruner.
+
+    The generators are those of every process, the pruner is the same in all.
 
     Arguments
     ---------
@@ -219,15 +245,16 @@ class ResumePoint:
 
     @mark_as_saver
     def _save(self, path):
-        state = {"random": random_state()}
+        state = {"random": of_all_processes(random_state())}
         if self.pruner is not None:
             state["pruner"] = self.pruner.state_dict()
-        torch.save(state, path)
+        if if_main_process():
+            torch.save(state, path)
 
     @mark_as_loader
     def _load(self, path, end_of_epoch):
         # the generators' states are not tensors only; the file is our own
         state = torch.load(path, weights_only=False)
-        set_random_state(state["random"])
+        _set_random_state_of_rank(state["random"])
         if self.pruner is not None:
             self.pruner.load_state_dict(state["pruner"])

@@ -6,6 +6,8 @@ from sb_prune.distillation.teacher import Teacher
 class Distiller:
     """Adds a distillation loss to a recipe's own and keeps the books.
 
+    Its `teacher` must listen to the modules when they are trained.
+
     Arguments
     ---------
     distillation : LayerwiseDistillation
@@ -37,7 +39,6 @@ class Distiller:
             )
         self.distillation = distillation
         self.teacher = Teacher(modules, layers={module: declaration.layers})
-        self.teacher.listen_(modules)
         self._sums = {}
         self._batches = 0
 

@@ -150,7 +150,10 @@ class LayerwiseDistillation:
             alive = [surviving is None or surviving[i] for i in positions]
             pads = [teacher.pads.get(stack)]
             errors += [
-                _mean_over_frames((student[s] - goals[t]).square(), pads)
+                # in full precision also under autocast
+                _mean_over_frames(
+                    (student[s].float() - goals[t].float()).square(), pads
+                )
                 for s, t in self.match(student, goals, alive)
             ]
         if not errors:  # no layer survives
@@ -159,8 +162,8 @@ class LayerwiseDistillation:
         return self.hidden_weight * torch.stack(errors).mean()
 
     def _divergence(self, logits, goals, pads):
-        own = (logits / self.temperature).log_softmax(-1)
-        goal = (goals / self.temperature).log_softmax(-1)
+        own = (logits.float() / self.temperature).log_softmax(-1)
+        goal = (goals.float() / self.temperature).log_softmax(-1)
         each = F.kl_div(own, goal, reduction="none", log_target=True).sum(-1)
         return self.temperature**2 * _mean_over_frames(each, pads)
 

@@ -11,6 +11,8 @@ import copy
 import torch
 from torch.utils._pytree import tree_map
 
+from sb_prune.parallel import unwrap
+
 
 class Teacher:
     """Frozen copies of modules, as they are when this object is made.
@@ -101,7 +103,7 @@ class Teacher:
         ]
         for key, names in self._layers.items():
             for name in names:
-                layer = modules[key].get_submodule(name)
+                layer = unwrap(modules[key]).get_submodule(name)
                 stack = _stack(key, name)
                 self._handles += [
                     layer.register_forward_pre_hook(

@@ -23,7 +23,7 @@ from sb_prune import (
 )
 from sb_prune.cost import mac_cost, parameter_cost
 from sb_prune.exactness import record_calls
-from sb_prune.masking import attach_
+from sb_prune.masking import attach_, detach_
 from sb_prune.plan import Plan, full_plan
 from sb_prune.structures import (
     branchformer,
@@ -251,6 +251,30 @@ def test_everything_gone(make_asr, compute, masked_and_cut, build):
     closed = {s.name: torch.zeros(s.units) > 0 for s in declaration.structures}
     assert_exact(*masked_and_cut(declaration, Plan(closed), compute))
     assert count(declaration) == build.norms * 2 * 16
+
+
+@each_build
+@pytest.mark.parametrize("extreme", [modules_of_a_layer_gone, whole_layer_gone])
+def test_every_parameter_stays_in_use(make_asr, compute, build, extreme):
+    """So DistributedDataParallel needs no `find_unused_parameters`."""
+    declaration = build.declare(build.make(make_asr))
+    plan, model = extreme(declaration), declaration.root
+
+    def unused():
+        model.zero_grad()
+        compute(model).sum().backward()
+        return [
+            name
+            for scope in declaration.scope
+            for name, tensor in model.get_submodule(scope).named_parameters()
+            if tensor.grad is None
+        ]
+
+    attach_(declaration).set_(plan.values(declaration))
+    assert not unused()
+    detach_(model)
+    cut_(declaration, plan)
+    assert not unused()
 
 
 @each_build

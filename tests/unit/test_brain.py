@@ -72,7 +72,13 @@ class Whole(torch.utils.data.Dataset):
         return batches()[index]
 
 
-def make(folder, brain_class=PrunedRecipe, pruning=None, layerdrop=0.0):
+def make(
+    folder,
+    brain_class=PrunedRecipe,
+    pruning=None,
+    layerdrop=0.0,
+    **run_opts,
+):
     torch.manual_seed(0)
     transformer = TransformerASR(
         tgt_vocab=4,
@@ -108,7 +114,7 @@ def make(folder, brain_class=PrunedRecipe, pruning=None, layerdrop=0.0):
         modules=modules,
         opt_class=partial(torch.optim.Adam, lr=0.002),
         hparams=hparams,
-        run_opts={"device": "cpu", "noprogressbar": True},
+        run_opts={"device": "cpu", "noprogressbar": True, **run_opts},
         checkpointer=checkpointer,
     )
     return brain, counter
@@ -281,26 +287,6 @@ def test_mixin_around_no_recipe_is_refused():
         type("Wrong", (PruningMixin, sb.Brain), body)
 
 
-def test_nan_loss_leaves_the_gates_untouched(tmp_path):
-    brain, counter = make(tmp_path, pruning=block(schedule_steps=1))
-    seen = []
-    stock = brain.pruning.step_gates_
-
-    def spy(scale):
-        pruner = brain.pruning.pruner
-        if pruner is not None and pruner.step == 5:
-            pruner._sample.grad.fill_(float("nan"))
-            before = pruner.logits.detach().clone()
-            stock(scale)
-            seen.append(torch.equal(before, pruner.logits))
-            return
-        stock(scale)
-
-    brain.pruning.step_gates_ = spy
-    fit(brain, counter)
-    assert seen == [True]
-
-
 def test_modules_that_are_not_saved_are_refused(tmp_path):
     brain, counter = make(tmp_path, pruning=block())
     del brain.checkpointer.recoverables["model"]
@@ -322,10 +308,17 @@ def test_early_stopping_is_refused(tmp_path):
         fit(brain, counter)
 
 
-def test_several_processes_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("data_parallel_backend", "leave it out and start with torchrun"),
+        ("jit", "leave --jit out, or write --compile"),
+    ],
+)
+def test_unfit_run_options_are_refused(option, message, tmp_path):
     brain, counter = make(tmp_path, pruning=block())
-    brain.data_parallel_backend = True
-    with pytest.raises(ValueError, match="runs in one process so far"):
+    setattr(brain, option, True)  # data parallel wants a GPU at once
+    with pytest.raises(ValueError, match=f"{option}: .*{message}"):
         fit(brain, counter)
 
 
