@@ -107,7 +107,7 @@ class BasePruner:
         What one process lacks is missing in all, so that they stay alike.
         None if it is missing or not finite, or nothing is to be learned.
         """
-        if not self._sample.requires_grad:
+        if self._sample is None or not self._sample.requires_grad:
             return None
         if self._sample.grad is None:
             self.veto_step_()
