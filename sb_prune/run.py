@@ -26,6 +26,11 @@ from sb_prune.budgets import ParameterBudget
 from sb_prune.checks import check_brain, check_trainable, saved_modules
 from sb_prune.controllers import ExactBudget
 from sb_prune.distillation import Distiller
+from sb_prune.durable import (
+    guard_,
+    set_torn_aside,
+    set_torn_snapshot_aside,
+)
 from sb_prune.exactness import largest_difference, record_calls
 from sb_prune.export import export_model, prepare_document
 from sb_prune.gates import HardConcrete
@@ -37,10 +42,8 @@ from sb_prune.snapshots import (
     generators_untouched,
     load_dense,
     load_snapshot,
-    mark_complete_,
     read_meta,
     save_snapshot,
-    set_torn_aside,
 )
 from sb_prune.surgery import cut_
 
@@ -142,6 +145,7 @@ class PruningRun:
         self.distiller = None
         self.cut_difference = None
         self._folder = None
+        self._resume_point = ResumePoint()
         self._sampled_step = None
 
     @classmethod
@@ -199,6 +203,8 @@ class PruningRun:
             self._check_lengths(brain, epoch_counter.limit, steps_per_epoch)
             if not _has_trained(folder):
                 shutil.rmtree(folder / "dense", ignore_errors=True)
+        set_torn_snapshot_aside(folder / "dense")
+        set_torn_snapshot_aside(folder / "cut")
         if (folder / "dense").is_dir():
             self._check_same_run(folder, read_meta(folder / "dense"))
             load_snapshot(folder / "dense", modules)
@@ -289,7 +295,7 @@ class PruningRun:
         if self._counter is not None:
             self._total_epochs = self._counter.limit
             self._counter.limit = self.prune_epochs
-        self._use_folder(brain, "prune", ResumePoint(self.pruner))
+        self._use_folder(brain, "prune")
 
     def cut_(self, brain, batch):
         """Ends the prune phase: cuts the model and saves it.
@@ -368,15 +374,22 @@ class PruningRun:
             cut_(self.declaration, self.plan)
         self.cut_difference = meta["difference"]
         load_snapshot(self._folder / "cut", self._cut_recoverables(brain))
-        self._use_folder(brain, "finetune", ResumePoint())
+        self._use_folder(brain, "finetune")
 
-    def _use_folder(self, brain, phase, resume_point):
+    def _use_folder(self, brain, phase):
         folder = self._folder / phase
         folder.mkdir(exist_ok=True)
         set_torn_aside(folder)
-        mark_complete_(brain.checkpointer)
-        brain.checkpointer.checkpoints_dir = folder
-        brain.checkpointer.add_recoverable("pruning", resume_point)
+        checkpointer = brain.checkpointer
+        guard_(checkpointer)
+        checkpointer.checkpoints_dir = folder
+        loaders = [
+            saved
+            for saved in checkpointer.recoverables.values()
+            if isinstance(saved, DataLoader)
+        ]
+        self._resume_point = ResumePoint(self.pruner, loaders)
+        checkpointer.add_recoverable("pruning", self._resume_point)
 
     def resume_for_evaluation_(self, brain):
         """Rebuilds the shapes of a run that this process did not train."""
@@ -429,6 +442,7 @@ class PruningRun:
 
     def begin_batch_(self):
         """Before a training forward: new gates once per optimizer step."""
+        self._resume_point.begin_batch_()
         if self.pruner is not None and self._sampled_step != self.pruner.step:
             self.pruner.sample_()
             self._sampled_step = self.pruner.step
