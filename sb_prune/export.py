@@ -247,7 +247,7 @@ def prepare_document(folder, inference, brain, module):
 
 
 def _check_ours(folder):
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return
     yaml_file = folder / "hyperparams.yaml"
     if not (yaml_file.is_file() and MARK in yaml_file.read_text("utf-8")):
@@ -264,7 +264,13 @@ def _read(inference):
             "dense model as for publishing (relative to where train.py runs)"
         )
     with open(inference, encoding="utf-8") as file:
-        return ruamel.yaml.YAML().load(file)
+        document = ruamel.yaml.YAML().load(file)
+    if not isinstance(document, CommentedMap):
+        raise ValueError(
+            f"inference: {inference} is empty; write the YAML of the dense "
+            "model as for publishing"
+        )
+    return document
 
 
 def _tagged(tag, **items):

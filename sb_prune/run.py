@@ -14,6 +14,7 @@ says which phase a rerun continues.
 import copy
 import inspect
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import speechbrain as sb
@@ -23,7 +24,13 @@ from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader
 
 from sb_prune.budgets import ParameterBudget
-from sb_prune.checks import check_brain, check_trainable, saved_modules
+from sb_prune.checks import (
+    check_brain,
+    check_callable,
+    check_trainable,
+    check_whole_number,
+    saved_modules,
+)
 from sb_prune.controllers import ExactBudget
 from sb_prune.distillation import Distiller
 from sb_prune.durable import (
@@ -116,8 +123,22 @@ class PruningRun:
         inference=None,
         export_folder=None,
     ):
-        if min_keep < 1:
-            raise ValueError(f"min_keep: {min_keep}; write 1 or more")
+        check_callable(
+            structures=structures,
+            budget=budget,
+            schedule=schedule,
+            gates=gates,
+            controller=controller,
+            gate_optimizer=gate_optimizer,
+        )
+        if distillation is not None:
+            check_callable(distillation=distillation)
+        check_whole_number(1, prune_epochs=prune_epochs, min_keep=min_keep)
+        check_whole_number(0, schedule_steps=schedule_steps, seed=seed)
+        if start_min_key is not None and start_max_key is not None:
+            raise ValueError(
+                "pruning: write `start_min_key` or `start_max_key`, not both"
+            )
         if (inference is None) != (export_folder is None):
             raise ValueError(
                 "pruning: write both `inference` and `export_folder`, or "
@@ -163,8 +184,13 @@ class PruningRun:
         Raises
         ------
         ValueError
-            If a key is unknown or missing.
+            If it is no mapping, or a key is unknown or missing.
         """
+        if not isinstance(block, Mapping):
+            raise ValueError(
+                f"pruning: {block!r} is no mapping; write one line `key: "
+                "value` for each argument of sb_prune.PruningRun"
+            )
         known = inspect.signature(cls).parameters
         for key in block:
             if key not in known:

@@ -10,6 +10,7 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from functools import partial
@@ -216,6 +217,11 @@ def fill_disk(kind, path):
     if kind == "save":
         raise RuntimeError("PytorchStreamWriter failed writing file data/0")
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def limit_file_size(kind, path):
+    """From now on the system refuses to write a file of usual size."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
 def _tear(kind, path):
