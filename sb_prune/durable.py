@@ -183,7 +183,7 @@ def rename_(source, target):
 
 
 def reason(error):
-    """The first line of what an error says.
+    """What an error says, without torch's stack of frames.
 
     Arguments
     ---------
@@ -192,10 +192,15 @@ def reason(error):
     Returns
     -------
     str
+        One line.
 
     Example
     -------
     >>> reason(RuntimeError("no space\\nframe #0: ..."))
     'no space'
+    >>> reason(RuntimeError("Errors for Linear:\\n\\tsize mismatch\\n\\tand more"))
+    'Errors for Linear: size mismatch'
     """
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+    lines = (str(error) or type(error).__name__).strip().splitlines()
+    detail = lines[1:2] if lines[0].endswith(":") else []
+    return " ".join(line.strip() for line in lines[:1] + detail)
