@@ -198,7 +198,7 @@ def reason(error):
     -------
     >>> reason(RuntimeError("no space\\nframe #0: ..."))
     'no space'
-    >>> reason(RuntimeError("Errors for Linear:\\n\\tsize mismatch\\n\\tand more"))
+    >>> reason(RuntimeError("Errors for Linear:\\n\\tsize mismatch"))
     'Errors for Linear: size mismatch'
     """
     lines = (str(error) or type(error).__name__).strip().splitlines()
