@@ -63,7 +63,9 @@ class PruningMixin:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         block = getattr(getattr(self, "hparams", None), "pruning", None)
-        self.pruning = PruningRun.from_block(block) if block else None
+        self.pruning = None
+        if block is not None:
+            self.pruning = PruningRun.from_block(block)
 
     def fit(
         self,

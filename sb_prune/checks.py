@@ -3,6 +3,63 @@
 import torch
 
 
+def check_callable(**settings):
+    """Refuses a part that the YAML makes instead of naming.
+
+    Arguments
+    ---------
+    settings : callable
+        By their key in the pruning block.
+
+    Raises
+    ------
+    ValueError
+        Naming the key and what to write.
+
+    Example
+    -------
+    >>> check_callable(gate_optimizer=0.05)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: pruning: gate_optimizer: 0.05 cannot be called; ...
+    """
+    for key, value in settings.items():
+        if not callable(value):
+            raise ValueError(
+                f"pruning: {key}: {value!r} cannot be called; write !name: "
+                "and the name of a class or function"
+            )
+
+
+def check_whole_number(least, **settings):
+    """Refuses what is no whole number, or too small.
+
+    Arguments
+    ---------
+    least : int
+        Smallest value.
+    settings : int
+        By their key in the pruning block.
+
+    Raises
+    ------
+    ValueError
+        Naming the key and what to write.
+
+    Example
+    -------
+    >>> check_whole_number(1, min_keep=0)
+    Traceback (most recent call last):
+    ValueError: pruning: min_keep: 0; write a whole number, 1 or more
+    """
+    for key, value in settings.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < least:
+            raise ValueError(
+                f"pruning: {key}: {value!r}; write a whole number, {least} or "
+                "more"
+            )
+
+
 def saved_modules(brain):
     """The recipe's modules that its checkpointer saves.
 

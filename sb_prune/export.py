@@ -8,7 +8,6 @@ weights, the normaliser, the tokenizer and a card.
 """
 
 import hashlib
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.logger import get_logger
 
+from sb_prune.durable import naming_what_fails, rename_
 from sb_prune.loading import BUILDER, load_export, tag_of
 from sb_prune.plan import Plan
 from sb_prune.snapshots import generators_untouched
@@ -169,24 +169,38 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
     """
     folder = Path(folder)
     document = prepare_document(folder, inference, brain, module)
-    aside = folder.with_name(folder.name + ".incomplete")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    place = folder.resolve()  # a link to another disk stays one
+    aside = place.with_name(place.name + ".incomplete")
     _wrap_cut_module(document, module, structures, plan)
-    _save_loadables(document, inference, brain, aside)
-    yaml_file = aside / "hyperparams.yaml"
-    with open(yaml_file, "w", encoding="utf-8") as file:
-        file.write(f"# {MARK}: made by sb_prune, plan inline\n")
-        ruamel.yaml.YAML().dump(document, file)
+    with naming_what_fails(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        _save_loadables(document, inference, brain, aside)
+        _write_yaml(aside / "hyperparams.yaml", document)
     with generators_untouched():
         loaded = load_export(aside)
     _verify(loaded, brain, document)
-    _write_card(aside / "README.md", loaded, facts)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(aside, folder)
+    with naming_what_fails(folder):
+        _write_card(aside / "README.md", loaded, facts)
+        _replace(aside, place)
     logger.info(f"Exported to {folder}: {facts}")
     return folder
+
+
+def _write_yaml(path, document):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(f"# {MARK}: made by sb_prune, plan inline\n")
+        ruamel.yaml.YAML().dump(document, file)
+
+
+def _replace(aside, folder):
+    """A kill in between leaves no half export, and nothing to repair."""
+    earlier = folder.with_name(folder.name + ".earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if folder.exists():
+        rename_(folder, earlier)
+    rename_(aside, folder)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def prepare_document(folder, inference, brain, module):
@@ -233,7 +247,7 @@ def prepare_document(folder, inference, brain, module):
 
 
 def _check_ours(folder):
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return
     yaml_file = folder / "hyperparams.yaml"
     if not (yaml_file.is_file() and MARK in yaml_file.read_text("utf-8")):
@@ -250,7 +264,13 @@ def _read(inference):
             "dense model as for publishing (relative to where train.py runs)"
         )
     with open(inference, encoding="utf-8") as file:
-        return ruamel.yaml.YAML().load(file)
+        document = ruamel.yaml.YAML().load(file)
+    if not isinstance(document, CommentedMap):
+        raise ValueError(
+            f"inference: {inference} is empty; write the YAML of the dense "
+            "model as for publishing"
+        )
+    return document
 
 
 def _tagged(tag, **items):

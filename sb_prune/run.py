@@ -14,6 +14,7 @@ says which phase a rerun continues.
 import copy
 import inspect
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +26,19 @@ from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader
 
 from sb_prune.budgets import ParameterBudget
-from sb_prune.checks import check_brain, check_trainable, saved_modules
+from sb_prune.checks import (
+    check_brain,
+    check_callable,
+    check_trainable,
+    check_whole_number,
+    saved_modules,
+)
 from sb_prune.distillation import Distiller
+from sb_prune.durable import (
+    guard_,
+    set_torn_aside,
+    set_torn_snapshot_aside,
+)
 from sb_prune.exactness import largest_difference, record_calls
 from sb_prune.export import export_model, prepare_document
 from sb_prune.plan import Plan
@@ -38,10 +50,8 @@ from sb_prune.snapshots import (
     generators_untouched,
     load_dense,
     load_snapshot,
-    mark_complete_,
     read_meta,
     save_snapshot,
-    set_torn_aside,
 )
 from sb_prune.surgery import cut_
 
@@ -120,8 +130,22 @@ class PruningRun:
         inference=None,
         export_folder=None,
     ):
-        if min_keep < 1:
-            raise ValueError(f"min_keep: {min_keep}; write 1 or more")
+        check_callable(structures=structures, budget=budget, schedule=schedule)
+        optional = {
+            "gates": gates,
+            "controller": controller,
+            "gate_optimizer": gate_optimizer,
+            "first_score": first_score,
+            "score": score,
+            "distillation": distillation,
+        }
+        check_callable(**{k: v for k, v in optional.items() if v is not None})
+        check_whole_number(1, prune_epochs=prune_epochs, min_keep=min_keep)
+        check_whole_number(0, schedule_steps=schedule_steps, seed=seed)
+        if start_min_key is not None and start_max_key is not None:
+            raise ValueError(
+                "pruning: write `start_min_key` or `start_max_key`, not both"
+            )
         if (inference is None) != (export_folder is None):
             raise ValueError(
                 "pruning: write both `inference` and `export_folder`, or "
@@ -152,6 +176,7 @@ class PruningRun:
         self.is_cut = False
         self.cut_difference = None
         self._folder = None
+        self._resume_point = ResumePoint()
         self._sampled_step = None
 
     @classmethod
@@ -169,8 +194,13 @@ class PruningRun:
         Raises
         ------
         ValueError
-            If a key is unknown or missing.
+            If it is no mapping, or a key is unknown or missing.
         """
+        if not isinstance(block, Mapping):
+            raise ValueError(
+                f"pruning: {block!r} is no mapping; write one line `key: "
+                "value` for each argument of sb_prune.PruningRun"
+            )
         known = inspect.signature(cls).parameters
         for key in block:
             if key not in known:
@@ -301,7 +331,7 @@ class PruningRun:
         if self._counter is not None:
             self._total_epochs = self._counter.limit
             self._counter.limit = self.prune_epochs
-        self._use_folder(brain, "prune", ResumePoint(self.pruner))
+        self._use_folder(brain, "prune")
 
     def cut_(self, brain, batch):
         """Ends the prune phase: cuts the model and saves it.
@@ -384,14 +414,21 @@ class PruningRun:
             cut_(self.declaration, self.plan)
         self.cut_difference = meta["difference"]
         load_snapshot(self._folder / "cut", self._cut_recoverables(brain))
-        self._use_folder(brain, "finetune", ResumePoint())
+        self._use_folder(brain, "finetune")
 
-    def _use_folder(self, brain, phase, resume_point):
+    def _use_folder(self, brain, phase):
         folder = self._folder / phase
         run_on_main(_make_room, [folder])
-        mark_complete_(brain.checkpointer)
-        brain.checkpointer.checkpoints_dir = folder
-        brain.checkpointer.add_recoverable("pruning", resume_point)
+        checkpointer = brain.checkpointer
+        guard_(checkpointer)
+        checkpointer.checkpoints_dir = folder
+        loaders = [
+            saved
+            for saved in checkpointer.recoverables.values()
+            if isinstance(saved, DataLoader)
+        ]
+        self._resume_point = ResumePoint(self.pruner, loaders)
+        checkpointer.add_recoverable("pruning", self._resume_point)
 
     def resume_for_evaluation_(self, brain):
         """Rebuilds the shapes of a run that this process did not train."""
@@ -447,6 +484,7 @@ class PruningRun:
 
     def begin_batch_(self):
         """Before a training forward: new gates once per optimizer step."""
+        self._resume_point.begin_batch_()
         if self.pruner is not None and self._sampled_step != self.pruner.step:
             self.pruner.sample_()
             self._sampled_step = self.pruner.step
@@ -545,6 +583,8 @@ def _standing(folder, is_training):
 
     A start that no checkpoint followed is forgotten where training begins.
     """
+    set_torn_snapshot_aside(folder / "dense")
+    set_torn_snapshot_aside(folder / "cut")
     is_cut = (folder / "cut").is_dir()
     has_trained = is_cut or any((folder / "prune").glob("CKPT*"))
     if is_training and not has_trained:

@@ -19,6 +19,7 @@ from sb_prune import (
     conformer_structures,
 )
 from sb_prune.distillation import nearest_surviving
+from sb_prune.masking import attach_
 
 STEPS = 10  # batches in an epoch
 
@@ -404,14 +405,85 @@ def test_deepcopy_in_training_has_gates_of_its_own(tmp_path):
     assert brain.copied is not None
 
 
+WHOLE = "write a whole number, "
+NAMED = "cannot be called; write !name: and the name of a class"
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"min_keep": 0}, "min_keep: 0; write 1 or more"),
-        ({"target": "0.5"}, "target: 0.5 is no sparsity; write a number"),
+        ({"min_keep": 0}, f"min_keep: 0; {WHOLE}1 or more"),
+        ({"min_keep": "2"}, f"min_keep: '2'; {WHOLE}1 or more"),
+        ({"prune_epochs": -1}, f"prune_epochs: -1; {WHOLE}1 or more"),
+        ({"prune_epochs": 1.5}, f"prune_epochs: 1.5; {WHOLE}1 or more"),
+        ({"prune_epochs": True}, f"prune_epochs: True; {WHOLE}1 or more"),
+        ({"schedule_steps": -5}, f"schedule_steps: -5; {WHOLE}0 or more"),
+        ({"schedule_steps": 0}, "schedule_steps: 0; write a positive number"),
+        ({"seed": "x"}, f"seed: 'x'; {WHOLE}0 or more"),
+        ({"target": "0.5x"}, "target: 0.5x is no sparsity; write a number"),
+        ({"target": 0}, "target: 0 is no sparsity; write a number"),
+        ({"target": 1}, "target: 1 is no sparsity; write a number"),
+        ({"target": {}}, "target: no module is named; write a number, or"),
+        ({"structures": "conformer"}, f"structures: 'conformer' {NAMED}"),
+        ({"gate_optimizer": 0.05}, f"gate_optimizer: 0.05 {NAMED}"),
+        ({"gates": HardConcrete()}, f"gates: <.*> {NAMED}"),
+        (
+            {"distillation": LayerwiseDistillation()},
+            f"distillation: .* {NAMED}",
+        ),
+        (
+            {"start_min_key": "WER", "start_max_key": "ACC"},
+            "write `start_min_key` or `start_max_key`, not both",
+        ),
         ({"inference": "a.yaml"}, "write both `inference` and `export_folder`"),
     ],
 )
 def test_bad_settings_are_refused_at_once(changed, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         make(tmp_path, pruning=block(**changed))
+
+
+@pytest.mark.parametrize(
+    "pruning, message",
+    [
+        (True, "pruning: True is no mapping; write one line `key: value`"),
+        (["module"], "pruning: .* is no mapping"),
+        ({}, "pruning: the key 'module' is missing"),
+    ],
+)
+def test_what_is_no_block_is_refused(pruning, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, pruning=pruning)
+
+
+@pytest.mark.parametrize("epochs", [4, 9])
+def test_a_prune_phase_without_a_rest_is_refused(epochs, tmp_path):
+    brain, counter = make(tmp_path, pruning=block(prune_epochs=epochs))
+    with pytest.raises(ValueError, match=f"prune_epochs: {epochs} must be at"):
+        fit(brain, counter)
+
+
+def test_a_file_as_export_folder_is_refused(tmp_path):
+    (tmp_path / "export").write_text("years of work")
+    settings = block(inference="a.yaml", export_folder=str(tmp_path / "export"))
+    brain, counter = make(tmp_path / "save", pruning=settings)
+    with pytest.raises(ValueError, match="export_folder: .* something else"):
+        fit(brain, counter)
+
+
+def test_an_empty_inference_yaml_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("# nothing yet")
+    settings = block(
+        inference=str(tmp_path / "a.yaml"),
+        export_folder=str(tmp_path / "export"),
+    )
+    brain, counter = make(tmp_path / "save", pruning=settings)
+    with pytest.raises(ValueError, match="inference: .*a.yaml is empty; write"):
+        fit(brain, counter)
+
+
+def test_two_pruners_on_one_module_are_refused(tmp_path):
+    brain, counter = make(tmp_path, pruning=block())
+    attach_(conformer_structures(brain.modules["Transformer"]))
+    with pytest.raises(ValueError, match="masked already; call detach_ first"):
+        fit(brain, counter)
