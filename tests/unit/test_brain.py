@@ -315,13 +315,6 @@ def test_counter_that_is_not_saved_is_refused(tmp_path):
         fit(brain, counter)
 
 
-def test_early_stopping_is_refused(tmp_path):
-    brain, counter = make(tmp_path, pruning=block())
-    counter.should_stop = False
-    with pytest.raises(ValueError, match="epoch_counter: early stopping"):
-        fit(brain, counter)
-
-
 def test_several_processes_are_refused(tmp_path):
     brain, counter = make(tmp_path, pruning=block())
     brain.data_parallel_backend = True
