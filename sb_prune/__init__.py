@@ -1,6 +1,6 @@
 """Structured pruning and distillation of SpeechBrain speech models."""
 
-from sb_prune.brain import PruningMixin
+from sb_prune.brain import PruningMixin, pruned
 from sb_prune.budgets import MACBudget, ParameterBudget
 from sb_prune.controllers import AugmentedLagrangian, ExactBudget
 from sb_prune.cost import mac_cost, parameter_cost
@@ -52,6 +52,7 @@ __all__ = [
     "mac_cost",
     "magnitude_score",
     "parameter_cost",
+    "pruned",
     "random_score",
     "taylor_score",
     "transformer_structures",

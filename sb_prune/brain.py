@@ -161,12 +161,12 @@ class PruningMixin:
         super().on_stage_start(stage, epoch)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Logs the pruning before the recipe logs and saves."""
+        """The recipe's; what it logs next has the pruning's numbers too."""
         if self.pruning is not None and stage == sb.Stage.TRAIN:
-            named = self.pruning.statistics()
+            self.pruning.check_gates_moved(self)
             logger = getattr(self.hparams, "train_logger", None)
-            if named and logger is not None:
-                logger.log_stats({"epoch": epoch}, train_stats=named)
+            if logger is not None:
+                log_along_(logger, self.pruning.statistics())
         super().on_stage_end(stage, stage_loss, epoch)
 
     def on_evaluate_start(self, max_key=None, min_key=None):
@@ -181,6 +181,54 @@ class PruningMixin:
         if self.pruning is not None and self.pruning.is_cut:
             self._export()
         return loss
+
+
+def pruned(brain_class):
+    """The recipe's Brain class behind the mixin, in one line.
+
+    Arguments
+    ---------
+    brain_class : type
+        Subclass of `sb.Brain` with the recipe's methods.
+
+    Returns
+    -------
+    type
+        Subclass of it; prunes where the YAML has a `pruning` block.
+
+    Example
+    -------
+    >>> class ASR(sb.Brain):
+    ...     def compute_objectives(self, predictions, batch, stage):
+    ...         return predictions
+    >>> pruned(ASR)
+    <class 'sb_prune.brain.PrunedASR'>
+    """
+    name = f"Pruned{brain_class.__name__}"
+    doc = f"{brain_class.__name__}, pruned where the YAML says so."
+    return type(name, (PruningMixin, brain_class), {"__doc__": doc})
+
+
+def log_along_(logger, named):
+    """Adds numbers to the train statistics of a logger's next call.
+
+    A call of our own would be a step of TensorBoard's, and overwrite the
+    recipe's row of that epoch in Weights & Biases.
+
+    Arguments
+    ---------
+    logger : TrainLogger
+    named : dict
+        Name -> number.
+    """
+
+    def log_stats(stats_meta, train_stats=None, *args, **kwargs):
+        del logger.log_stats  # the class's own is seen again
+        together = {**(train_stats or {}), **named}
+        return logger.log_stats(stats_meta, together, *args, **kwargs)
+
+    if named:
+        logger.log_stats = log_stats
 
 
 def _batches(loader):

@@ -1,6 +1,7 @@
 """What a recipe must offer, checked before hours are spent on it."""
 
 import torch
+from speechbrain.utils.parameter_transfer import Pretrainer
 
 
 def check_callable(**settings):
@@ -119,16 +120,13 @@ def check_brain(brain, module, epoch_counter=None):
 
 
 def _check_saved(brain):
-    saved = {
-        id(parameter)
-        for held in saved_modules(brain).values()
-        for parameter in held.parameters()
-    }
+    kept = [*saved_modules(brain).values(), *_pretrained_modules(brain)]
+    known = {id(p) for module in kept for p in module.parameters()}
     lost = [
         name
         for name, module in brain.modules.items()
         if any(
-            parameter.requires_grad and id(parameter) not in saved
+            parameter.requires_grad and id(parameter) not in known
             for parameter in module.parameters()
         )
     ]
@@ -139,6 +137,18 @@ def _check_saved(brain):
         )
 
 
+def _pretrained_modules(brain):
+    """Modules that the recipe loads anew in every process, e.g. the language
+    model that a recipe keeps in `modules` to have it on the device."""
+    return [
+        loaded
+        for value in vars(brain.hparams).values()
+        if isinstance(value, Pretrainer)
+        for loaded in value.loadables.values()
+        if isinstance(loaded, torch.nn.Module)
+    ]
+
+
 def _check_counter(brain, epoch_counter):
     if not any(
         saved is epoch_counter
@@ -147,12 +157,6 @@ def _check_counter(brain, epoch_counter):
         raise ValueError(
             "checkpointer: recoverables: the epoch counter is missing; add "
             "counter: !ref <epoch_counter>"
-        )
-    if hasattr(epoch_counter, "should_stop"):
-        raise ValueError(
-            "epoch_counter: early stopping would end pruning before the "
-            "target is reached; write "
-            "speechbrain.utils.epoch_loop.EpochCounter"
         )
 
 

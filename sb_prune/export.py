@@ -180,6 +180,7 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
     with generators_untouched():
         loaded = load_export(aside)
     _verify(loaded, brain, document)
+    _verify_names(loaded, brain, inference)
     with naming_what_fails(folder):
         _write_card(aside / "README.md", loaded, facts)
         _replace(aside, place)
@@ -376,6 +377,24 @@ def _verify(loaded, brain, document):
         for tensor, value in _cpu_state(_find(brain, name, key)).items():
             if not torch.equal(value, theirs[tensor]):
                 raise RuntimeError(f"export: {tensor} differs after reloading")
+
+
+def _verify_names(loaded, brain, inference):
+    """Compares modules of the same name: in a ModuleList, names are numbers,
+    so that two layers of one shape could take each other's weights."""
+    recipe = {**vars(brain.hparams), **dict(brain.modules)}
+    for name, theirs in loaded.hparams.items():
+        if not (_is_plain_module(theirs) and name in recipe):
+            continue
+        ours, theirs = _cpu_state(recipe[name]), _cpu_state(theirs)
+        if ours.keys() == theirs.keys() and not all(
+            torch.equal(ours[tensor], theirs[tensor]) for tensor in ours
+        ):
+            raise ValueError(
+                f"inference: {inference}: {name} would get other weights than "
+                f"the recipe's {name}; list the modules of each of the "
+                "pretrainer's loadables in the order of the training YAML"
+            )
 
 
 def _write_card(path, loaded, facts):

@@ -258,6 +258,7 @@ class PruningRun:
             for name, scheduler in _schedulers(brain, epoch_counter).items()
         }
         self._scaler = brain.scaler.state_dict()
+        self._stopping = _stopping(epoch_counter)
         if self._distillation is not None:
             self.distiller = Distiller(
                 self._distillation, brain.modules, self.module, self.declaration
@@ -306,11 +307,15 @@ class PruningRun:
             )
         wanted = self._schedule.steps
         steps = steps_per_epoch * self.prune_epochs
+        longer = "prune_epochs"
+        limit = brain.optimizer_step_limit  # SpeechBrain's, of each phase
+        if limit is not None and limit < steps:
+            steps, longer = limit, "optimizer_step_limit"
         if wanted > steps and not brain.debug:
             raise ValueError(
                 f"schedule_steps: {wanted} is longer than the prune phase "
                 f"({steps} optimizer steps in {self.prune_epochs} epochs); "
-                "lower it or raise prune_epochs"
+                f"lower it or raise {longer}"
             )
 
     def start_pruning_(self, brain):
@@ -331,6 +336,8 @@ class PruningRun:
         if self._counter is not None:
             self._total_epochs = self._counter.limit
             self._counter.limit = self.prune_epochs
+            if self._stopping:  # a rising target is no lack of progress
+                self._counter.limit_to_stop = float("inf")
         self._use_folder(brain, "prune")
 
     def cut_(self, brain, batch):
@@ -344,7 +351,7 @@ class PruningRun:
             compared on it.
         """
         self._counter.limit = self._total_epochs
-        self._check_gates_moved()
+        self._warn_if_short()
         brain.modules.eval()
         # the plan of one process, lest rounding on other machines differ
         plan = ddp_broadcast(self.pruner.plan(final=True))
@@ -370,13 +377,8 @@ class PruningRun:
         self.plan = plan
         self.is_cut = True
 
-    def _check_gates_moved(self):
+    def _warn_if_short(self):
         done, wanted = self.pruner.step, self.pruner.schedule.steps
-        if done == 0:
-            raise RuntimeError(
-                "pruning: the gates never moved; the recipe's fit_batch must "
-                "call self.optimizers_step()"
-            )
         if done < wanted:
             logger.warning(
                 f"The prune phase ended at step {done} of schedule_steps: "
@@ -400,6 +402,7 @@ class PruningRun:
         for name, scheduler in _schedulers(brain, self._counter).items():
             scheduler.__dict__.update(copy.deepcopy(self._schedulers[name]))
         brain.scaler.load_state_dict(self._scaler)
+        vars(self._counter).update(self._stopping)
 
     def load_cut_(self, brain):
         """Gives the model the shapes and weights it had after the cut.
@@ -481,6 +484,25 @@ class PruningRun:
         """
         if self.pruner is not None:
             check_trainable(brain, self.module, self.declaration)
+
+    def check_gates_moved(self, brain):
+        """Refuses, after an epoch, a recipe that bypasses the gates' step.
+
+        Arguments
+        ---------
+        brain : Brain
+
+        Raises
+        ------
+        RuntimeError
+        """
+        # the few batches of --debug may be less than one accumulation
+        if self.pruner is None or self.pruner.step or brain.debug:
+            return
+        raise RuntimeError(
+            "pruning: the gates never moved; the recipe's fit_batch must "
+            "call self.optimizers_step()"
+        )
 
     def begin_batch_(self):
         """Before a training forward: new gates once per optimizer step."""
@@ -612,8 +634,15 @@ def _schedulers(brain, epoch_counter):
     }
 
 
+def _stopping(epoch_counter):
+    """What an EpochCounterWithStopper has beside an EpochCounter."""
+    state = vars(epoch_counter) if epoch_counter is not None else {}
+    return {k: v for k, v in state.items() if k not in ("current", "limit")}
+
+
 def _warn_about_updates(brain, start_from):
-    for name, module in brain.modules.items():
+    named = {**saved_modules(brain), **brain.modules}
+    for module, name in {m: n for n, m in named.items()}.items():
         until = getattr(module, "update_until_epoch", None)
         if start_from is not None and until is not None and until > 1:
             logger.warning(

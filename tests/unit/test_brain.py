@@ -302,13 +302,6 @@ def test_counter_that_is_not_saved_is_refused(tmp_path):
         fit(brain, counter)
 
 
-def test_early_stopping_is_refused(tmp_path):
-    brain, counter = make(tmp_path, pruning=block())
-    counter.should_stop = False
-    with pytest.raises(ValueError, match="epoch_counter: early stopping"):
-        fit(brain, counter)
-
-
 @pytest.mark.parametrize(
     "option, message",
     [

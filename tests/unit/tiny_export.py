@@ -36,13 +36,17 @@ KEEP = {
 }
 
 
-def make_export(folder):
+def make_export(folder, train=INFERENCE, inference=INFERENCE):
     """Writes the export of a model cut to KEEP.
 
     Arguments
     ---------
     folder : Path
         Must not exist.
+    train : Path
+        YAML that the model is made from.
+    inference : Path
+        YAML that the export is made from.
 
     Returns
     -------
@@ -50,7 +54,7 @@ def make_export(folder):
         What was exported: `declaration` (dense), `plan`, `hparams` (cut).
     """
     torch.manual_seed(0)
-    with open(INFERENCE, encoding="utf-8") as file:
+    with open(train, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, SIZES)
     hparams["normalize"].train()(torch.randn(1, 20, 80), torch.ones(1))
     _train_tokenizer(hparams["tokenizer"])
@@ -60,7 +64,7 @@ def make_export(folder):
     cut_(declaration, plan)
     export_model(
         folder,
-        INFERENCE,
+        inference,
         SimpleNamespace(
             modules={}, hparams=SimpleNamespace(**{**hparams, **SIZES})
         ),
