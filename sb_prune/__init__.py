@@ -11,7 +11,9 @@ from sb_prune.plan import Plan
 from sb_prune.pruner import Pruner
 from sb_prune.run import PruningRun
 from sb_prune.schedules import ConstantSchedule, CubicSchedule, LinearSchedule
+from sb_prune.structure import joined_structures
 from sb_prune.structures.conformer import conformer_structures
+from sb_prune.structures.convolution import front_end_structures
 from sb_prune.surgery import cut_
 
 __all__ = [
@@ -33,6 +35,8 @@ __all__ = [
     "conformer_structures",
     "cut_",
     "detach_",
+    "front_end_structures",
+    "joined_structures",
     "mac_cost",
     "parameter_cost",
 ]
