@@ -80,26 +80,26 @@ class _Budget:
             other.
         """
         _check_partition(declaration, list(self.targets))
-        groups = []
-        for prefix, target in self.targets.items():
-            cost = self.cost(declaration, prefix)
-            members = torch.cat(
-                [
-                    torch.full((s.units,), below(s.name, prefix))
-                    for s in declaration.structures
-                ]
-            )
-            group = Group(prefix, target, cost, cost.dense(), members)
-            fewest = _fewest(declaration, min_keep, prefix)
-            most = group.sparsity(float(cost.of_kept(fewest)))
-            if target > most:
-                raise ValueError(
-                    f"{_key(prefix)}: {target} cannot be reached with the "
-                    f"declared kinds (at most {most:.3f}); lower it or "
-                    "declare more kinds"
-                )
-            groups.append(group)
-        return _in_order(declaration, groups)
+        groups = _in_order(
+            declaration,
+            [
+                self._group(declaration, prefix, target)
+                for prefix, target in self.targets.items()
+            ],
+        )
+        for group in groups:
+            _check_reach(declaration, group, min_keep)
+        return groups
+
+    def _group(self, declaration, prefix, target):
+        cost = self.cost(declaration, prefix)
+        members = torch.cat(
+            [
+                torch.full((s.units,), below(s.name, prefix))
+                for s in declaration.structures
+            ]
+        )
+        return Group(prefix, target, cost, cost.dense(), members)
 
     def cost(self, declaration, prefix=""):
         """The cost that this budget counts, as a `Cost`."""
@@ -175,6 +175,17 @@ def _check_partition(declaration, prefixes):
                 f"target: {structure.name} lies in {found or 'no group'}; "
                 "every structure must lie in one group, with its parent"
             )
+
+
+def _check_reach(declaration, group, min_keep):
+    fewest = _fewest(declaration, min_keep, group.prefix)
+    most = group.sparsity(float(group.cost.of_kept(fewest)))
+    if group.target > most:
+        raise ValueError(
+            f"{_key(group.prefix)}: {group.target} cannot be reached with the "
+            f"declared kinds (at most {most:.3f}); lower it or declare more "
+            "kinds"
+        )
 
 
 def _fewest(declaration, min_keep, prefix):
