@@ -17,8 +17,10 @@ from sb_prune.scores import (
     random_score,
     taylor_score,
 )
+from sb_prune.structure import joined_structures
 from sb_prune.structures.branchformer import branchformer_structures
 from sb_prune.structures.conformer import conformer_structures
+from sb_prune.structures.convolution import front_end_structures
 from sb_prune.structures.encoder_decoder import encoder_decoder_structures
 from sb_prune.structures.transformer import (
     decoder_structures,
@@ -49,6 +51,8 @@ __all__ = [
     "decoder_structures",
     "detach_",
     "encoder_decoder_structures",
+    "front_end_structures",
+    "joined_structures",
     "mac_cost",
     "magnitude_score",
     "parameter_cost",

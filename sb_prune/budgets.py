@@ -4,6 +4,7 @@ Sparsity everywhere is the share of the dense cost that is gone.
 """
 
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 
 import torch
 
@@ -72,35 +73,38 @@ class _Budget:
         Returns
         -------
         list of Group
+            Those on whose structures the cost of another depends come first
+            (a front-end, then the Transformer whose first Linear shrinks with
+            the front-end's channels), so that they can be met one by one.
 
         Raises
         ------
         ValueError
-            If a target is beyond what the declared structures allow, or the
-            groups do not partition the structures.
+            If a target is beyond what the declared structures allow, the
+            groups do not partition the structures, or two depend on each
+            other.
         """
         _check_partition(declaration, list(self.targets))
-        groups = []
-        for prefix, target in self.targets.items():
-            cost = self.cost(declaration, prefix)
-            members = torch.cat(
-                [
-                    torch.full((s.units,), below(s.name, prefix))
-                    for s in declaration.structures
-                ]
-            )
-            group = Group(prefix, target, cost, cost.dense(), members)
-            most = group.sparsity(
-                float(cost.of_kept(_fewest(declaration, min_keep)))
-            )
-            if target > most:
-                raise ValueError(
-                    f"{_key(prefix)}: {target} cannot be reached with the "
-                    f"declared kinds (at most {most:.3f}); lower it or "
-                    "declare more kinds"
-                )
-            groups.append(group)
+        groups = _in_order(
+            declaration,
+            [
+                self._group(declaration, prefix, target)
+                for prefix, target in self.targets.items()
+            ],
+        )
+        for group in groups:
+            _check_reach(declaration, group, min_keep)
         return groups
+
+    def _group(self, declaration, prefix, target):
+        cost = self.cost(declaration, prefix)
+        members = torch.cat(
+            [
+                torch.full((s.units,), below(s.name, prefix))
+                for s in declaration.structures
+            ]
+        )
+        return Group(prefix, target, cost, cost.dense(), members)
 
     def cost(self, declaration, prefix=""):
         """The cost that this budget counts, as a `Cost`."""
@@ -142,7 +146,8 @@ class MACBudget(_Budget):
         Sparsity to reach, in (0, 1); a dict gives one per module prefix.
     frames : int
         Length at the input of the counted modules, e.g. 250: 10 s of audio
-        behind a front-end that makes 25 frames per second.
+        behind a front-end that makes 25 frames per second; 1000, feature
+        frames, where that front-end is counted too.
     """
 
     unit = "MACs"
@@ -165,7 +170,7 @@ def _check_partition(declaration, prefixes):
         if not any(prefix in found for found in by_structure.values()):
             raise ValueError(
                 f"target: no structure lies below {prefix!r}; the modules are "
-                f"{sorted(declaration.layers)}"
+                f"{sorted({*declaration.scope, *declaration.layers} - {''})}"
             )
     for structure in declaration.structures:
         found = by_structure[structure.name]
@@ -177,10 +182,47 @@ def _check_partition(declaration, prefixes):
             )
 
 
-def _fewest(declaration, min_keep):
-    """Kept units when all that may go has gone."""
+def _check_reach(declaration, group, min_keep):
+    fewest = _fewest(declaration, min_keep, group.prefix)
+    most = group.sparsity(float(group.cost.of_kept(fewest)))
+    if group.target > most:
+        raise ValueError(
+            f"{_key(group.prefix)}: {group.target} cannot be reached with the "
+            f"declared kinds (at most {most:.3f}); lower it or declare more "
+            "kinds"
+        )
+
+
+def _fewest(declaration, min_keep, prefix):
+    """Kept units when all that may go below prefix has gone."""
     counts, alive = [], {None: True}
     for s in declaration.structures:
+        if not below(s.name, prefix):
+            counts.append(s.units)
+            continue
         alive[s.name] = alive[s.parent] and s.is_leaf
         counts.append(min(min_keep, s.units) if alive[s.name] else 0)
     return torch.tensor(counts).double()
+
+
+def _in_order(declaration, groups):
+    """The groups, each behind those that own structures it depends on."""
+    owner = {
+        s.name: group.prefix
+        for group in groups
+        for s in declaration.structures
+        if below(s.name, group.prefix)
+    }
+    before = {
+        group.prefix: {owner[name] for name in group.cost.depends_on()}
+        - {group.prefix}
+        for group in groups
+    }
+    try:
+        order = list(TopologicalSorter(before).static_order())
+    except CycleError as error:
+        raise ValueError(
+            f"target: {error.args[1][1:]} shrink with one another; give them "
+            "one target"
+        ) from None
+    return sorted(groups, key=lambda group: order.index(group.prefix))

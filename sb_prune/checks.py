@@ -3,6 +3,8 @@
 import torch
 from speechbrain.utils.parameter_transfer import Pretrainer
 
+from sb_prune.roots import entries_of
+
 
 def check_callable(**settings):
     """Refuses a part that the YAML makes instead of naming.
@@ -86,8 +88,8 @@ def check_brain(brain, module, epoch_counter=None):
     Arguments
     ---------
     brain : Brain
-    module : str
-        Key of the module to prune.
+    module : str or list of str
+        Keys of the modules to prune.
     epoch_counter : EpochCounter, optional
         Given when training is to follow.
 
@@ -109,14 +111,24 @@ def check_brain(brain, module, epoch_counter=None):
         )
     if brain.checkpointer is None:
         raise ValueError("checkpointer: pruning needs one in the YAML")
-    if module not in brain.modules:
-        raise ValueError(
-            f"pruning: module: {module!r} is not in `modules`; write one of "
-            f"{list(brain.modules)}"
-        )
+    _check_entries(brain, entries_of(module))
     _check_saved(brain)
     if epoch_counter is not None:
         _check_counter(brain, epoch_counter)
+
+
+def _check_entries(brain, entries):
+    if not entries or len(set(entries)) < len(entries):
+        raise ValueError(
+            f"pruning: module: {entries}; write an entry of `modules`, or a "
+            "list that names each once"
+        )
+    for entry in entries:
+        if entry not in brain.modules:
+            raise ValueError(
+                f"pruning: module: {entry!r} is not in `modules`; write one "
+                f"of {list(brain.modules)}"
+            )
 
 
 def _check_saved(brain):
@@ -167,10 +179,10 @@ def check_trainable(brain, module, declaration):
     ---------
     brain : Brain
         With its optimizers.
-    module : str
-        Key of the pruned module.
+    module : str or list of str
+        Keys of the pruned modules.
     declaration : Declaration
-        Of that module.
+        Of those.
 
     Raises
     ------

@@ -38,7 +38,8 @@ class ExactBudget:
         sparsity : callable
             logits (N,) -> expected sparsity (G,), differentiable.
         members : torch.Tensor
-            (G, N) bool: gates of each group.
+            (G, N) bool: gates of each group; the sparsity of a group may
+            depend on the gates of those before it.
         targets : torch.Tensor
             (G,)
 
@@ -52,8 +53,8 @@ class ExactBudget:
         shifted = logits
         for group, target in enumerate(targets.tolist()):
             inside = members[group].to(logits)
-            tau, slope = self._solve(logits, sparsity, inside, target, group)
-            expected = sparsity(logits + tau * inside)[group]
+            tau, slope = self._solve(shifted, sparsity, inside, target, group)
+            expected = sparsity(shifted + tau * inside)[group]
             tau = tau - (expected - target) / slope
             shifted = shifted + tau.to(logits) * inside
         return shifted, logits.new_zeros(())

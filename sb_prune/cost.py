@@ -97,6 +97,17 @@ class Cost:
         total = torch.zeros(len(self.declaration.structures)).double()
         return total.index_add(0, self._owner, values)
 
+    def depends_on(self):
+        """Names of the structures whose kept units change this cost.
+
+        Returns
+        -------
+        set of str
+        """
+        structures = self.declaration.structures
+        positions = self.variables.unique().tolist()
+        return {structures[i].name for i in positions if i < len(structures)}
+
     def dense(self):
         """Cost with every unit kept."""
         return float(self.expected(torch.ones(len(self._owner))))

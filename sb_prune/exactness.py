@@ -1,31 +1,14 @@
-"""Whether two states of a model compute the same, call by call."""
-
-from dataclasses import dataclass
+"""Whether two states of a model compute the same."""
 
 import torch
 
 
-@dataclass
-class Call:
-    """One call of a module and what it returned.
+@torch.no_grad()
+def first_outputs(modules, forward):
+    """What some modules return when a forward first calls them.
 
-    Arguments
-    ---------
-    module : torch.nn.Module
-    args : tuple
-    kwargs : dict
-    output : object
-        A tensor, or a tuple whose first value is the tensor that counts.
-    """
-
-    module: torch.nn.Module
-    args: tuple
-    kwargs: dict
-    output: object
-
-
-def record_calls(modules, forward):
-    """Records every call of some modules in one forward.
+    Later calls may depend on what a search decided in between, so that they
+    cannot be compared.
 
     Arguments
     ---------
@@ -36,51 +19,50 @@ def record_calls(modules, forward):
 
     Returns
     -------
-    list of Call
+    list of torch.Tensor or None
+        Per module the tensor (of a tuple the first), None if it did not run.
     """
-    calls = []
-    handles = [
-        module.register_forward_hook(
-            lambda *call: calls.append(Call(*call)), with_kwargs=True
-        )
-        for module in modules
-    ]
+    outputs = {}
+
+    def listen(module, args, output):
+        first = output[0] if isinstance(output, tuple) else output
+        outputs.setdefault(module, first.clone())
+
+    handles = [module.register_forward_hook(listen) for module in modules]
     forward()
     for handle in handles:
         handle.remove()
-    return calls
+    return [outputs.get(module) for module in modules]
 
 
-@torch.no_grad()
-def largest_difference(calls):
-    """Repeats recorded calls and compares with what was returned then.
+def largest_difference(before, after):
+    """Compares what `first_outputs` found in two states of a model.
 
     Arguments
     ---------
-    calls : list of Call
+    before, after : list of torch.Tensor or None
+        Of the same modules. An output that itself was cut has another shape;
+        it is compared through what reads it.
 
     Returns
     -------
     float
-        Largest absolute difference of any output value.
+        Largest absolute difference of any output value; NaN if there is
+        nothing to compare.
 
     Example
     -------
     >>> linear, x = torch.nn.Linear(1, 1), torch.ones(1, 1)
-    >>> calls = record_calls([linear], lambda: linear(x))
+    >>> before = first_outputs([linear], lambda: linear(x))
     >>> with torch.no_grad():
     ...     _ = linear.bias.add_(2.0)
-    >>> round(largest_difference(calls), 3)
+    >>> after = first_outputs([linear], lambda: linear(x))
+    >>> round(largest_difference(before, after), 3)
     2.0
     """
-    return max(
-        (_first(call.module(*call.args, **call.kwargs)) - _first(call.output))
-        .abs()
-        .max()
-        .item()
-        for call in calls
-    )
-
-
-def _first(output):
-    return output[0] if isinstance(output, tuple) else output
+    differences = [
+        (a - b).abs().max().item()
+        for a, b in zip(before, after)
+        if a is not None and b is not None and a.shape == b.shape
+    ]
+    return max(differences, default=float("nan"))

@@ -8,13 +8,14 @@ weights, the normaliser, the tokenizer and a card.
 """
 
 import hashlib
+import re
 import shutil
 from functools import partial
 from pathlib import Path
 
 import ruamel.yaml
 import torch
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, TaggedScalar
 from ruamel.yaml.tag import Tag
 from speechbrain.utils.checkpoints import (
     DEFAULT_LOAD_HOOKS,
@@ -27,6 +28,7 @@ from speechbrain.utils.logger import get_logger
 from sb_prune.durable import naming_what_fails, rename_
 from sb_prune.loading import BUILDER, load_export, tag_of
 from sb_prune.plan import Plan
+from sb_prune.roots import entries_of
 from sb_prune.snapshots import generators_untouched
 from sb_prune.surgery import cut_
 from sb_prune.table import format_table, structure_table
@@ -34,6 +36,7 @@ from sb_prune.table import format_table, structure_table
 logger = get_logger(__name__)
 
 MARK = "sb_prune export"
+TOGETHER = "pruned_modules"  # key of what is built by one plan
 
 
 def build_cut(factory, structures, plan):
@@ -148,8 +151,8 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
         YAML of the dense model, as for publishing.
     brain : Brain
         With the trained, cut modules and the objects the YAML loads.
-    module : str
-        Key of the cut module, in the recipe's `modules` and in the YAML.
+    module : str or list of str
+        Keys of the cut modules, in the recipe's `modules` and in the YAML.
     structures : callable
         Module -> Declaration.
     plan : Plan
@@ -171,7 +174,7 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
     document = prepare_document(folder, inference, brain, module)
     place = folder.resolve()  # a link to another disk stays one
     aside = place.with_name(place.name + ".incomplete")
-    _wrap_cut_module(document, module, structures, plan)
+    _wrap_cut_modules(document, module, structures, plan)
     with naming_what_fails(folder):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -215,8 +218,8 @@ def prepare_document(folder, inference, brain, module):
         YAML of the dense model.
     brain : Brain
         Whose hparams fill the placeholders.
-    module : str
-        Key of the module that will be cut.
+    module : str or list of str
+        Keys of the modules that will be cut.
 
     Returns
     -------
@@ -231,11 +234,14 @@ def prepare_document(folder, inference, brain, module):
     _check_ours(Path(folder))
     document = _read(inference)
     _fill_placeholders(document, brain.hparams, inference)
-    if not tag_of(document.get(module)).startswith("!new:"):
-        raise ValueError(
-            f"inference: {inference}: {module} must be a !new: of the stock "
-            "class, as in the training YAML"
-        )
+    for entry in entries_of(module):
+        if not tag_of(document.get(entry)).startswith("!new:"):
+            raise ValueError(
+                f"inference: {inference}: {entry} must be a !new: of the "
+                "stock class, as in the training YAML"
+            )
+    if not isinstance(module, str):
+        _check_together(document, module, inference)
     if not document.get("pretrainer", {}).get("loadables"):
         raise ValueError(
             f"inference: {inference} has no pretrainer with loadables; add "
@@ -245,6 +251,34 @@ def prepare_document(folder, inference, brain, module):
         loaded = _find(brain, reference.value.strip("<>"), inference)
         _saver(loaded, key, inference)
     return document
+
+
+def _check_together(document, entries, inference):
+    """Whether several modules can be built at the place of the last."""
+    if TOGETHER in document:
+        raise ValueError(
+            f"inference: {inference}: {TOGETHER} is what the export calls the "
+            "cut modules; write another key"
+        )
+    above = list(document)[: _last_place(document, entries)]
+    for key in above:
+        early = _references(document[key]) & set(entries)
+        if early:
+            raise ValueError(
+                f"inference: {inference}: {key} refers to {sorted(early)} "
+                f"above the last of {entries}; move {key} below them"
+            )
+
+
+def _references(node):
+    """Keys that a YAML node refers to."""
+    if isinstance(node, dict):
+        return set().union(*map(_references, node.values()))
+    if isinstance(node, list):
+        return set().union(*map(_references, node))
+    if tag_of(node) not in ("!ref", "!copy"):
+        return set()
+    return set(re.findall(r"<(\w+)", node.value))
 
 
 def _check_ours(folder):
@@ -295,22 +329,56 @@ def _fill_placeholders(document, hparams, inference):
         document[key] = value
 
 
-def _wrap_cut_module(document, module, structures, plan):
-    """module: !new:Stock ... becomes module: !apply:build_cut of it."""
-    stock = document[module]
+def _wrap_cut_modules(document, module, structures, plan):
+    """module: !new:Stock ... becomes module: !apply:build_cut of it.
+
+    Several are built side by side from one plan, where the last of them
+    stands, and each refers to its part.
+    """
+    if isinstance(module, str):
+        factory = _factory(document[module])
+        document[module] = _builder(factory, structures, plan)
+        return
+    place = _last_place(document, module) + 1 - len(module)
+    factories = {entry: _factory(document.pop(entry)) for entry in module}
+    together = _tagged("!name:sb_prune.roots.side_by_side", **factories)
+    document.insert(place, TOGETHER, _builder(together, structures, plan))
+    for i, entry in enumerate(module, start=1):
+        part = f"<{TOGETHER}.{entry}>"
+        node = TaggedScalar(part, tag=Tag(suffix="!ref"))
+        document.insert(place + i, entry, node)
+
+
+def _last_place(document, entries):
+    return max(list(document).index(entry) for entry in entries)
+
+
+def _factory(stock):
+    """The node `!new:Stock ...` becomes `!name:Stock ...`."""
     stock.yaml_set_ctag(Tag(suffix=tag_of(stock).replace("!new:", "!name:")))
-    if not isinstance(structures, partial):
-        structures = partial(structures)
-    function = structures.func
-    document[module] = _tagged(
+    return stock
+
+
+def _builder(factory, structures, plan):
+    return _tagged(
         BUILDER,
-        factory=stock,
-        structures=_tagged(
-            f"!name:{function.__module__}.{function.__name__}",
-            **structures.keywords,
-        ),
+        factory=factory,
+        structures=_named(structures),
         plan=plan.to_dict(),
     )
+
+
+def _named(value):
+    """A callable as a `!name:` with its arguments; what else is, as it is."""
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    if not callable(value):
+        return value
+    if not isinstance(value, partial):
+        value = partial(value)
+    arguments = {key: _named(item) for key, item in value.keywords.items()}
+    name = f"{value.func.__module__}.{value.func.__name__}"
+    return _tagged(f"!name:{name}", **arguments)
 
 
 def _save_loadables(document, inference, brain, folder):

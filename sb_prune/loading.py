@@ -38,7 +38,7 @@ class Export:
     hparams : dict
         The objects of its `hyperparams.yaml`, weights loaded, in eval mode.
     key : str
-        Which of them was cut.
+        Which of them is the root of the declaration.
     """
 
     declaration: Declaration

@@ -39,10 +39,11 @@ from sb_prune.durable import (
     set_torn_aside,
     set_torn_snapshot_aside,
 )
-from sb_prune.exactness import largest_difference, record_calls
+from sb_prune.exactness import first_outputs, largest_difference
 from sb_prune.export import export_model, prepare_document
 from sb_prune.plan import Plan
 from sb_prune.pruner import Pruner
+from sb_prune.roots import root_of
 from sb_prune.schedules import LinearSchedule
 from sb_prune.scores import ScorePruner
 from sb_prune.snapshots import (
@@ -53,6 +54,7 @@ from sb_prune.snapshots import (
     read_meta,
     save_snapshot,
 )
+from sb_prune.structure import joined_structures
 from sb_prune.surgery import cut_
 
 logger = get_logger(__name__)
@@ -65,10 +67,12 @@ class PruningRun:
 
     Arguments
     ---------
-    module : str
-        Key of the recipe's `modules` below which structures are cut.
-    structures : callable
-        Module -> Declaration, e.g. `conformer_structures`.
+    module : str or list of str
+        Key of the recipe's `modules` below which structures are cut. Given a
+        list, names of structures start with the key.
+    structures : callable or list of callable
+        Module -> Declaration, e.g. `conformer_structures`; of a list, in the
+        order in which data flow, all that they declare.
     target : float or dict
         Sparsity to reach, in (0, 1); a dict gives one per module prefix.
     prune_epochs : int
@@ -152,6 +156,8 @@ class PruningRun:
                 "neither"
             )
         self.module = module
+        if not callable(structures):
+            structures = partial(joined_structures, parts=structures)
         self.structures = structures
         self.budget = budget(target=target)
         self.prune_epochs = prune_epochs
@@ -234,7 +240,7 @@ class PruningRun:
         check_brain(brain, self.module, epoch_counter)
         # with --debug each process has a folder of its own
         folder = ddp_broadcast(Path(brain.checkpointer.checkpoints_dir))
-        self.declaration = self.structures(brain.modules[self.module])
+        self.declaration = self.structures(root_of(brain.modules, self.module))
         modules = saved_modules(brain)
         if epoch_counter is not None:
             self._check_lengths(brain, epoch_counter.limit, steps_per_epoch)
@@ -356,16 +362,9 @@ class PruningRun:
         # the plan of one process, lest rounding on other machines differ
         plan = ddp_broadcast(self.pruner.plan(final=True))
         self.pruner.binarise_(plan)
-        scopes = [
-            self.declaration.root.get_submodule(name)
-            for name in self.declaration.scope
-        ]
-        with generators_untouched(), torch.no_grad():
-            calls = record_calls(
-                scopes, lambda: brain.compute_forward(batch, sb.Stage.VALID)
-            )
-            self.pruner.cut_(plan)
-            difference = largest_difference(calls)
+        before = self._outputs(brain, batch)
+        self.pruner.cut_(plan)
+        difference = largest_difference(before, self._outputs(brain, batch))
         self.pruner = None
         _report_difference(difference)
         brain.optimizer_step = 0
@@ -376,6 +375,15 @@ class PruningRun:
         )
         self.plan = plan
         self.is_cut = True
+
+    def _outputs(self, brain, batch):
+        """What the modules in the scope make of a batch."""
+        root = self.declaration.root
+        scope = [root.get_submodule(name) for name in self.declaration.scope]
+        with generators_untouched(), torch.no_grad():
+            return first_outputs(
+                scope, lambda: brain.compute_forward(batch, sb.Stage.VALID)
+            )
 
     def _warn_if_short(self):
         done, wanted = self.pruner.step, self.pruner.schedule.steps

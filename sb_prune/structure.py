@@ -10,7 +10,9 @@ Legend of the shapes in this package
     N         gates of the whole declaration
 """
 
+import itertools
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Callable, Optional
 
 import torch
@@ -54,8 +56,8 @@ class Structure:
     cuts : tuple of Slices
         Which tensors lose slices when units are cut.
     norms : tuple of Slices
-        Norm modules whose statistics span the units; `index` addresses the
-        flattened `normalized_shape`.
+        Norm modules whose statistics span the units; `dim` and `index`
+        address their `normalized_shape`.
     counts : tuple of (str, str)
         (module, attribute) pairs set to the number of kept units.
     adapters : tuple of (str, type)
@@ -129,12 +131,17 @@ class Declaration:
     structures : tuple of Structure
         Parents stand before their children.
     operations : callable
-        frames (int) -> list of Operation inside the scope.
+        frames (int) -> list of Operation inside the scope, for an utterance
+        that has so many frames at the input of the scope.
     layers : tuple of str
         The stacked blocks, bottom first (distillation, reports); those of a
         decoder follow those of its encoder.
     layerdrop : float
         Probability with which training skips a block.
+    blocks : tuple of str
+        Modules that reports show, but distillation does not compare.
+    output_frames : callable
+        frames (int) at the input of the scope -> frames at its output.
 
     Raises
     ------
@@ -148,6 +155,8 @@ class Declaration:
     operations: Callable
     layers: tuple = ()
     layerdrop: float = 0.0
+    blocks: tuple = ()
+    output_frames: Callable = lambda frames: frames
     by_name: dict = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -194,6 +203,101 @@ class Declaration:
         """
         names = (m.tensor for s in self.structures for m in s.masks)
         return list(dict.fromkeys(names))
+
+
+def joined_structures(root, parts):
+    """One declaration of what several functions declare below a module.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        What each of them takes.
+    parts : list of callable
+        Module -> Declaration, in the order in which data flow: frames at the
+        output of a part enter the next.
+
+    Returns
+    -------
+    Declaration
+
+    Raises
+    ------
+    ValueError
+        If a structure is declared twice, or one lies in a module that a
+        structure of another part removes.
+
+    Example
+    -------
+    >>> from functools import partial
+    >>> from speechbrain.lobes.models.transformer.Conformer import (
+    ...     ConformerEncoder,
+    ... )
+    >>> from sb_prune import conformer_structures
+    >>> declaration = joined_structures(
+    ...     ConformerEncoder(1, d_model=8, d_ffn=16, nhead=2),
+    ...     [
+    ...         partial(conformer_structures, kinds=["heads"]),
+    ...         partial(conformer_structures, kinds=["conv_channels"]),
+    ...     ],
+    ... )
+    >>> [s.kind for s in declaration.structures]
+    ['heads', 'conv_channels']
+    """
+    declarations = [part(root) for part in parts]
+    if not declarations:
+        raise ValueError("structures: the list is empty; write a function")
+    _check_apart(declarations)
+
+    def all_of(field):
+        values = (v for d in declarations for v in getattr(d, field))
+        return tuple(dict.fromkeys(values))
+
+    return Declaration(
+        root=root,
+        scope=all_of("scope"),
+        structures=tuple(s for d in declarations for s in d.structures),
+        operations=partial(_in_series, declarations),
+        layers=all_of("layers"),
+        layerdrop=max(d.layerdrop for d in declarations),
+        blocks=all_of("blocks"),
+        output_frames=partial(_frames_behind, declarations),
+    )
+
+
+def _frames_behind(declarations, frames):
+    for declaration in declarations:
+        frames = declaration.output_frames(frames)
+    return frames
+
+
+def _in_series(declarations, frames):
+    """Operations of all parts; what two of them list counts once."""
+    found = []
+    for declaration in declarations:
+        known = set(found)
+        listed = declaration.operations(frames)
+        found += [operation for operation in listed if operation not in known]
+        frames = declaration.output_frames(frames)
+    return found
+
+
+def _check_apart(declarations):
+    """Whether what one part removes holds nothing of another."""
+    for one, other in itertools.permutations(declarations, 2):
+        removed = [(s.name, m) for s in one.structures for m, _ in s.removes]
+        for structure in other.structures:
+            if structure.name in one.by_name:
+                raise ValueError(
+                    f"structures: {structure.name} is declared twice; name "
+                    "every function, and every kind, once"
+                )
+            for name, module in removed:
+                if below(structure.name, module):
+                    raise ValueError(
+                        f"structures: {structure.name} lies in {name}, which "
+                        "another function declares; give their kinds to one "
+                        "function"
+                    )
 
 
 def below(name, module):

@@ -118,7 +118,7 @@ def _refresh_sizes(module):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(module.weight.shape)
-    elif isinstance(module, nn.Conv1d):
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
         module.out_channels = module.weight.shape[0]
-        depthwise = module.weight.shape[1] == 1
+        depthwise = module.groups > 1
         module.in_channels = module.weight.shape[0 if depthwise else 1]

@@ -19,9 +19,10 @@ def kept_units(declaration, plan):
     Returns
     -------
     dict
-        Layer -> {column -> (kept, all)}. Columns are what the layers have in
-        common, e.g. `mha_layer.heads`; a module whose units are declared has
-        no column of its own, and its units are 0 where it is gone.
+        Block or layer -> {column -> (kept, all)}. Columns are what the layers
+        have in common, e.g. `mha_layer.heads`; a module whose units are
+        declared has no column of its own, and its units are 0 where it is
+        gone.
 
     Example
     -------
@@ -38,7 +39,7 @@ def kept_units(declaration, plan):
     """
     parents = {structure.parent for structure in declaration.structures}
     counts = plan.kept_counts(declaration).int().tolist()
-    table = {layer: {} for layer in declaration.layers}
+    table = {place: {} for place in _places(declaration)}
     for structure, kept in zip(declaration.structures, counts):
         if structure.name in parents:
             continue
@@ -47,9 +48,13 @@ def kept_units(declaration, plan):
     return table
 
 
+def _places(declaration):
+    return (*declaration.blocks, *declaration.layers)
+
+
 def _place(declaration, name):
     """(layer, name within it); what lies in no layer is its own column."""
-    for layer in declaration.layers:
+    for layer in _places(declaration):
         if below(name, layer):
             return layer, name[len(layer) + 1 :] or "layer"
     return "elsewhere", name

@@ -5,9 +5,12 @@ Shapes: B utterances, T frames, f features, d model width.
 
 import pytest
 import torch
+from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
 from speechbrain.lobes.models.transformer.Transformer import TransformerDecoder
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.nnet.attention import RelPosEncXL
+from speechbrain.nnet.containers import ModuleList
+from speechbrain.nnet.linear import Linear
 from speechbrain.utils.importutils import LazyModule
 
 from sb_prune.masking import attach_, detach_
@@ -15,6 +18,7 @@ from sb_prune.plan import Plan
 from sb_prune.surgery import cut_
 
 FEATURES = 6
+FREQUENCIES = 12  # of the features of a front-end
 
 # hypothesis asks every module for its file, and a lazy one would be imported
 LazyModule.__file__ = None
@@ -173,3 +177,47 @@ def backward_gates():
         total.backward()
 
     return backward
+
+
+@pytest.fixture(scope="session")
+def make_front_end(make_asr):
+    """Factory of {CNN, Transformer}: a front-end and what it feeds."""
+
+    def make(attention="RelPosMHAXL", layers=2, seed=0, dropout=0.0, **front):
+        arguments = {
+            "num_blocks": 2,
+            "num_layers_per_block": 1,
+            "out_channels": (6, 4),
+            "kernel_sizes": (3, 3),
+            "strides": (2, 2),
+            "residuals": (False, False),
+            **front,
+        }
+        front_end = ConvolutionFrontEnd(
+            (2, 30, FREQUENCIES), dropout=dropout, **arguments
+        )
+        *_, frequencies, channels = front_end.get_output_shape()
+        asr = make_asr(attention, layers=layers, dropout=dropout)
+        asr.custom_src_module = ModuleList(
+            Linear(input_size=frequencies * channels, n_neurons=16),
+            torch.nn.Dropout(dropout),
+        )
+        root = torch.nn.ModuleDict({"CNN": front_end, "Transformer": asr})
+        _redraw_(root, torch.Generator().manual_seed(seed))
+        return root.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encode_features():
+    """Function: {CNN, Transformer} -> its encoding of fixed random input."""
+
+    def run(root, batch=3, frames=23, padded=True):
+        generator = torch.Generator().manual_seed(99)
+        shape = (4, frames, FREQUENCIES)
+        features = torch.randn(shape, generator=generator)[:batch]
+        lengths = torch.linspace(1, 0.5, batch) if padded else None
+        return root["Transformer"].encode(root["CNN"](features), lengths)
+
+    return run

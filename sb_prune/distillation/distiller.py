@@ -1,6 +1,7 @@
 """The distiller: a teacher and a loss, over the batches of a run."""
 
 from sb_prune.distillation.teacher import Teacher
+from sb_prune.roots import by_entry
 
 
 class Distiller:
@@ -14,10 +15,10 @@ class Distiller:
         The loss.
     modules : dict
         Name -> module of the recipe, unmasked and uncut.
-    module : str
-        Which of them holds the layers.
+    module : str or list of str
+        Which of them are pruned.
     declaration : Declaration
-        Of that module.
+        Of those.
 
     Raises
     ------
@@ -38,7 +39,8 @@ class Distiller:
                 "layerwise distillation needs; write layerdrop_prob: 0.0"
             )
         self.distillation = distillation
-        self.teacher = Teacher(modules, layers={module: declaration.layers})
+        layers = by_entry(module, declaration.layers)
+        self.teacher = Teacher(modules, layers=layers)
         self._sums = {}
         self._batches = 0
 

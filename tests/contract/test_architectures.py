@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording import record_calls
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +23,6 @@ from sb_prune import (
     transformer_structures,
 )
 from sb_prune.cost import mac_cost, parameter_cost
-from sb_prune.exactness import record_calls
 from sb_prune.masking import attach_, detach_
 from sb_prune.plan import Plan, full_plan
 from sb_prune.structures import (

@@ -5,8 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb_prune import MACBudget, ParameterBudget, conformer_structures
+from sb_prune import (
+    ExactBudget,
+    MACBudget,
+    ParameterBudget,
+    Pruner,
+    conformer_structures,
+    front_end_structures,
+    joined_structures,
+)
 from sb_prune.fitting import fit_plan, leaf_prices
+from sb_prune.structure import Declaration, Slices, Structure
 from sb_prune.structures.conformer import KINDS
 
 UNITS = {
@@ -130,3 +139,61 @@ def test_min_keep_bounds_what_can_be_reached(make_asr):
     ParameterBudget(0.7).groups(declaration)
     with pytest.raises(ValueError, match="target: 0.7 cannot be reached"):
         ParameterBudget(0.7).groups(declaration, min_keep=8)
+
+
+BOTH = [front_end_structures, conformer_structures]
+EACH = {"Transformer": 0.5, "CNN": 0.3}  # in the wrong order on purpose
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("target", [0.3, 0.8])
+@settings(max_examples=15, derandomize=True, deadline=None)
+@given(seed=st.integers(0, 10**6), spread=st.sampled_from([0.0, 1.0, 4.0]))
+def test_landing_with_a_front_end(make_front_end, unit, target, seed, spread):
+    declaration = joined_structures(make_front_end(), BOTH)
+    groups = UNITS[unit](target).groups(declaration)
+    scores = random_scores(declaration, seed, spread)
+    plan = fit_plan(declaration, groups, scores)
+    assert_lands(declaration, plan, groups[0], target)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_front_end_and_transformer_with_a_target_each(make_front_end, unit):
+    """The Transformer's first Linear shrinks with the front-end."""
+    declaration = joined_structures(make_front_end(), BOTH)
+    groups = UNITS[unit](EACH).groups(declaration)
+    assert [group.prefix for group in groups] == ["CNN", "Transformer"]
+    for seed in range(10):
+        scores = random_scores(declaration, seed, spread=1.0)
+        plan = fit_plan(declaration, groups, scores)
+        for group in groups:
+            assert_lands(declaration, plan, group, EACH[group.prefix])
+
+
+def test_expected_sparsity_of_coupled_groups_is_exact(make_front_end):
+    declaration = joined_structures(make_front_end(), BOTH)
+    pruner = Pruner(
+        declaration, ParameterBudget(EACH), controller=ExactBudget()
+    )
+    logits, _ = pruner._control()
+    found = pruner.expected_sparsity(logits.detach())
+    assert found.tolist() == pytest.approx([0.3, 0.5], abs=2e-5)
+
+
+def test_groups_that_shrink_with_one_another_are_refused():
+    """Each cuts what the other counts."""
+    root = torch.nn.ModuleDict(
+        {"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)}
+    )
+    each = torch.arange(4).unsqueeze(1)
+    declaration = Declaration(
+        root,
+        ("",),
+        (
+            Structure("a.x", "x", 4, cuts=(Slices("b.weight", 0, each),)),
+            Structure("b.x", "x", 4, cuts=(Slices("a.weight", 0, each),)),
+        ),
+        list,
+    )
+    with pytest.raises(ValueError, match="target: .* give them one target"):
+        ParameterBudget({"a": 0.3, "b": 0.3}).groups(declaration)

@@ -12,6 +12,7 @@ from hyperpyyaml import load_hyperpyyaml
 from sb_prune import Plan, conformer_structures, cut_
 from sb_prune.export import export_model
 from sb_prune.plan import full_plan
+from sb_prune.roots import root_of
 
 RECIPE = Path(__file__).parents[2] / "recipes/LibriSpeech/ASR/transformer"
 INFERENCE = RECIPE / "hparams/inference_ctc.yaml"
@@ -36,8 +37,15 @@ KEEP = {
 }
 
 
-def make_export(folder, train=INFERENCE, inference=INFERENCE):
-    """Writes the export of a model cut to KEEP.
+def make_export(
+    folder,
+    train=INFERENCE,
+    inference=INFERENCE,
+    module="Transformer",
+    structures=partial(conformer_structures, only=""),  # noqa: B008
+    keep=KEEP,
+):
+    """Writes the export of a cut model.
 
     Arguments
     ---------
@@ -47,6 +55,12 @@ def make_export(folder, train=INFERENCE, inference=INFERENCE):
         YAML that the model is made from.
     inference : Path
         YAML that the export is made from.
+    module : str or list of str
+        What is cut.
+    structures : callable
+        Module -> Declaration.
+    keep : dict
+        Of a plan, what does not stay whole.
 
     Returns
     -------
@@ -58,9 +72,8 @@ def make_export(folder, train=INFERENCE, inference=INFERENCE):
         hparams = load_hyperpyyaml(file, SIZES)
     hparams["normalize"].train()(torch.randn(1, 20, 80), torch.ones(1))
     _train_tokenizer(hparams["tokenizer"])
-    structures = partial(conformer_structures, only="")
-    declaration = structures(hparams["Transformer"])
-    plan = Plan({**full_plan(declaration).keep, **Plan.from_dict(KEEP).keep})
+    declaration = structures(root_of(hparams, module))
+    plan = Plan({**full_plan(declaration).keep, **Plan.from_dict(keep).keep})
     cut_(declaration, plan)
     export_model(
         folder,
@@ -68,7 +81,7 @@ def make_export(folder, train=INFERENCE, inference=INFERENCE):
         SimpleNamespace(
             modules={}, hparams=SimpleNamespace(**{**hparams, **SIZES})
         ),
-        module="Transformer",
+        module=module,
         structures=structures,
         plan=plan,
         facts={},

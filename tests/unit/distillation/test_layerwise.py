@@ -7,11 +7,11 @@ import copy
 
 import pytest
 import torch
+from recording import record_calls
 from torch.nn import functional as F
 
 from sb_prune import LayerwiseDistillation, Teacher, encoder_decoder_structures
 from sb_prune.distillation import nearest_surviving
-from sb_prune.exactness import record_calls
 
 LENGTHS = torch.tensor([1.0, 8 / 13])
 TOKENS = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0]])
