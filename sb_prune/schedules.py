@@ -30,33 +30,35 @@ class LinearSchedule:
     ---------
     steps : int
         Optimizer steps until the target is reached.
-    start : int
-        Those of them before it begins to rise.
+    start : float
+        Share of them, in [0, 1), before it begins to rise.
 
     Example
     -------
     >>> [LinearSchedule(steps=10).share(step) for step in (0, 5, 20)]
     [0.0, 0.5, 1.0]
+    >>> LinearSchedule(steps=8, start=0.5).share(6)
+    0.5
     """
 
-    def __init__(self, steps, start=0):
+    def __init__(self, steps, start=0.0):
         if steps <= 0:
             raise ValueError(
                 f"schedule_steps: {steps}; write a positive number of steps, "
                 "or name ConstantSchedule"
             )
-        if not 0 <= start < steps:
+        if not 0 <= start < 1:
             raise ValueError(
-                f"schedule: start: {start} must be at least 0 and below "
-                f"schedule_steps: {steps}"
+                f"schedule: start: {start}; write the share of schedule_steps "
+                "in which nothing is cut yet, at least 0 and below 1"
             )
         self.steps = steps
         self.start = start
 
     def share(self, step):
         """Share of the target at an optimizer step, in [0, 1]."""
-        risen = (step - self.start) / (self.steps - self.start)
-        return min(max(risen, 0.0), 1.0)
+        done = step / self.steps
+        return min(max((done - self.start) / (1 - self.start), 0.0), 1.0)
 
 
 class CubicSchedule(LinearSchedule):
@@ -66,8 +68,8 @@ class CubicSchedule(LinearSchedule):
     ---------
     steps : int
         Optimizer steps until the target is reached.
-    start : int
-        Those of them before it begins to rise.
+    start : float
+        Share of them, in [0, 1), before it begins to rise.
 
     Example
     -------

@@ -527,9 +527,9 @@ def test_modules_in_another_order_are_not_exported(tmp_path):
     published.write_text(
         twins.replace(held, "<ctc_lin>, !ref <other>, !ref <twin>]")
     )
-    make_export(tmp_path / "right", train, train)
+    make_export(tmp_path / "right", train=train, inference=train)
     with pytest.raises(ValueError, match="in the order of the training YAML"):
-        make_export(tmp_path / "wrong", train, published)
+        make_export(tmp_path / "wrong", train=train, inference=published)
     assert not (tmp_path / "wrong").exists()
 
 

@@ -39,11 +39,11 @@ KEEP = {
 
 def make_export(
     folder,
-    train=INFERENCE,
-    inference=INFERENCE,
     module="Transformer",
     structures=partial(conformer_structures, only=""),  # noqa: B008
     keep=KEEP,
+    train=INFERENCE,
+    inference=INFERENCE,
 ):
     """Writes the export of a cut model.
 
@@ -51,16 +51,16 @@ def make_export(
     ---------
     folder : Path
         Must not exist.
-    train : Path
-        YAML that the model is made from.
-    inference : Path
-        YAML that the export is made from.
     module : str or list of str
         What is cut.
     structures : callable
         Module -> Declaration.
     keep : dict
         Of a plan, what does not stay whole.
+    train : Path
+        YAML that the model is made from.
+    inference : Path
+        YAML that the export is made from.
 
     Returns
     -------
