@@ -114,6 +114,19 @@ def test_killed_twice_it_continues(number, runs, undisturbed, tmp_path):
     assert epochs_begun(folder) <= EPOCHS + 2
 
 
+def test_killed_between_two_exports(runs, undisturbed, tmp_path):
+    """An export stands whole, or not at all."""
+    events = undisturbed.events
+    assert not [e for e in events if e.startswith("remove export/")]
+    at = max(i for i, e in enumerate(events) if e == "rename export")
+    folder = tmp_path / "run"
+    assert runs.start(folder, at) == SIGKILLED
+    assert not (folder / "export").exists()
+    assert runs.start(folder) == 0, log_of(folder)
+    assert_mended(folder, undisturbed)
+    assert epochs_begun(folder) == EPOCHS
+
+
 OFTEN = {"ckpt_interval_steps": 1}  # SpeechBrain saves after every batch
 
 
