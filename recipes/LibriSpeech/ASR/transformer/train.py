@@ -28,7 +28,7 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
-from sb_prune import PruningMixin
+from sb_prune import pruned
 
 
 class ASR(sb.Brain):
@@ -132,10 +132,6 @@ class ASR(sb.Brain):
                 self.wer_metric.write_stats(fout)
 
 
-class PrunedASR(PruningMixin, ASR):
-    """The same recipe, pruned where the YAML has a `pruning` block."""
-
-
 def dataio_prepare(hparams):
     """Datasets, the sampler of training batches, and the tokenizer.
 
@@ -217,7 +213,7 @@ if __name__ == "__main__":
         dataio_prepare(hparams)
     )
 
-    asr_brain = PrunedASR(
+    asr_brain = pruned(ASR)(
         modules=hparams["modules"],
         opt_class=hparams["model_opt_class"],
         hparams=hparams,
