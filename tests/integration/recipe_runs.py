@@ -29,6 +29,25 @@ TINY_PRUNE = {
     "prune_epochs": 2,
     "schedule_steps": 4,
 }
+# The same for train.yaml and prune.yaml, which have a decoder.
+JOINT = {
+    "d_model": 32,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 1,
+    "d_ffn": 64,
+    "output_neurons": 40,
+    "max_batch_length": 12,
+    "num_workers": 0,
+    "num_buckets": 4,
+    "valid_beam_size": 2,
+    "test_beam_size": 2,
+    "total_steps": 20,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+    "train_splits": "[train-clean-100]",
+    "test_splits": "[test-clean]",
+}
+JOINT_PRUNE = {**JOINT, "prune_epochs": 1, "schedule_steps": 2}
 
 
 def run_python(

@@ -7,27 +7,17 @@ import subprocess
 import sys
 
 import pytest
-from recipe_runs import ROOT, TINY, TINY_PRUNE, options, run_python
+from recipe_runs import (
+    JOINT,
+    JOINT_PRUNE,
+    ROOT,
+    TINY,
+    TINY_PRUNE,
+    options,
+    run_python,
+)
 
 CORPUS = ["--train_utterances=24", "--dev_utterances=8", "--test_utterances=8"]
-JOINT = {
-    "d_model": 32,
-    "num_encoder_layers": 2,
-    "num_decoder_layers": 1,
-    "d_ffn": 64,
-    "output_neurons": 40,
-    "max_batch_length": 12,
-    "num_workers": 0,
-    "num_buckets": 4,
-    "valid_beam_size": 2,
-    "test_beam_size": 2,
-    "total_steps": 20,
-    "warmup_steps": 2,
-    "cooldown_steps": 4,
-    "train_splits": "[train-clean-100]",
-    "test_splits": "[test-clean]",
-}
-JOINT_PRUNE = {**JOINT, "prune_epochs": 1, "schedule_steps": 2}
 TEST = "[results/{}/1234/test-clean.csv]"
 # What debug size adds to a command, by the words it holds
 SMALLER = {
