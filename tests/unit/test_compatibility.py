@@ -294,6 +294,8 @@ def test_every_habit_survives_all_phases(recipe, tmp_path, capsys):
     assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
     assert rows[1]["train_stats"]["realised_sparsity"] >= 0.5
     assert all("loss" in row["train_stats"] for row in rows)
+    rates = [row["lr"] for row in rows]
+    assert rates[PRUNE_EPOCHS:] == rates[:PRUNE_EPOCHS]  # each phase anew
     errors = evaluate(brain)
     assert len(errors) == STEPS
     assert "Loaded the average" in capsys.readouterr().out
