@@ -184,27 +184,22 @@ def test_expected_sparsity_of_coupled_groups_is_exact(make_front_end):
 def test_a_group_must_reach_its_target_alone(make_front_end):
     """However few channels another group leaves of the first Linear."""
     heads = partial(conformer_structures, kinds=["heads"])
-    declaration = joined_structures(
-        make_front_end(), [front_end_structures, heads]
-    )
-    *_, group = ParameterBudget({"CNN": 0.1, "Transformer": 0.1}).groups(
-        declaration
-    )
+    parts = [front_end_structures, heads]
+    declaration = joined_structures(make_front_end(), parts)
+
+    def groups(target):
+        targets = {"CNN": 0.1, "Transformer": target}
+        return ParameterBudget(targets).groups(declaration)
+
     fewest = [
-        4.0 if s.kind == "front_end_channels" else 1.0
-        for s in declaration.structures
+        1.0 if s.kind == "heads" else s.units for s in declaration.structures
     ]
-    fewest[0] = 6.0
-    most = group.sparsity(
-        float(group.cost.of_kept(torch.tensor(fewest).double()))
-    )
-    ParameterBudget({"CNN": 0.1, "Transformer": most - 0.001}).groups(
-        declaration
-    )
+    group = groups(0.1)[1]
+    left = group.cost.of_kept(torch.tensor(fewest).double())
+    most = group.sparsity(float(left))
+    assert groups(most - 0.001)
     with pytest.raises(ValueError, match=r"target\[Transformer\]: .* reached"):
-        ParameterBudget({"CNN": 0.1, "Transformer": most + 0.001}).groups(
-            declaration
-        )
+        groups(most + 0.001)
 
 
 def test_groups_that_shrink_with_one_another_are_refused():
