@@ -1,10 +1,11 @@
 """The mixin that makes any recipe's Brain prune."""
 
 import speechbrain as sb
+import torch
 from speechbrain.dataio.dataloader import LoopedLoader
-from speechbrain.utils.distributed import if_main_process
 from torch.utils.data import DataLoader
 
+from sb_prune.parallel import unwrap_
 from sb_prune.run import PruningRun
 
 
@@ -62,7 +63,9 @@ class PruningMixin:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         block = getattr(getattr(self, "hparams", None), "pruning", None)
-        self.pruning = PruningRun.from_block(block) if block else None
+        self.pruning = None
+        if block is not None:
+            self.pruning = PruningRun.from_block(block)
 
     def fit(
         self,
@@ -97,12 +100,14 @@ class PruningMixin:
         if not run.is_cut:
             run.start_pruning_(self)
             super().fit(epoch_counter, train_set, valid_set, progressbar)
+            unwrap_(self.modules)
             seen = train_set if valid_set is None else valid_set
             run.cut_(self, next(iter(seen)))
         run.start_finetuning_(self)
         if self.debug:  # a few epochs of this phase too
             self.debug_epochs += epoch_counter.current
         super().fit(epoch_counter, train_set, valid_set, progressbar)
+        unwrap_(self.modules)
         self._export()
 
     def _loader(self, data, stage, **kwargs):
@@ -111,15 +116,15 @@ class PruningMixin:
         return self.make_dataloader(data, stage=stage, **kwargs)
 
     def _export(self):
-        if if_main_process():
-            self.modules.eval()
-            self.pruning.export(self)
+        self.modules.eval()
+        self.pruning.export(self)
 
     def on_fit_start(self):
         """The recipe's start; then every masked tensor must be learning."""
         super().on_fit_start()
         if self.pruning is not None:
             self.pruning.check_trainable(self)
+            self.pruning.listen_(self.modules)
 
     def compute_forward(self, batch, stage):
         """The recipe's forward, with fresh gates in training."""
@@ -134,11 +139,20 @@ class PruningMixin:
             loss = self.pruning.add_distillation(loss)
         return loss
 
+    def check_loss_isfinite(self, loss):
+        """The recipe's patience; the gates skip the step of a bad loss."""
+        if self.pruning is not None and not torch.isfinite(loss):
+            self.pruning.veto_gates_()
+        super().check_loss_isfinite(loss)
+
     def optimizers_step(self):
-        """The gates' step, then the recipe's."""
-        if self.pruning is not None:
-            self.pruning.step_gates_(self.scaler.get_scale())
+        """The recipe's step, then the gates', unless the scaler skipped."""
+        scale = self.scaler.get_scale()
         super().optimizers_step()
+        if self.pruning is not None:
+            if self.scaler.get_scale() < scale:
+                self.pruning.veto_gates_()
+            self.pruning.step_gates_(scale)
 
     def on_stage_start(self, stage, epoch=None):
         """Evaluation sees the plan that would be exported now."""
@@ -147,12 +161,12 @@ class PruningMixin:
         super().on_stage_start(stage, epoch)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Logs the pruning before the recipe logs and saves."""
+        """The recipe's; what it logs next has the pruning's numbers too."""
         if self.pruning is not None and stage == sb.Stage.TRAIN:
-            named = self.pruning.statistics()
+            self.pruning.check_gates_moved(self)
             logger = getattr(self.hparams, "train_logger", None)
-            if named and logger is not None:
-                logger.log_stats({"epoch": epoch}, train_stats=named)
+            if logger is not None:
+                log_along_(logger, self.pruning.statistics())
         super().on_stage_end(stage, stage_loss, epoch)
 
     def on_evaluate_start(self, max_key=None, min_key=None):
@@ -167,6 +181,54 @@ class PruningMixin:
         if self.pruning is not None and self.pruning.is_cut:
             self._export()
         return loss
+
+
+def pruned(brain_class):
+    """The recipe's Brain class behind the mixin, in one line.
+
+    Arguments
+    ---------
+    brain_class : type
+        Subclass of `sb.Brain` with the recipe's methods.
+
+    Returns
+    -------
+    type
+        Subclass of it; prunes where the YAML has a `pruning` block.
+
+    Example
+    -------
+    >>> class ASR(sb.Brain):
+    ...     def compute_objectives(self, predictions, batch, stage):
+    ...         return predictions
+    >>> pruned(ASR)
+    <class 'sb_prune.brain.PrunedASR'>
+    """
+    name = f"Pruned{brain_class.__name__}"
+    doc = f"{brain_class.__name__}, pruned where the YAML says so."
+    return type(name, (PruningMixin, brain_class), {"__doc__": doc})
+
+
+def log_along_(logger, named):
+    """Adds numbers to the train statistics of a logger's next call.
+
+    A call of our own would be a step of TensorBoard's, and overwrite the
+    recipe's row of that epoch in Weights & Biases.
+
+    Arguments
+    ---------
+    logger : TrainLogger
+    named : dict
+        Name -> number.
+    """
+
+    def log_stats(stats_meta, train_stats=None, *args, **kwargs):
+        del logger.log_stats  # the class's own is seen again
+        together = {**(train_stats or {}), **named}
+        return logger.log_stats(stats_meta, together, *args, **kwargs)
+
+    if named:
+        logger.log_stats = log_stats
 
 
 def _batches(loader):

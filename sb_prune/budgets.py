@@ -48,6 +48,11 @@ class _Budget:
     def __init__(self, target):
         self.target = target
         self.targets = target if isinstance(target, dict) else {"": target}
+        if not self.targets:
+            raise ValueError(
+                "target: no module is named; write a number, or one for each "
+                "module prefix"
+            )
         for prefix, value in self.targets.items():
             if not (isinstance(value, float) and 0 < value < 1):
                 raise ValueError(

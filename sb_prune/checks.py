@@ -1,8 +1,66 @@
 """What a recipe must offer, checked before hours are spent on it."""
 
 import torch
+from speechbrain.utils.parameter_transfer import Pretrainer
 
 from sb_prune.roots import entries_of
+
+
+def check_callable(**settings):
+    """Refuses a part that the YAML makes instead of naming.
+
+    Arguments
+    ---------
+    settings : callable
+        By their key in the pruning block.
+
+    Raises
+    ------
+    ValueError
+        Naming the key and what to write.
+
+    Example
+    -------
+    >>> check_callable(gate_optimizer=0.05)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: pruning: gate_optimizer: 0.05 cannot be called; ...
+    """
+    for key, value in settings.items():
+        if not callable(value):
+            raise ValueError(
+                f"pruning: {key}: {value!r} cannot be called; write !name: "
+                "and the name of a class or function"
+            )
+
+
+def check_whole_number(least, **settings):
+    """Refuses what is no whole number, or too small.
+
+    Arguments
+    ---------
+    least : int
+        Smallest value.
+    settings : int
+        By their key in the pruning block.
+
+    Raises
+    ------
+    ValueError
+        Naming the key and what to write.
+
+    Example
+    -------
+    >>> check_whole_number(1, min_keep=0)
+    Traceback (most recent call last):
+    ValueError: pruning: min_keep: 0; write a whole number, 1 or more
+    """
+    for key, value in settings.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < least:
+            raise ValueError(
+                f"pruning: {key}: {value!r}; write a whole number, {least} or "
+                "more"
+            )
 
 
 def saved_modules(brain):
@@ -40,10 +98,16 @@ def check_brain(brain, module, epoch_counter=None):
     ValueError
         Naming the key and what to write.
     """
-    if brain.distributed_launch or brain.data_parallel_backend:
+    if brain.data_parallel_backend:
         raise ValueError(
-            "pruning runs in one process so far; leave out torchrun and "
-            "--data_parallel_backend"
+            "data_parallel_backend: its copies of the model would not share "
+            "gates; leave it out and start with "
+            "torchrun --nproc_per_node=<GPUs> train.py ..."
+        )
+    if brain.jit:
+        raise ValueError(
+            "jit: masks and surgery cannot enter a scripted module; leave "
+            "--jit out, or write --compile"
         )
     if brain.checkpointer is None:
         raise ValueError("checkpointer: pruning needs one in the YAML")
@@ -68,16 +132,13 @@ def _check_entries(brain, entries):
 
 
 def _check_saved(brain):
-    saved = {
-        id(parameter)
-        for held in saved_modules(brain).values()
-        for parameter in held.parameters()
-    }
+    kept = [*saved_modules(brain).values(), *_pretrained_modules(brain)]
+    known = {id(p) for module in kept for p in module.parameters()}
     lost = [
         name
         for name, module in brain.modules.items()
         if any(
-            parameter.requires_grad and id(parameter) not in saved
+            parameter.requires_grad and id(parameter) not in known
             for parameter in module.parameters()
         )
     ]
@@ -88,6 +149,18 @@ def _check_saved(brain):
         )
 
 
+def _pretrained_modules(brain):
+    """Modules that the recipe loads anew in every process, e.g. the language
+    model that a recipe keeps in `modules` to have it on the device."""
+    return [
+        loaded
+        for value in vars(brain.hparams).values()
+        if isinstance(value, Pretrainer)
+        for loaded in value.loadables.values()
+        if isinstance(loaded, torch.nn.Module)
+    ]
+
+
 def _check_counter(brain, epoch_counter):
     if not any(
         saved is epoch_counter
@@ -96,12 +169,6 @@ def _check_counter(brain, epoch_counter):
         raise ValueError(
             "checkpointer: recoverables: the epoch counter is missing; add "
             "counter: !ref <epoch_counter>"
-        )
-    if hasattr(epoch_counter, "should_stop"):
-        raise ValueError(
-            "epoch_counter: early stopping would end pruning before the "
-            "target is reached; write "
-            "speechbrain.utils.epoch_loop.EpochCounter"
         )
 
 

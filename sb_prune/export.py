@@ -8,7 +8,6 @@ weights, the normaliser, the tokenizer and a card.
 """
 
 import hashlib
-import os
 import re
 import shutil
 from functools import partial
@@ -26,6 +25,7 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.logger import get_logger
 
+from sb_prune.durable import naming_what_fails, rename_
 from sb_prune.loading import BUILDER, load_export, tag_of
 from sb_prune.plan import Plan
 from sb_prune.roots import entries_of
@@ -172,24 +172,39 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
     """
     folder = Path(folder)
     document = prepare_document(folder, inference, brain, module)
-    aside = folder.with_name(folder.name + ".incomplete")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    place = folder.resolve()  # a link to another disk stays one
+    aside = place.with_name(place.name + ".incomplete")
     _wrap_cut_modules(document, module, structures, plan)
-    _save_loadables(document, inference, brain, aside)
-    yaml_file = aside / "hyperparams.yaml"
-    with open(yaml_file, "w", encoding="utf-8") as file:
-        file.write(f"# {MARK}: made by sb_prune, plan inline\n")
-        ruamel.yaml.YAML().dump(document, file)
+    with naming_what_fails(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        _save_loadables(document, inference, brain, aside)
+        _write_yaml(aside / "hyperparams.yaml", document)
     with generators_untouched():
         loaded = load_export(aside)
     _verify(loaded, brain, document)
-    _write_card(aside / "README.md", loaded, facts)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(aside, folder)
+    _verify_names(loaded, brain, inference)
+    with naming_what_fails(folder):
+        _write_card(aside / "README.md", loaded, facts)
+        _replace(aside, place)
     logger.info(f"Exported to {folder}: {facts}")
     return folder
+
+
+def _write_yaml(path, document):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(f"# {MARK}: made by sb_prune, plan inline\n")
+        ruamel.yaml.YAML().dump(document, file)
+
+
+def _replace(aside, folder):
+    """A kill in between leaves no half export, and nothing to repair."""
+    earlier = folder.with_name(folder.name + ".earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if folder.exists():
+        rename_(folder, earlier)
+    rename_(aside, folder)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def prepare_document(folder, inference, brain, module):
@@ -267,7 +282,7 @@ def _references(node):
 
 
 def _check_ours(folder):
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return
     yaml_file = folder / "hyperparams.yaml"
     if not (yaml_file.is_file() and MARK in yaml_file.read_text("utf-8")):
@@ -284,7 +299,13 @@ def _read(inference):
             "dense model as for publishing (relative to where train.py runs)"
         )
     with open(inference, encoding="utf-8") as file:
-        return ruamel.yaml.YAML().load(file)
+        document = ruamel.yaml.YAML().load(file)
+    if not isinstance(document, CommentedMap):
+        raise ValueError(
+            f"inference: {inference} is empty; write the YAML of the dense "
+            "model as for publishing"
+        )
+    return document
 
 
 def _tagged(tag, **items):
@@ -424,6 +445,24 @@ def _verify(loaded, brain, document):
         for tensor, value in _cpu_state(_find(brain, name, key)).items():
             if not torch.equal(value, theirs[tensor]):
                 raise RuntimeError(f"export: {tensor} differs after reloading")
+
+
+def _verify_names(loaded, brain, inference):
+    """Compares modules of the same name: in a ModuleList, names are numbers,
+    so that two layers of one shape could take each other's weights."""
+    recipe = {**vars(brain.hparams), **dict(brain.modules)}
+    for name, theirs in loaded.hparams.items():
+        if not (_is_plain_module(theirs) and name in recipe):
+            continue
+        ours, theirs = _cpu_state(recipe[name]), _cpu_state(theirs)
+        if ours.keys() == theirs.keys() and not all(
+            torch.equal(ours[tensor], theirs[tensor]) for tensor in ours
+        ):
+            raise ValueError(
+                f"inference: {inference}: {name} would get other weights than "
+                f"the recipe's {name}; list the modules of each of the "
+                "pretrainer's loadables in the order of the training YAML"
+            )
 
 
 def _write_card(path, loaded, facts):

@@ -223,11 +223,12 @@ def _reader(name):
 def _norm_over_open(module, x):
     """LayerNorm with statistics over the open entries only.
 
-    With all gates open it is the native norm, bit for bit.
+    With all gates open it is the native norm, bit for bit, unless compiled:
+    torch.compile would compile again for every pattern of open norms.
     """
     gates, factor = module._gates, module._statistics
     shape = module.normalized_shape
-    if gates.is_open(factor.structure):
+    if not torch.compiler.is_compiling() and gates.is_open(factor.structure):
         return F.layer_norm(x, shape, module.weight, module.bias, module.eps)
     gate = factor(gates).expand(shape)
     dims = tuple(range(-len(shape), 0))

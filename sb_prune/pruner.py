@@ -1,4 +1,6 @@
-"""The pruner: gates on a model, moved towards a budget, made into a plan."""
+"""Pruners: masks on a model, moved towards a budget, made into a plan."""
+
+from functools import cached_property
 
 import torch
 
@@ -7,22 +9,16 @@ from sb_prune.cost import mac_cost, parameter_cost
 from sb_prune.fitting import fit_plan
 from sb_prune.gates import HardConcrete
 from sb_prune.masking import attach_, detach_
+from sb_prune.parallel import mean_over_processes
 from sb_prune.schedules import ConstantSchedule
 from sb_prune.surgery import cut_
 
 
-class Pruner:
-    """Learns which structures of a model to keep.
+class BasePruner:
+    """What every way of choosing shares: budget, masks, plan, cut.
 
-    Gates, multipliers and their optimizer live here, on the CPU, never in the
-    recipe's modules or optimizers. One optimizer step of the recipe is
-
-        pruner.sample_()        # new gates multiply the weights
-        ...                     # forward, backward, perhaps accumulated
-        pruner.step_()          # gates learn from the gradient they received
-
-    and evaluation calls `binarise_()` first: it always sees the plan that
-    would be exported now.
+    A subclass says how units are ranked (`scores`) and what one optimizer
+    step of the recipe does to the masks (`sample_`, `step_`).
 
     Arguments
     ---------
@@ -32,34 +28,12 @@ class Pruner:
         What is measured, and the target.
     schedule : LinearSchedule, CubicSchedule or ConstantSchedule, optional
         Share of the target over the steps.
-    gates : HardConcrete, optional
-        The distribution of the gates.
-    controller : ExactBudget or AugmentedLagrangian, optional
-        Makes the expected sparsity follow the schedule.
-    gate_optimizer : callable, optional
-        Parameters -> optimizer of the logits.
     min_keep : int
         Units that stay where a module stays.
     seed : int
-        Of the private generator that draws the gates.
-
-    Example
-    -------
-    >>> from speechbrain.lobes.models.transformer.Conformer import (
-    ...     ConformerEncoder,
-    ... )
-    >>> from sb_prune import ParameterBudget, conformer_structures
-    >>> encoder = ConformerEncoder(2, d_model=8, d_ffn=16, nhead=2)
-    >>> x, positions = torch.rand(1, 5, 8), torch.rand(1, 9, 8)
-    >>> pruner = Pruner(conformer_structures(encoder), ParameterBudget(0.5))
-    >>> pruner.attach_()
-    >>> pruner.sample_()
-    >>> encoder(x, pos_embs=positions)[0].square().mean().backward()
-    >>> pruner.step_()
-    True
-    >>> plan = pruner.cut_()
-    >>> float(pruner.realised_sparsity(plan)[0]) >= 0.5
-    True
+        Of all that is drawn.
+    decay : float
+        Of `saliency`, the running mean of squared gate gradients, (N,).
     """
 
     def __init__(
@@ -67,31 +41,35 @@ class Pruner:
         declaration,
         budget,
         schedule=None,
-        gates=None,
-        controller=None,
-        gate_optimizer=None,
         min_keep=1,
         seed=0,
+        decay=0.98,
     ):
         self.declaration = declaration
         self.budget = budget
         self.groups = budget.groups(declaration, min_keep)
         self.schedule = schedule or ConstantSchedule()
-        self.gates = gates or HardConcrete()
-        self.controller = controller or ExactBudget()
         self.min_keep = min_keep
         self.seed = seed
         self.step = 0
-        self.logits = self.gates.initial_logits(declaration).requires_grad_()
-        make = gate_optimizer or torch.optim.Adam
-        self.optimizer = make([self.logits])
         self._costs = {
             "parameters": parameter_cost(declaration),
             "MACs": mac_cost(declaration, budget.frames),
         }
-        self._members = torch.stack([g.members for g in self.groups])
-        self._values = None
-        self._source = self._sample = self._penalty = None
+        self.saliency = torch.zeros(declaration.total_units)
+        self._decay = decay
+        self._values = self._sample = None
+
+    @cached_property
+    def prices(self):
+        """(N,) what closing one unit alone frees, in the budget's unit."""
+        structures = self.declaration.structures
+        dense = torch.tensor([s.units for s in structures]).double()
+        one_less = dense - torch.eye(len(structures)).double()
+        freed = sum(
+            group.dense - group.cost.of_kept(one_less) for group in self.groups
+        )
+        return freed.repeat_interleave(dense.long()).float()
 
     def attach_(self):
         """Puts the masks on the model, all gates open."""
@@ -108,45 +86,6 @@ class Pruner:
         share = self.schedule.share(self.step)
         return torch.tensor([g.target * share for g in self.groups]).double()
 
-    def expected_sparsity(self, logits):
-        """Expected sparsity per group, differentiable.
-
-        Arguments
-        ---------
-        logits : torch.Tensor
-            (N,)
-
-        Returns
-        -------
-        torch.Tensor
-            (groups,), float64.
-        """
-        kept = self.gates.keep_probability(logits)
-        counts = self.groups[0].cost.sum_units(kept)
-        return torch.stack(
-            [g.sparsity(g.cost.of_kept(counts)) for g in self.groups]
-        )
-
-    def sample_(self):
-        """Draws the gates of this optimizer step and applies them."""
-        if not self.targets().any():  # s' = 0 where nothing may be cut yet
-            self._source = None
-            self._apply(torch.ones_like(self.logits))
-            return
-        with torch.enable_grad():
-            logits, self._penalty = self._control()
-            generator = torch.Generator().manual_seed(self._step_seed())
-            self._source = self.gates.sample(logits, generator)
-        self._apply(self._source.detach(), learn=True)
-
-    def _step_seed(self):
-        return (self.seed * 1_000_003 + self.step) % 2**63
-
-    def _control(self):
-        return self.controller(
-            self.logits, self.expected_sparsity, self._members, self.targets()
-        )
-
     def _apply(self, values, learn=False):
         pieces = self.declaration.split(values)
         is_open = [bool((p == 1).all()) for p in pieces.values()]
@@ -155,36 +94,28 @@ class Pruner:
         self._sample = values.to(device, copy=True).requires_grad_(learn)
         self._values.set_(self._sample, is_open)
 
-    def step_(self, scale=1.0):
-        """Moves the gates by the gradient that this step's sample received.
+    def veto_step_(self):
+        """Lets the coming `step_` leave the gates where they are.
 
-        Arguments
-        ---------
-        scale : float
-            Factor that a GradScaler put on the loss.
-
-        Returns
-        -------
-        bool
-            Whether the gates moved: not before the schedule starts, and not
-            on a gradient that is not finite.
+        One process decides for all.
         """
-        self.step += 1
-        if self._source is None or self._sample.grad is None:
-            return False
-        gradient = self._sample.grad.to(self.logits.device) / scale
-        if not torch.isfinite(gradient).all():
-            return False
-        self.optimizer.zero_grad()
-        loss = (self._source * gradient).sum() + self._penalty
-        loss.backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            self.logits.clamp_(-self.gates.bound, self.gates.bound)
-            expected = self.expected_sparsity(self.logits)
-        self.controller.step_(expected, self.targets())
-        self._source = self._penalty = None
-        return True
+        self._sample.grad = torch.full_like(self._sample, torch.nan)
+
+    def _gradient(self, scale):
+        """What this step's sample received in all processes, unscaled: (N,).
+
+        What one process lacks is missing in all, so that they stay alike.
+        None if it is missing or not finite, or nothing is to be learned.
+        """
+        if self._sample is None or not self._sample.requires_grad:
+            return None
+        if self._sample.grad is None:
+            self.veto_step_()
+        mean = mean_over_processes(self._sample.grad).cpu() / scale
+        return mean if torch.isfinite(mean).all() else None
+
+    def _listen(self, gradient):
+        self.saliency.lerp_(gradient.square(), 1 - self._decay)
 
     def plan(self, final=False):
         """The plan that would be cut now.
@@ -202,7 +133,7 @@ class Pruner:
         return fit_plan(
             self.declaration,
             self.groups,
-            self.logits.detach(),
+            self.scores(),
             shares,
             self.min_keep,
         )
@@ -287,38 +218,36 @@ class Pruner:
         Returns
         -------
         dict
-            Target, expected and realised sparsity, parameters and MACs
-            (for the budget's `frames`) of the plan, state of the controller.
+            Target and realised sparsity, parameters and MACs (for the
+            budget's `frames`) of the plan.
         """
-        targets = self.targets()
-        with torch.no_grad():
-            logits = self.logits
-        if targets.any():
-            logits, _ = self._control()
-        rows = {
-            "target_sparsity": targets,
-            "expected_sparsity": self.expected_sparsity(logits).detach(),
-            "realised_sparsity": self.realised_sparsity(plan),
+        named = {
+            **self._per_group("target_sparsity", self.targets()),
+            **self._per_group(
+                "realised_sparsity", self.realised_sparsity(plan)
+            ),
         }
-        named = {}
-        for name, values in rows.items():
-            for group, value in zip(self.groups, values.tolist()):
-                suffix = f"[{group.prefix}]" if group.prefix else ""
-                named[name + suffix] = value
         counts = plan.kept_counts(self.declaration)
         for name, cost in self._costs.items():
             named[name] = float(cost.of_kept(counts))
-        return {**named, **self.controller.multipliers()}
+        return named
+
+    def _per_group(self, name, values):
+        return {
+            name + (f"[{group.prefix}]" if group.prefix else ""): value
+            for group, value in zip(self.groups, values.tolist())
+        }
 
     def state_dict(self):
         """What resuming needs."""
         return {
-            "names": [s.name for s in self.declaration.structures],
-            "logits": self.logits.detach().clone(),
-            "optimizer": self.optimizer.state_dict(),
-            "controller": self.controller.state_dict(),
+            "units": self._units(),
             "step": self.step,
+            "saliency": self.saliency.clone(),
         }
+
+    def _units(self):
+        return {s.name: s.units for s in self.declaration.structures}
 
     def load_state_dict(self, state):
         """Takes what `state_dict` gave.
@@ -332,16 +261,210 @@ class Pruner:
         ValueError
             If it was made for another architecture.
         """
-        names = [s.name for s in self.declaration.structures]
-        same_size = state["logits"].shape == self.logits.shape
-        if state["names"] != names or not same_size:
+        if state["units"] != self._units():
             raise ValueError(
                 "the pruning checkpoint was made for another architecture or "
                 "other `kinds`; use the YAML it was made with, or another "
                 "output_folder"
             )
+        self.step = state["step"]
+        self.saliency.copy_(state["saliency"])
+
+
+class Pruner(BasePruner):
+    """Learns which structures of a model to keep.
+
+    Gates, multipliers and their optimizer live here, on the CPU, never in the
+    recipe's modules or optimizers. One optimizer step of the recipe is
+
+        pruner.sample_()        # new gates multiply the weights
+        ...                     # forward, backward, perhaps accumulated
+        pruner.step_()          # gates learn from the gradient they received
+
+    and evaluation calls `binarise_()` first: it always sees the plan that
+    would be exported now.
+
+    Arguments
+    ---------
+    declaration : Declaration
+        What can be cut.
+    budget : ParameterBudget or MACBudget
+        What is measured, and the target.
+    schedule : LinearSchedule, CubicSchedule or ConstantSchedule, optional
+        Share of the target over the steps.
+    gates : HardConcrete, optional
+        The distribution of the gates.
+    controller : ExactBudget or AugmentedLagrangian, optional
+        Makes the expected sparsity follow the schedule.
+    gate_optimizer : callable, optional
+        Parameters -> optimizer of the logits.
+    first_score : callable, optional
+        Pruner -> (N,): in which order the gates start. As long as the
+        schedule asks for nothing the gates stay open and `saliency` is
+        gathered; then the logits are spread by the ranks of this score. By
+        default all start alike.
+    min_keep : int
+        Units that stay where a module stays.
+    seed : int
+        Of the private generator that draws the gates.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.models.transformer.Conformer import (
+    ...     ConformerEncoder,
+    ... )
+    >>> from sb_prune import ParameterBudget, conformer_structures
+    >>> encoder = ConformerEncoder(2, d_model=8, d_ffn=16, nhead=2)
+    >>> x, positions = torch.rand(1, 5, 8), torch.rand(1, 9, 8)
+    >>> pruner = Pruner(conformer_structures(encoder), ParameterBudget(0.5))
+    >>> pruner.attach_()
+    >>> pruner.sample_()
+    >>> encoder(x, pos_embs=positions)[0].square().mean().backward()
+    >>> pruner.step_()
+    True
+    >>> plan = pruner.cut_()
+    >>> float(pruner.realised_sparsity(plan)[0]) >= 0.5
+    True
+    """
+
+    def __init__(
+        self,
+        declaration,
+        budget,
+        schedule=None,
+        gates=None,
+        controller=None,
+        gate_optimizer=None,
+        first_score=None,
+        min_keep=1,
+        seed=0,
+    ):
+        super().__init__(declaration, budget, schedule, min_keep, seed)
+        self.gates = gates or HardConcrete()
+        self.controller = controller or ExactBudget()
+        self.logits = self.gates.initial_logits(declaration).requires_grad_()
+        make = gate_optimizer or torch.optim.Adam
+        self.optimizer = make([self.logits])
+        self._members = torch.stack([g.members for g in self.groups])
+        self._first_score = first_score
+        self._source = self._penalty = None
+
+    def scores(self):
+        """Ranks the units: the gates' logits, (N,)."""
+        return self.logits.detach()
+
+    def expected_sparsity(self, logits):
+        """Expected sparsity per group, differentiable.
+
+        Arguments
+        ---------
+        logits : torch.Tensor
+            (N,)
+
+        Returns
+        -------
+        torch.Tensor
+            (groups,), float64.
+        """
+        kept = self.gates.keep_probability(logits)
+        counts = self.groups[0].cost.sum_units(kept)
+        return torch.stack(
+            [g.sparsity(g.cost.of_kept(counts)) for g in self.groups]
+        )
+
+    def sample_(self):
+        """Draws the gates of this optimizer step and applies them."""
+        if not self.targets().any():  # s' = 0 where nothing may be cut yet
+            self._source = None
+            listening = self._first_score is not None
+            self._apply(torch.ones_like(self.logits), learn=listening)
+            return
+        self._spread_logits()
+        with torch.enable_grad():
+            logits, self._penalty = self._control()
+            generator = torch.Generator().manual_seed(self._step_seed())
+            self._source = self.gates.sample(logits, generator)
+        self._apply(self._source.detach(), learn=True)
+
+    def _spread_logits(self):
+        """Once, when pruning begins: the first score's ranks as logits."""
+        if self._first_score is None:
+            return
+        ranks = self._first_score(self).argsort().argsort()
+        share = ranks / (len(ranks) - 1)
+        with torch.no_grad():
+            self.logits.copy_(self.gates.bound * (2 * share - 1))
+        self._first_score = None
+
+    def _step_seed(self):
+        return (self.seed * 1_000_003 + self.step) % 2**63
+
+    def _control(self):
+        return self.controller(
+            self.logits, self.expected_sparsity, self._members, self.targets()
+        )
+
+    def step_(self, scale=1.0):
+        """Moves the gates by the gradient that this step's sample received.
+
+        Arguments
+        ---------
+        scale : float
+            Factor that a GradScaler put on the loss.
+
+        Returns
+        -------
+        bool
+            Whether the gates moved: not before the schedule starts, and not
+            on a gradient that is not finite.
+        """
+        self.step += 1
+        gradient = self._gradient(scale)
+        if gradient is None:
+            return False
+        if self._source is None:
+            self._listen(gradient)
+            return False
+        self.optimizer.zero_grad()
+        loss = (self._source * gradient).sum() + self._penalty
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.logits.clamp_(-self.gates.bound, self.gates.bound)
+            expected = self.expected_sparsity(self.logits)
+        self.controller.step_(expected, self.targets())
+        self._source = self._penalty = None
+        return True
+
+    def statistics(self, plan):
+        """As every pruner's, with expected sparsity and the controller's."""
+        with torch.no_grad():
+            logits = self.logits
+        if self.targets().any():
+            logits, _ = self._control()
+        expected = self.expected_sparsity(logits).detach()
+        return {
+            **self._per_group("expected_sparsity", expected),
+            **super().statistics(plan),
+            **self.controller.multipliers(),
+        }
+
+    def state_dict(self):
+        """What resuming needs."""
+        return {
+            **super().state_dict(),
+            "logits": self.logits.detach().clone(),
+            "spread": self._first_score is None,
+            "optimizer": self.optimizer.state_dict(),
+            "controller": self.controller.state_dict(),
+        }
+
+    def load_state_dict(self, state):
+        """Takes what `state_dict` gave."""
+        super().load_state_dict(state)
         with torch.no_grad():
             self.logits.copy_(state["logits"])
+        if state["spread"]:
+            self._first_score = None
         self.optimizer.load_state_dict(state["optimizer"])
         self.controller.load_state_dict(state["controller"])
-        self.step = state["step"]

@@ -14,35 +14,45 @@ says which phase a rerun continues.
 import copy
 import inspect
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataloader import LoopedLoader
+from speechbrain.utils.distributed import ddp_broadcast, run_on_main
 from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader
 
 from sb_prune.budgets import ParameterBudget
-from sb_prune.checks import check_brain, check_trainable, saved_modules
-from sb_prune.controllers import ExactBudget
+from sb_prune.checks import (
+    check_brain,
+    check_callable,
+    check_trainable,
+    check_whole_number,
+    saved_modules,
+)
 from sb_prune.distillation import Distiller
+from sb_prune.durable import (
+    guard_,
+    set_torn_aside,
+    set_torn_snapshot_aside,
+)
 from sb_prune.exactness import first_outputs, largest_difference
 from sb_prune.export import export_model, prepare_document
-from sb_prune.gates import HardConcrete
 from sb_prune.plan import Plan
 from sb_prune.pruner import Pruner
 from sb_prune.roots import root_of
 from sb_prune.schedules import LinearSchedule
+from sb_prune.scores import ScorePruner
 from sb_prune.snapshots import (
     ResumePoint,
     generators_untouched,
     load_dense,
     load_snapshot,
-    mark_complete_,
     read_meta,
     save_snapshot,
-    set_torn_aside,
 )
 from sb_prune.structure import joined_structures
 from sb_prune.surgery import cut_
@@ -79,12 +89,16 @@ class PruningRun:
         target -> budget, e.g. `MACBudget`.
     schedule : callable
         steps -> schedule, e.g. `CubicSchedule`.
-    gates : callable
+    gates : callable, optional
         Makes the gates, e.g. `HardConcrete`.
-    controller : callable
+    controller : callable, optional
         Makes the controller, e.g. `AugmentedLagrangian`.
-    gate_optimizer : callable
+    gate_optimizer : callable, optional
         Parameters -> optimizer of the gates' logits.
+    first_score : callable, optional
+        In which order the gates start, e.g. `taylor_score`.
+    score : callable, optional
+        Chooses by a score instead of learned gates, e.g. `magnitude_score`.
     min_keep : int
         Units that stay where a module stays.
     seed : int
@@ -109,17 +123,33 @@ class PruningRun:
         start_max_key=None,
         budget=ParameterBudget,
         schedule=LinearSchedule,
-        gates=HardConcrete,
-        controller=ExactBudget,
-        gate_optimizer=torch.optim.Adam,
+        gates=None,
+        controller=None,
+        gate_optimizer=None,
+        first_score=None,
+        score=None,
         min_keep=1,
         seed=0,
         distillation=None,
         inference=None,
         export_folder=None,
     ):
-        if min_keep < 1:
-            raise ValueError(f"min_keep: {min_keep}; write 1 or more")
+        check_callable(structures=structures, budget=budget, schedule=schedule)
+        optional = {
+            "gates": gates,
+            "controller": controller,
+            "gate_optimizer": gate_optimizer,
+            "first_score": first_score,
+            "score": score,
+            "distillation": distillation,
+        }
+        check_callable(**{k: v for k, v in optional.items() if v is not None})
+        check_whole_number(1, prune_epochs=prune_epochs, min_keep=min_keep)
+        check_whole_number(0, schedule_steps=schedule_steps, seed=seed)
+        if start_min_key is not None and start_max_key is not None:
+            raise ValueError(
+                "pruning: write `start_min_key` or `start_max_key`, not both"
+            )
         if (inference is None) != (export_folder is None):
             raise ValueError(
                 "pruning: write both `inference` and `export_folder`, or "
@@ -136,19 +166,23 @@ class PruningRun:
         self._distillation = distillation and distillation()
         self.inference = inference
         self.export_folder = export_folder
-        self._pruner_arguments = {
-            "schedule": schedule(steps=schedule_steps),
-            "gates": gates(),
-            "controller": controller(),
+        self._schedule = schedule(steps=schedule_steps)
+        self._min_keep = min_keep
+        self._seed = seed
+        learned = {
+            "gates": gates and gates(),
+            "controller": controller and controller(),
             "gate_optimizer": gate_optimizer,
-            "min_keep": min_keep,
-            "seed": seed,
+            "first_score": first_score,
         }
+        self._choose = _chooser(score, learned)
         self.pruner = None
         self.plan = None
         self.distiller = None
+        self.is_cut = False
         self.cut_difference = None
         self._folder = None
+        self._resume_point = ResumePoint()
         self._sampled_step = None
 
     @classmethod
@@ -166,8 +200,13 @@ class PruningRun:
         Raises
         ------
         ValueError
-            If a key is unknown or missing.
+            If it is no mapping, or a key is unknown or missing.
         """
+        if not isinstance(block, Mapping):
+            raise ValueError(
+                f"pruning: {block!r} is no mapping; write one line `key: "
+                "value` for each argument of sb_prune.PruningRun"
+            )
         known = inspect.signature(cls).parameters
         for key in block:
             if key not in known:
@@ -199,16 +238,17 @@ class PruningRun:
                 "train.py again and it continues"
             )
         check_brain(brain, self.module, epoch_counter)
-        folder = Path(brain.checkpointer.checkpoints_dir)
+        # with --debug each process has a folder of its own
+        folder = ddp_broadcast(Path(brain.checkpointer.checkpoints_dir))
         self.declaration = self.structures(root_of(brain.modules, self.module))
         modules = saved_modules(brain)
         if epoch_counter is not None:
             self._check_lengths(brain, epoch_counter.limit, steps_per_epoch)
-            if not _has_trained(folder):
-                shutil.rmtree(folder / "dense", ignore_errors=True)
-        if (folder / "dense").is_dir():
+        has_begun, self.is_cut = run_on_main(
+            _standing, [folder, epoch_counter is not None]
+        )
+        if has_begun:
             self._check_same_run(folder, read_meta(folder / "dense"))
-            load_snapshot(folder / "dense", modules)
         elif epoch_counter is None:
             raise ValueError(
                 f"{folder} holds no pruning run; train first (run without "
@@ -216,12 +256,15 @@ class PruningRun:
             )
         else:
             self._begin_afresh(brain, folder, modules)
+        load_snapshot(folder / "dense", modules)
         self._folder = folder
         self._counter = epoch_counter
         self._schedulers = {
             name: copy.deepcopy(scheduler.__dict__)
             for name, scheduler in _schedulers(brain, epoch_counter).items()
         }
+        self._scaler = brain.scaler.state_dict()
+        self._stopping = _stopping(epoch_counter)
         if self._distillation is not None:
             self.distiller = Distiller(
                 self._distillation, brain.modules, self.module, self.declaration
@@ -229,7 +272,7 @@ class PruningRun:
 
     def _begin_afresh(self, brain, folder, modules):
         # refuse now what would fail after hours
-        self.budget.groups(self.declaration, self._pruner_arguments["min_keep"])
+        self.budget.groups(self.declaration, self._min_keep)
         if self.inference is not None:
             prepare_document(
                 self.export_folder, self.inference, brain, self.module
@@ -268,19 +311,18 @@ class PruningRun:
                 f"prune_epochs: {self.prune_epochs} must be at least 1 and "
                 f"below number_of_epochs ({epochs}), which counts both phases"
             )
-        wanted = self._pruner_arguments["schedule"].steps
+        wanted = self._schedule.steps
         steps = steps_per_epoch * self.prune_epochs
+        longer = "prune_epochs"
+        limit = brain.optimizer_step_limit  # SpeechBrain's, of each phase
+        if limit is not None and limit < steps:
+            steps, longer = limit, "optimizer_step_limit"
         if wanted > steps and not brain.debug:
             raise ValueError(
                 f"schedule_steps: {wanted} is longer than the prune phase "
                 f"({steps} optimizer steps in {self.prune_epochs} epochs); "
-                "lower it or raise prune_epochs"
+                f"lower it or raise {longer}"
             )
-
-    @property
-    def is_cut(self):
-        """Whether the run is past the cut."""
-        return (self._folder / "cut").is_dir()
 
     def start_pruning_(self, brain):
         """Masks the model and turns the checkpointer to the prune phase.
@@ -289,14 +331,20 @@ class PruningRun:
         ---------
         brain : Brain
         """
-        self.pruner = Pruner(
-            self.declaration, self.budget, **self._pruner_arguments
+        self.pruner = self._choose(
+            self.declaration,
+            self.budget,
+            self._schedule,
+            min_keep=self._min_keep,
+            seed=self._seed,
         )
         self.pruner.attach_()
         if self._counter is not None:
             self._total_epochs = self._counter.limit
             self._counter.limit = self.prune_epochs
-        self._use_folder(brain, "prune", ResumePoint(self.pruner))
+            if self._stopping:  # a rising target is no lack of progress
+                self._counter.limit_to_stop = float("inf")
+        self._use_folder(brain, "prune")
 
     def cut_(self, brain, batch):
         """Ends the prune phase: cuts the model and saves it.
@@ -309,9 +357,11 @@ class PruningRun:
             compared on it.
         """
         self._counter.limit = self._total_epochs
-        self._check_gates_moved()
+        self._warn_if_short()
         brain.modules.eval()
-        plan = self.pruner.binarise_(self.pruner.plan(final=True))
+        # the plan of one process, lest rounding on other machines differ
+        plan = ddp_broadcast(self.pruner.plan(final=True))
+        self.pruner.binarise_(plan)
         before = self._outputs(brain, batch)
         self.pruner.cut_(plan)
         difference = largest_difference(before, self._outputs(brain, batch))
@@ -324,6 +374,7 @@ class PruningRun:
             {"plan": plan.to_dict(), "difference": difference},
         )
         self.plan = plan
+        self.is_cut = True
 
     def _outputs(self, brain, batch):
         """What the modules in the scope make of a batch."""
@@ -334,13 +385,8 @@ class PruningRun:
                 scope, lambda: brain.compute_forward(batch, sb.Stage.VALID)
             )
 
-    def _check_gates_moved(self):
+    def _warn_if_short(self):
         done, wanted = self.pruner.step, self.pruner.schedule.steps
-        if done == 0:
-            raise RuntimeError(
-                "pruning: the gates never moved; the recipe's fit_batch must "
-                "call self.optimizers_step()"
-            )
         if done < wanted:
             logger.warning(
                 f"The prune phase ended at step {done} of schedule_steps: "
@@ -363,6 +409,8 @@ class PruningRun:
         self.load_cut_(brain)
         for name, scheduler in _schedulers(brain, self._counter).items():
             scheduler.__dict__.update(copy.deepcopy(self._schedulers[name]))
+        brain.scaler.load_state_dict(self._scaler)
+        vars(self._counter).update(self._stopping)
 
     def load_cut_(self, brain):
         """Gives the model the shapes and weights it had after the cut.
@@ -377,15 +425,21 @@ class PruningRun:
             cut_(self.declaration, self.plan)
         self.cut_difference = meta["difference"]
         load_snapshot(self._folder / "cut", self._cut_recoverables(brain))
-        self._use_folder(brain, "finetune", ResumePoint())
+        self._use_folder(brain, "finetune")
 
-    def _use_folder(self, brain, phase, resume_point):
+    def _use_folder(self, brain, phase):
         folder = self._folder / phase
-        folder.mkdir(exist_ok=True)
-        set_torn_aside(folder)
-        mark_complete_(brain.checkpointer)
-        brain.checkpointer.checkpoints_dir = folder
-        brain.checkpointer.add_recoverable("pruning", resume_point)
+        run_on_main(_make_room, [folder])
+        checkpointer = brain.checkpointer
+        guard_(checkpointer)
+        checkpointer.checkpoints_dir = folder
+        loaders = [
+            saved
+            for saved in checkpointer.recoverables.values()
+            if isinstance(saved, DataLoader)
+        ]
+        self._resume_point = ResumePoint(self.pruner, loaders)
+        checkpointer.add_recoverable("pruning", self._resume_point)
 
     def resume_for_evaluation_(self, brain):
         """Rebuilds the shapes of a run that this process did not train."""
@@ -400,6 +454,8 @@ class PruningRun:
     def export(self, brain):
         """Writes the small model, if the YAML says where.
 
+        Of several processes the main one writes and the others wait.
+
         Arguments
         ---------
         brain : Brain
@@ -413,14 +469,15 @@ class PruningRun:
             return None
         if self.plan is None:
             raise RuntimeError("export: the model is not pruned yet; call fit")
-        return export_model(
-            self.export_folder,
-            self.inference,
-            brain,
-            module=self.module,
-            structures=self.structures,
-            plan=self.plan,
-            facts={"cut_max_abs_diff": self.cut_difference},
+        return run_on_main(
+            export_model,
+            [self.export_folder, self.inference, brain],
+            {
+                "module": self.module,
+                "structures": self.structures,
+                "plan": self.plan,
+                "facts": {"cut_max_abs_diff": self.cut_difference},
+            },
         )
 
     # -------------------------------------------------------------- steps
@@ -436,8 +493,28 @@ class PruningRun:
         if self.pruner is not None:
             check_trainable(brain, self.module, self.declaration)
 
+    def check_gates_moved(self, brain):
+        """Refuses, after an epoch, a recipe that bypasses the gates' step.
+
+        Arguments
+        ---------
+        brain : Brain
+
+        Raises
+        ------
+        RuntimeError
+        """
+        # the few batches of --debug may be less than one accumulation
+        if self.pruner is None or self.pruner.step or brain.debug:
+            return
+        raise RuntimeError(
+            "pruning: the gates never moved; the recipe's fit_batch must "
+            "call self.optimizers_step()"
+        )
+
     def begin_batch_(self):
         """Before a training forward: new gates once per optimizer step."""
+        self._resume_point.begin_batch_()
         if self.pruner is not None and self._sampled_step != self.pruner.step:
             self.pruner.sample_()
             self._sampled_step = self.pruner.step
@@ -478,13 +555,29 @@ class PruningRun:
             ]
         return self.pruner.open_modules(self.declaration.layers)
 
+    def listen_(self, modules):
+        """Lets the teacher follow the modules as they are wrapped now.
+
+        Arguments
+        ---------
+        modules : dict
+            Name -> module of the recipe.
+        """
+        if self.distiller is not None:
+            self.distiller.teacher.listen_(modules)
+
+    def veto_gates_(self):
+        """The recipe's step is void, so the gates will not move either."""
+        if self.pruner is not None:
+            self.pruner.veto_step_()
+
     def step_gates_(self, scale):
-        """Before the recipe's optimizers step.
+        """With each step of the recipe's optimizers.
 
         Arguments
         ---------
         scale : float
-            Of the GradScaler.
+            Of the GradScaler, when the loss was scaled.
         """
         if self.pruner is not None:
             self.pruner.step_(scale)
@@ -502,10 +595,36 @@ class PruningRun:
         return named
 
 
-def _has_trained(folder):
-    """Whether there is a checkpoint that a rerun would continue from."""
-    prune = folder / "prune"
-    return (folder / "cut").is_dir() or any(prune.glob("CKPT*"))
+def _chooser(score, learned):
+    """What makes the pruner of a block: learned gates, or a score."""
+    if score is None:
+        return partial(Pruner, **learned)
+    given = [f"`{key}`" for key, value in learned.items() if value]
+    if given:
+        raise ValueError(
+            f"pruning: a score leaves nothing to learn; leave out "
+            f"{', '.join(given)}, or leave out `score`"
+        )
+    return partial(ScorePruner, score=score)
+
+
+def _standing(folder, is_training):
+    """Whether a run has begun in a folder, and whether it is past the cut.
+
+    A start that no checkpoint followed is forgotten where training begins.
+    """
+    set_torn_snapshot_aside(folder / "dense")
+    set_torn_snapshot_aside(folder / "cut")
+    is_cut = (folder / "cut").is_dir()
+    has_trained = is_cut or any((folder / "prune").glob("CKPT*"))
+    if is_training and not has_trained:
+        shutil.rmtree(folder / "dense", ignore_errors=True)
+    return (folder / "dense").is_dir(), is_cut
+
+
+def _make_room(folder):
+    folder.mkdir(exist_ok=True)
+    set_torn_aside(folder)
 
 
 def _schedulers(brain, epoch_counter):
@@ -523,8 +642,15 @@ def _schedulers(brain, epoch_counter):
     }
 
 
+def _stopping(epoch_counter):
+    """What an EpochCounterWithStopper has beside an EpochCounter."""
+    state = vars(epoch_counter) if epoch_counter is not None else {}
+    return {k: v for k, v in state.items() if k not in ("current", "limit")}
+
+
 def _warn_about_updates(brain, start_from):
-    for name, module in brain.modules.items():
+    named = {**saved_modules(brain), **brain.modules}
+    for module, name in {m: n for n, m in named.items()}.items():
         until = getattr(module, "update_until_epoch", None)
         if start_from is not None and until is not None and until > 1:
             logger.warning(

@@ -30,6 +30,8 @@ class LinearSchedule:
     ---------
     steps : int
         Optimizer steps until the target is reached.
+    start : int
+        Those of them before it begins to rise.
 
     Example
     -------
@@ -37,17 +39,24 @@ class LinearSchedule:
     [0.0, 0.5, 1.0]
     """
 
-    def __init__(self, steps):
+    def __init__(self, steps, start=0):
         if steps <= 0:
             raise ValueError(
                 f"schedule_steps: {steps}; write a positive number of steps, "
                 "or name ConstantSchedule"
             )
+        if not 0 <= start < steps:
+            raise ValueError(
+                f"schedule: start: {start} must be at least 0 and below "
+                f"schedule_steps: {steps}"
+            )
         self.steps = steps
+        self.start = start
 
     def share(self, step):
         """Share of the target at an optimizer step, in [0, 1]."""
-        return min(step / self.steps, 1.0)
+        risen = (step - self.start) / (self.steps - self.start)
+        return min(max(risen, 0.0), 1.0)
 
 
 class CubicSchedule(LinearSchedule):
@@ -57,6 +66,8 @@ class CubicSchedule(LinearSchedule):
     ---------
     steps : int
         Optimizer steps until the target is reached.
+    start : int
+        Those of them before it begins to rise.
 
     Example
     -------

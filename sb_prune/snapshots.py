@@ -1,26 +1,38 @@
 """Complete states on disk: written aside, then renamed into place."""
 
-import os
 import random
 import shutil
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy
 import torch
+import yaml
 from speechbrain.utils.checkpoints import (
     Checkpointer,
     mark_as_loader,
     mark_as_saver,
     register_checkpoint_hooks,
 )
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    get_rank,
+    if_main_process,
+    run_on_main,
+)
 from speechbrain.utils.logger import get_logger
+
+from sb_prune.durable import guard_, reason, rename_
+from sb_prune.parallel import of_all_processes, process_count
 
 logger = get_logger(__name__)
 
 
 def save_snapshot(folder, recoverables, meta):
     """Saves objects into a folder that is either absent or complete.
+
+    In several processes each must call it; the main process writes.
 
     Arguments
     ---------
@@ -30,12 +42,20 @@ def save_snapshot(folder, recoverables, meta):
         As a Checkpointer takes them.
     meta : dict
         Plain data kept beside them.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written.
     """
     folder = Path(folder)
     aside = folder.with_name(folder.name + ".incomplete")
-    shutil.rmtree(aside, ignore_errors=True)
-    Checkpointer(aside, recoverables).save_checkpoint(meta=meta)
-    os.replace(aside, folder)
+    run_on_main(shutil.rmtree, [aside], {"ignore_errors": True})
+    checkpointer = Checkpointer(aside, recoverables)
+    guard_(checkpointer)
+    checkpointer.save_checkpoint(meta=meta)
+    ddp_barrier()  # none is yet to make the folder that is renamed
+    run_on_main(rename_, [aside, folder])
 
 
 def load_snapshot(folder, recoverables):
@@ -51,8 +71,15 @@ def load_snapshot(folder, recoverables):
     -------
     dict
         The meta data.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged or of another model.
     """
-    return Checkpointer(folder, recoverables).recover_if_possible().meta
+    checkpointer = Checkpointer(folder, recoverables)
+    guard_(checkpointer)
+    return checkpointer.recover_if_possible().meta
 
 
 def read_meta(folder):
@@ -98,9 +125,9 @@ def load_dense(folder, recoverables, min_key=None, max_key=None):
     checkpoints = []
     if folder.is_dir():
         inside = folder.name.startswith("CKPT")
-        checkpoints = Checkpointer(
-            folder.parent if inside else folder
-        ).find_checkpoints(
+        save_folder = folder.parent if inside else folder
+        _check_metas(save_folder)
+        checkpoints = Checkpointer(save_folder).find_checkpoints(
             min_key=min_key,
             max_key=max_key,
             ckpt_predicate=lambda c: (
@@ -119,50 +146,27 @@ def load_dense(folder, recoverables, min_key=None, max_key=None):
     try:
         loader.load_checkpoint(checkpoints[0])
     except Exception as error:  # damaged files fail in any way
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ValueError(
             f"start_from: {checkpoints[0].path} does not fit the model in "
             f"this YAML, or is damaged; use the YAML values of the dense run "
-            f"({reason})"
+            f"({reason(error)})"
         ) from error
     return checkpoints[0].path
 
 
-def mark_complete_(checkpointer):
-    """Lets every later checkpoint hold a file `complete`, made last.
-
-    SpeechBrain writes the meta file of a checkpoint first, so that a kill
-    while saving leaves what looks like a checkpoint.
-
-    Arguments
-    ---------
-    checkpointer : Checkpointer
-    """
-    if "save_checkpoint" in vars(checkpointer):
-        return
-    stock = checkpointer.save_checkpoint
-
-    def save_checkpoint(*args, **kwargs):
-        saved = stock(*args, **kwargs)
-        if saved is not None:
-            (saved.path / "complete").touch()
-        return saved
-
-    checkpointer.save_checkpoint = save_checkpoint
-
-
-def set_torn_aside(folder):
-    """Renames checkpoints whose saving was interrupted.
-
-    Arguments
-    ---------
-    folder : Path
-        Of checkpoints that `mark_complete_` marked.
-    """
-    for path in Path(folder).glob("CKPT*"):
-        if not (path / "complete").exists():
-            logger.warning(f"{path} was not saved to its end; set aside")
-            path.rename(path.with_name(f"torn-{path.name}"))
+def _check_metas(folder):
+    """SpeechBrain reads the meta file of every checkpoint in a folder."""
+    for path in sorted(folder.glob("CKPT*/CKPT.yaml")):
+        try:
+            with open(path, encoding="utf-8") as file:
+                readable = "unixtime" in yaml.safe_load(file)
+        except (TypeError, ValueError, yaml.YAMLError):
+            readable = False
+        if not readable:
+            raise ValueError(
+                f"start_from: {path} is damaged; move {path.parent} away, and "
+                "the others in that folder can be used"
+            )
 
 
 def random_state():
@@ -181,7 +185,7 @@ def random_state():
 
 
 def set_random_state(state):
-    """Puts `random_state` back.
+    """Puts a `random_state` back.
 
     Arguments
     ---------
@@ -204,30 +208,64 @@ def generators_untouched():
         set_random_state(state)
 
 
-@register_checkpoint_hooks
+def _set_random_state_of_rank(states):
+    """Puts back what this process saved, where as many run as then."""
+    if len(states) == process_count():
+        set_random_state(states[get_rank() or 0])
+        return
+    logger.warning(
+        f"Saved by {len(states)} processes, continued by {process_count()}: "
+        "the run goes on, but not as it would have without the interruption"
+    )
+    set_random_state(states[0])
+
+
+@partial(register_checkpoint_hooks, save_on_main_only=False)
 class ResumePoint:
     """What SpeechBrain does not checkpoint: random generators, the pruner.
+
+    The generators are those of every process, the pruner is the same in all.
 
     Arguments
     ---------
     pruner : Pruner, optional
         Saved along while there is one.
+    loaders : list of DataLoader
+        Those whose position SpeechBrain saves.
     """
 
-    def __init__(self, pruner=None):
+    def __init__(self, pruner=None, loaders=()):
         self.pruner = pruner
+        self._loaders = loaders
+        self._spared = []
+
+    def begin_batch_(self):
+        """To be called when the first batch has been read, or later."""
+        for loader in self._spared:
+            loader.generator = None
+        self._spared = []
 
     @mark_as_saver
     def _save(self, path):
-        state = {"random": random_state()}
+        state = {"random": of_all_processes(random_state())}
         if self.pruner is not None:
             state["pruner"] = self.pruner.state_dict()
-        torch.save(state, path)
+        if if_main_process():
+            torch.save(state, path)
 
     @mark_as_loader
     def _load(self, path, end_of_epoch):
         # the generators' states are not tensors only; the file is our own
         state = torch.load(path, weights_only=False)
-        set_random_state(state["random"])
+        _set_random_state_of_rank(state["random"])
         if self.pruner is not None:
             self.pruner.load_state_dict(state["pruner"])
+        if not end_of_epoch:
+            self._spare_(state["random"]["torch"])
+
+    def _spare_(self, state):
+        """In mid-epoch a loader's iterator has drawn its seed already; the
+        one that replaces it draws from a copy of the generator."""
+        self._spared = [x for x in self._loaders if x.generator is None]
+        for loader in self._spared:
+            loader.generator = torch.Generator().set_state(state)

@@ -134,7 +134,8 @@ class Declaration:
         frames (int) -> list of Operation inside the scope, for an utterance
         that has so many frames at the input of the scope.
     layers : tuple of str
-        The stacked blocks, bottom first (distillation, reports).
+        The stacked blocks, bottom first (distillation, reports); those of a
+        decoder follow those of its encoder.
     layerdrop : float
         Probability with which training skips a block.
     blocks : tuple of str

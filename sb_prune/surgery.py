@@ -4,6 +4,8 @@ Stock modules stay stock: weights and a few attributes change, and whole
 modules that go are replaced by `Absent`. No empty tensor is ever built.
 """
 
+from itertools import chain
+
 import torch
 from torch import nn
 
@@ -30,12 +32,16 @@ class Absent(nn.Module):
         for name, value in attributes.items():
             setattr(self, name, value)
 
-    def forward(self, x, *args, **kwargs):
-        """Returns a scalar zero, whatever the arguments."""
-        zero = x.new_zeros(())
+    def forward(self, *args, **kwargs):
+        """Returns zero, whatever the arguments; the first is a tensor."""
+        zero = self.zero(next(chain(args, kwargs.values())))
         if not self.extra_outputs:
             return zero
         return (zero,) + (None,) * self.extra_outputs
+
+    def zero(self, x):
+        """A scalar zero of the type and on the device of x."""
+        return x.new_zeros(())
 
 
 @torch.no_grad()

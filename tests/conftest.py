@@ -6,7 +6,9 @@ Shapes: B utterances, T frames, f features, d model width.
 import pytest
 import torch
 from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
+from speechbrain.lobes.models.transformer.Transformer import TransformerDecoder
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
+from speechbrain.nnet.attention import RelPosEncXL
 from speechbrain.nnet.containers import ModuleList
 from speechbrain.nnet.linear import Linear
 from speechbrain.utils.importutils import LazyModule
@@ -33,30 +35,63 @@ def _redraw_(model, generator):
                 parameter.add_(1)
 
 
+def _make_decoder_relative_(model, layers, dropout):
+    """A stock decoder whose attention, unlike TransformerASR's, is relative."""
+    positions = RelPosEncXL(16)
+    model.decoder = TransformerDecoder(
+        layers,
+        nhead=4,
+        d_ffn=32,
+        d_model=16,
+        dropout=dropout,
+        normalize_before=True,
+        causal=True,
+        attention_type="RelPosMHAXL",
+    )
+
+    def add_positions(decoder, args, kwargs):
+        kwargs["pos_embs_tgt"] = positions(kwargs["tgt"])
+        kwargs["pos_embs_src"] = positions(kwargs["memory"])
+        return args, kwargs
+
+    model.decoder.register_forward_pre_hook(add_positions, with_kwargs=True)
+
+
 @pytest.fixture(scope="session")
 def make_asr():
-    """Factory of a `TransformerASR` with a Conformer encoder, in eval mode."""
+    """Factory of a `TransformerASR` in eval mode, by default a Conformer."""
 
     def make(
-        attention="RelPosMHAXL", causal=False, layers=2, seed=0, dropout=0.0
+        attention="RelPosMHAXL",
+        causal=False,
+        layers=2,
+        seed=0,
+        dropout=0.0,
+        relative_decoder=False,
+        **options,
     ):
         relative = attention == "RelPosMHAXL"
+        defaults = {
+            "tgt_vocab": 5,
+            "encoder_module": "conformer",
+            "normalize_before": True,
+            "num_decoder_layers": 0,
+        }
         model = TransformerASR(
-            tgt_vocab=5,
             input_size=FEATURES,
             d_model=16,
             nhead=4,
             num_encoder_layers=layers,
-            num_decoder_layers=0,
             d_ffn=32,
             dropout=dropout,
             kernel_size=5,
-            encoder_module="conformer",
             attention_type=attention,
             positional_encoding=None if relative else "fixed_abs_sine",
-            normalize_before=True,
             causal=causal,
+            **defaults | options,
         )
+        if relative_decoder:
+            _make_decoder_relative_(model, layers, dropout)
         _redraw_(model, torch.Generator().manual_seed(seed))
         return model.eval()
 
@@ -72,6 +107,24 @@ def encode():
         source = torch.randn(4, frames, FEATURES, generator=generator)[:batch]
         lengths = torch.linspace(1, 0.5, batch) if padded else None
         return model.encode(source, lengths)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def transcribe():
+    """Function: model -> outputs of encoder and decoder (B, T + L, d)."""
+
+    def run(model, batch=3, frames=13, padded=True, tokens=6):
+        generator = torch.Generator().manual_seed(99)
+        source = torch.randn(4, frames, FEATURES, generator=generator)[:batch]
+        target = torch.randint(1, 5, (4, tokens), generator=generator)[:batch]
+        lengths = None
+        if padded:
+            lengths = torch.linspace(1, 0.5, batch)
+            steps = torch.arange(tokens) / tokens
+            target = target.masked_fill(steps >= lengths[:, None], 0)
+        return torch.cat(model(source, target, lengths), dim=1)
 
     return run
 

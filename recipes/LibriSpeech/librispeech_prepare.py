@@ -67,7 +67,9 @@ def prepare_librispeech(
     marker.unlink(missing_ok=True)
     for name, table in rows.items():
         write_csv(save_folder / f"{name}.csv", table)
-    marker.write_text(json.dumps(settings))
+    partial = marker.with_name(MARKER + ".partial")
+    partial.write_text(json.dumps(settings))
+    os.replace(partial, marker)
 
 
 def read_split(data_folder, split):

@@ -7,6 +7,8 @@ from sb_prune.roots import by_entry
 class Distiller:
     """Adds a distillation loss to a recipe's own and keeps the books.
 
+    Its `teacher` must listen to the modules when they are trained.
+
     Arguments
     ---------
     distillation : LayerwiseDistillation
@@ -39,7 +41,6 @@ class Distiller:
         self.distillation = distillation
         layers = by_entry(module, declaration.layers)
         self.teacher = Teacher(modules, layers=layers)
-        self.teacher.listen_(modules)
         self._sums = {}
         self._batches = 0
 

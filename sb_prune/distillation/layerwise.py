@@ -63,9 +63,10 @@ class LayerwiseDistillation:
     ---------
     hidden_weight : float
         Weight of the hidden states' error, a mean over layers, frames and
-        features.
+        features. Encoder layers are matched with encoder layers, decoder
+        layers with decoder layers.
     output_weight : float
-        Weight of the outputs' KL divergence, a mean over frames.
+        Weight of the outputs' KL divergence, a mean over frames (or tokens).
     outputs : list of str
         Keys of the recipe's `modules` whose outputs are logits and whose
         input is, as it is, an output of another of them.
@@ -135,32 +136,36 @@ class LayerwiseDistillation:
                 divergence = self._divergence(
                     teacher.student_outputs[name],
                     teacher.outputs[name],
-                    teacher.pad,
+                    teacher.pads.values(),
                 )
                 parts[f"distill_{name}"] = self.output_weight * divergence
         return parts
 
     def _hidden_error(self, teacher, surviving):
-        student, goals = teacher.student_hidden, teacher.hidden
-        if not student or len(student) != len(goals):
-            raise RuntimeError(
-                f"distillation: {len(student)} layers of the student ran and "
-                f"{len(goals)} of the teacher; call the encoder through its "
-                "module, once per batch"
-            )
-        surviving = surviving or [True] * len(student)
-        errors = [
-            _mean_over_frames((student[s] - goals[t]).square(), teacher.pad)
-            for s, t in self.match(student, goals, surviving)
-        ]
-        mean = torch.stack(errors).mean() if errors else student[0].sum() * 0
-        return self.hidden_weight * mean
+        _check_layers_ran(teacher)
+        errors = []
+        for stack, positions in teacher.stacks.items():
+            student = teacher.student_hidden[stack]
+            goals = teacher.hidden[stack]
+            alive = [surviving is None or surviving[i] for i in positions]
+            pads = [teacher.pads.get(stack)]
+            errors += [
+                # in full precision also under autocast
+                _mean_over_frames(
+                    (student[s].float() - goals[t].float()).square(), pads
+                )
+                for s, t in self.match(student, goals, alive)
+            ]
+        if not errors:  # no layer survives
+            ran = next(filter(None, teacher.student_hidden.values()))
+            errors = [ran[0].sum() * 0]
+        return self.hidden_weight * torch.stack(errors).mean()
 
-    def _divergence(self, logits, goals, pad):
-        own = (logits / self.temperature).log_softmax(-1)
-        goal = (goals / self.temperature).log_softmax(-1)
+    def _divergence(self, logits, goals, pads):
+        own = (logits.float() / self.temperature).log_softmax(-1)
+        goal = (goals.float() / self.temperature).log_softmax(-1)
         each = F.kl_div(own, goal, reduction="none", log_target=True).sum(-1)
-        return self.temperature**2 * _mean_over_frames(each, pad)
+        return self.temperature**2 * _mean_over_frames(each, pads)
 
 
 def _check_followed(teacher, name):
@@ -177,10 +182,24 @@ def _check_followed(teacher, name):
         )
 
 
-def _mean_over_frames(values, pad):
-    """Mean over what is not padded; pad is left out where lengths differ."""
+def _check_layers_ran(teacher):
+    student, goals = (
+        {stack: len(layers) for stack, layers in hidden.items()}
+        for hidden in (teacher.student_hidden, teacher.hidden)
+    )
+    if student != goals or not any(student.values()):
+        raise RuntimeError(
+            f"distillation: layers of the student ran {student}, of the "
+            f"teacher {goals}; call encoder and decoder through their entry "
+            "of `modules`, once per batch"
+        )
+
+
+def _mean_over_frames(values, pads):
+    """Mean over what is not padded, by the first mask that fits, if any."""
     if values.dim() == 3:
         values = values.mean(-1)
-    if pad is None or pad.shape != values.shape:
-        return values.mean()
-    return values[~pad].mean()
+    for pad in pads:
+        if pad is not None and pad.shape == values.shape:
+            return values[~pad].mean()
+    return values.mean()

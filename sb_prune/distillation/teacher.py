@@ -11,6 +11,8 @@ import copy
 import torch
 from torch.utils._pytree import tree_map
 
+from sb_prune.parallel import unwrap
+
 
 class Teacher:
     """Frozen copies of modules, as they are when this object is made.
@@ -21,9 +23,11 @@ class Teacher:
         Name -> module of the student, unmasked and uncut.
     layers : dict, optional
         Name of one of those modules -> names of the layers below it whose
-        outputs are kept, of teacher and student.
-    padding : str
-        Keyword under which a layer receives its padding mask, (B, T) bool.
+        outputs are kept, of teacher and student. Layers of one ModuleList
+        are a stack; encoder and decoder are two.
+    padding : tuple of str
+        Keywords under which a layer may receive the padding mask of what it
+        outputs, (B, T) bool.
 
     Example
     -------
@@ -38,7 +42,12 @@ class Teacher:
     False
     """
 
-    def __init__(self, modules, layers=None, padding="src_key_padding_mask"):
+    def __init__(
+        self,
+        modules,
+        layers=None,
+        padding=("src_key_padding_mask", "tgt_key_padding_mask"),
+    ):
         self._layers = layers or {}
         self._padding = padding
         self._copies = {
@@ -51,8 +60,9 @@ class Teacher:
         self._forget_()
         for key, names in self._layers.items():
             for name in names:
+                stack = _stack(key, name)
                 self._copies[key].get_submodule(name).register_forward_hook(
-                    self._keep(lambda: self.hidden)
+                    self._keep(lambda stack=stack: self.hidden[stack])
                 )
 
     def _forget_(self):
@@ -60,8 +70,20 @@ class Teacher:
         self._translated = 0
         self.unpaired = set()  # modules fed by something we cannot follow
         self.outputs, self.student_outputs = {}, {}
-        self.hidden, self.student_hidden = [], []
-        self.pad = None
+        self.hidden = {stack: [] for stack in self.stacks}
+        self.student_hidden = {stack: [] for stack in self.stacks}
+        self.pads = {}  # stack -> (B, T) bool
+
+    @property
+    def stacks(self):
+        """Stack -> positions of its layers among all; stacks in that order."""
+        layers = [
+            (key, n) for key, names in self._layers.items() for n in names
+        ]
+        found = {}
+        for position, (key, name) in enumerate(layers):
+            found.setdefault(_stack(key, name), []).append(position)
+        return found
 
     def listen_(self, modules):
         """Hooks the student; earlier hooks are taken off.
@@ -81,13 +103,16 @@ class Teacher:
         ]
         for key, names in self._layers.items():
             for name in names:
-                layer = modules[key].get_submodule(name)
+                layer = unwrap(modules[key]).get_submodule(name)
+                stack = _stack(key, name)
                 self._handles += [
                     layer.register_forward_pre_hook(
-                        self._read_padding, with_kwargs=True
+                        self._read_padding(stack), with_kwargs=True
                     ),
                     layer.register_forward_hook(
-                        self._keep(lambda: self.student_hidden)
+                        self._keep(
+                            lambda stack=stack: self.student_hidden[stack]
+                        )
                     ),
                 ]
 
@@ -109,9 +134,13 @@ class Teacher:
 
         return hook
 
-    def _read_padding(self, module, args, kwargs):
-        if self._active:
-            self.pad = kwargs.get(self._padding)
+    def _read_padding(self, stack):
+        def hook(module, args, kwargs):
+            pads = [kwargs[k] for k in self._padding if k in kwargs]
+            if self._active and pads:
+                self.pads[stack] = pads[0]
+
+        return hook
 
     def _replay(self, name):
         def hook(module, args, kwargs, output):
@@ -142,3 +171,8 @@ class Teacher:
             self._translated += 1
             return self._own[id(value)][1]
         return value
+
+
+def _stack(key, layer):
+    """What layers of one ModuleList have in common."""
+    return f"{key}.{layer}".rpartition(".")[0]

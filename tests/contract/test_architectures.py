@@ -1,25 +1,155 @@
 """What every architecture file must fulfil. A new one adds rows to BUILDS."""
 
+import gc
 import math
+import weakref
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording import record_calls
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from sb_prune import (
+    branchformer_structures,
+    conformer_structures,
+    decoder_structures,
+    encoder_decoder_structures,
+    transformer_structures,
+)
 from sb_prune.cost import mac_cost, parameter_cost
-from sb_prune.masking import attach_
+from sb_prune.masking import attach_, detach_
 from sb_prune.plan import Plan, full_plan
-from sb_prune.structures.conformer import KINDS, conformer_structures
+from sb_prune.structures import (
+    branchformer,
+    conformer,
+    transformer,
+)
+from sb_prune.surgery import cut_
 
-ATTENTIONS = ("RelPosMHAXL", "RoPEMHA", "regularMHA")
-BUILDS = [(kind, causal) for kind in ATTENTIONS for causal in (False, True)]
-FRAMES = 13
+FRAMES, TOKENS = 13, 6
 TOLERANCE = 1e-5
 
-reproducible = settings(max_examples=40, derandomize=True, deadline=None)
+reproducible = settings(max_examples=60, derandomize=True, deadline=None)
+
+
+@dataclass(frozen=True)
+class Build:
+    """One architecture, small.
+
+    structures : module -> Declaration
+    kinds : those it has
+    norms : how many are left when all that may go has gone
+    options : of `make_asr`
+    """
+
+    structures: Callable
+    kinds: tuple
+    norms: int
+    options: dict = field(default_factory=dict)
+
+    def make(self, make_asr, **more):
+        return make_asr(**self.options, **more)
+
+    def declare(self, model, kinds=None):
+        return self.structures(model, kinds=kinds)
+
+
+def conformer_build(attention, causal):
+    options = {"attention": attention, "causal": causal}
+    return Build(conformer_structures, conformer.KINDS, 3, options)
+
+
+def transformer_build(attention, normalize_before, causal=False):
+    options = {"attention": attention, "causal": causal}
+    options["encoder_module"] = "transformer"
+    options["normalize_before"] = normalize_before
+    norms = 1 if normalize_before else 5
+    return Build(transformer_structures, transformer.KINDS, norms, options)
+
+
+def branchformer_build(attention, linear=False):
+    options = {"attention": attention, "encoder_module": "branchformer"}
+    options |= {"csgu_linear_units": 24, "use_linear_after_conv": linear}
+    return Build(branchformer_structures, branchformer.KINDS, 1, options)
+
+
+def with_decoder(build, norms):
+    kinds = build.kinds + transformer.DECODER_KINDS
+    return Build(
+        partial(encoder_decoder_structures, tokens_per_frame=TOKENS / FRAMES),
+        tuple(dict.fromkeys(kinds)),
+        build.norms + norms,
+        build.options | {"num_decoder_layers": 2},
+    )
+
+
+def decoder_of(build, norms, **options):
+    return Build(
+        partial(decoder_structures, tokens_per_frame=TOKENS / FRAMES),
+        transformer.DECODER_KINDS,
+        norms,
+        build.options | {"num_decoder_layers": 2} | options,
+    )
+
+
+PRE_NORM = transformer_build("regularMHA", True)
+POST_NORM = transformer_build("regularMHA", False)
+CONFORMER = conformer_build("RelPosMHAXL", False)
+BRANCHFORMER = branchformer_build("RelPosMHAXL")
+
+BUILDS = {
+    **{
+        f"conformer {attention}{' causal' * causal}": conformer_build(
+            attention, causal
+        )
+        for attention in ("RelPosMHAXL", "RoPEMHA", "regularMHA")
+        for causal in (False, True)
+    },
+    "transformer": PRE_NORM,
+    "transformer post-norm": POST_NORM,
+    "transformer RelPosMHAXL": transformer_build("RelPosMHAXL", True, True),
+    "transformer RoPEMHA": transformer_build("RoPEMHA", False),
+    "branchformer RelPosMHAXL": BRANCHFORMER,
+    "branchformer linear": branchformer_build("regularMHA", linear=True),
+    "decoder": decoder_of(PRE_NORM, 1),
+    "decoder post-norm": decoder_of(POST_NORM, 7),
+    "decoder RelPosMHAXL": decoder_of(PRE_NORM, 1, relative_decoder=True),
+    "conformer + decoder": with_decoder(CONFORMER, 1),
+    "branchformer + decoder": with_decoder(BRANCHFORMER, 1),
+    "transformer + decoder post-norm": with_decoder(POST_NORM, 7),
+}
+ROWS = list(BUILDS)
+KINDS_OF = [(row, kind) for row in ROWS for kind in BUILDS[row].kinds]
+
+each_build = pytest.mark.parametrize(
+    "build", BUILDS.values(), ids=BUILDS.keys()
+)
+
+
+@st.composite
+def builds_and_kinds(draw):
+    """A build and some of its kinds."""
+    build = BUILDS[draw(st.sampled_from(ROWS))]
+    kinds = draw(st.sets(st.sampled_from(build.kinds), min_size=1))
+    return build, sorted(kinds)
+
+
+@pytest.fixture(scope="session")
+def compute(encode, transcribe):
+    """Function: model -> all it outputs (B, steps, d) for fixed input."""
+
+    def run(model, *arguments):
+        if hasattr(model, "decoder"):
+            return transcribe(model, *arguments, tokens=TOKENS)
+        return encode(model, *arguments)
+
+    return run
 
 
 def assert_exact(masked, cut):
@@ -27,24 +157,23 @@ def assert_exact(masked, cut):
     assert (masked - cut).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("row, kind", KINDS_OF)
 def test_each_kind_alone(
-    make_asr, encode, random_plan, masked_and_cut, build, kind
+    make_asr, compute, random_plan, masked_and_cut, row, kind
 ):
-    model = make_asr(*build, layers=3)
-    dense = encode(model)
-    declaration = conformer_structures(model, kinds=[kind])
+    build = BUILDS[row]
+    model = build.make(make_asr, layers=3)
+    dense = compute(model)
+    declaration = build.declare(model, [kind])
     plan = random_plan(declaration, seed=1)
-    masked, cut = masked_and_cut(declaration, plan, encode)
+    masked, cut = masked_and_cut(declaration, plan, compute)
     assert_exact(masked, cut)
     assert (dense - cut).abs().max() > 0.01  # the plan does cut something
 
 
 @reproducible
 @given(
-    build=st.sampled_from(BUILDS),
-    kinds=st.sets(st.sampled_from(KINDS), min_size=1).map(sorted),
+    build_and_kinds=builds_and_kinds(),
     seed=st.integers(0, 10**6),
     keep=st.floats(0.1, 0.95),
     batch=st.integers(1, 3),
@@ -52,20 +181,20 @@ def test_each_kind_alone(
 )
 def test_combinations(
     make_asr,
-    encode,
+    compute,
     random_plan,
     masked_and_cut,
-    build,
-    kinds,
+    build_and_kinds,
     seed,
     keep,
     batch,
     padded,
 ):
-    declaration = conformer_structures(make_asr(*build, seed=seed), kinds)
+    build, kinds = build_and_kinds
+    declaration = build.declare(build.make(make_asr, seed=seed), kinds)
     plan = random_plan(declaration, seed, keep)
     masked, cut = masked_and_cut(
-        declaration, plan, lambda m: encode(m, batch, FRAMES, padded)
+        declaration, plan, lambda m: compute(m, batch, FRAMES, padded)
     )
     assert_exact(masked, cut)
 
@@ -80,74 +209,123 @@ def one_unit_each(declaration):
 
 
 def modules_of_a_layer_gone(declaration):
-    """All four modules of the first layer gone, one by one."""
+    """All modules of the first layer of each stack gone, one by one."""
     plan = full_plan(declaration)
-    first = declaration.structures[0].name
     for structure in declaration.structures:
-        if structure.parent == first and not structure.is_leaf:
+        if structure.parent in first_layers(declaration):
             plan.keep[structure.name][:] = False
     return plan
 
 
 def whole_layer_gone(declaration):
-    """The first layer gone."""
+    """The first layer of each stack gone."""
     plan = full_plan(declaration)
-    plan.keep[declaration.layers[0]][:] = False
+    for name in first_layers(declaration):
+        plan.keep[name][:] = False
     return plan
 
 
-@pytest.mark.parametrize("build", BUILDS)
+def first_layers(declaration):
+    return [name for name in declaration.layers if name.endswith("layers.0")]
+
+
+@each_build
 @pytest.mark.parametrize(
     "extreme", [one_unit_each, modules_of_a_layer_gone, whole_layer_gone]
 )
-def test_extremes(make_asr, encode, masked_and_cut, build, extreme):
-    model = make_asr(*build)
-    declaration = conformer_structures(model)
+def test_extremes(make_asr, compute, masked_and_cut, build, extreme):
+    model = build.make(make_asr)
+    declaration = build.declare(model)
     plan = extreme(declaration)
     expected = int(
         parameter_cost(declaration).of_kept(plan.kept_counts(declaration))
     )
-    assert_exact(*masked_and_cut(declaration, plan, encode))
-    assert count(model.encoder) == expected
+    assert_exact(*masked_and_cut(declaration, plan, compute))
+    assert count(declaration) == expected
     assert all(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("build", BUILDS)
-def test_everything_gone(make_asr, encode, masked_and_cut, build):
-    model = make_asr(*build)
-    declaration = conformer_structures(model)
+@each_build
+def test_everything_gone(make_asr, compute, masked_and_cut, build):
+    declaration = build.declare(build.make(make_asr))
     closed = {s.name: torch.zeros(s.units) > 0 for s in declaration.structures}
-    assert_exact(*masked_and_cut(declaration, Plan(closed), encode))
-    norms = 2 * model.encoder.norm.norm.weight.numel()
-    assert count(model.encoder) == norms * (1 + len(declaration.layers))
+    assert_exact(*masked_and_cut(declaration, Plan(closed), compute))
+    assert count(declaration) == build.norms * 2 * 16
 
 
-@pytest.mark.parametrize("build", BUILDS)
+@each_build
+@pytest.mark.parametrize("extreme", [modules_of_a_layer_gone, whole_layer_gone])
+def test_every_parameter_stays_in_use(make_asr, compute, build, extreme):
+    """So DistributedDataParallel needs no `find_unused_parameters`."""
+    declaration = build.declare(build.make(make_asr))
+    plan, model = extreme(declaration), declaration.root
+
+    def unused():
+        model.zero_grad()
+        compute(model).sum().backward()
+        return [
+            name
+            for scope in declaration.scope
+            for name, tensor in model.get_submodule(scope).named_parameters()
+            if tensor.grad is None
+        ]
+
+    attach_(declaration).set_(plan.values(declaration))
+    assert not unused()
+    detach_(model)
+    cut_(declaration, plan)
+    assert not unused()
+
+
+@each_build
+def test_declarations_keep_nothing_alive(make_asr, build):
+    """They outlive the cut; the dense weights must not."""
+    declaration = build.declare(build.make(make_asr))
+    root = declaration.root
+    operations = declaration.operations(FRAMES)
+    gone = [
+        weakref.ref(root.get_submodule(name))
+        for structure in declaration.structures
+        for name, _ in structure.removes
+    ]
+    closed = {s.name: torch.zeros(s.units) > 0 for s in declaration.structures}
+    cut_(declaration, Plan(closed))
+    gc.collect()
+    assert not any(module() for module in gone)
+    assert declaration.operations(FRAMES) == operations
+
+
+@each_build
 def test_cut_model_is_batch_invariant(
-    make_asr, encode, random_plan, masked_and_cut, build
+    make_asr, compute, random_plan, masked_and_cut, build
 ):
-    declaration = conformer_structures(make_asr(*build))
+    declaration = build.declare(build.make(make_asr))
     plan = random_plan(declaration, keep=0.8)
     _, four = masked_and_cut(
-        declaration, plan, lambda m: encode(m, 4, FRAMES, False)
+        declaration, plan, lambda m: compute(m, 4, FRAMES, False)
     )
-    one = encode(declaration.root, 1, FRAMES, False)
+    with torch.no_grad():
+        one = compute(declaration.root, 1, FRAMES, False)
     assert (four[:1] - one).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("kinds", [KINDS, ("ffn_modules", "conv_channels")])
+@each_build
+@pytest.mark.parametrize("leaves", [False, True])
 def test_gradients_of_what_stays_are_exact(
-    make_asr, encode, random_plan, masked_and_cut, build, kinds
+    make_asr, compute, random_plan, masked_and_cut, build, leaves
 ):
-    declaration = conformer_structures(make_asr(*build), kinds)
+    declaration = build.declare(build.make(make_asr))
     plan = random_plan(declaration, keep=0.8)
+    if leaves:  # every module open: norms over what is left of their axis
+        for structure in declaration.structures:
+            if not structure.is_leaf:
+                plan.keep[structure.name][:] = True
 
     @torch.enable_grad()
     def gradient(model):
         weight = next(model.custom_src_module.parameters())
         (found,) = torch.autograd.grad(
-            encode(model).square()[..., :3].sum(), weight
+            compute(model).square()[..., :3].sum(), weight
         )
         return found / found.abs().max()
 
@@ -155,63 +333,85 @@ def test_gradients_of_what_stays_are_exact(
     assert (masked - cut).abs().max() <= 1e-4
 
 
-def count(module):
-    return sum(p.numel() for p in module.parameters())
+@each_build
+def test_meta_tensors_are_cut_alike(make_asr, random_plan, build):
+    real, meta = build.make(make_asr), build.make(make_asr).to("meta")
+    for model in (real, meta):
+        declaration = build.declare(model)
+        cut_(declaration, random_plan(declaration, keep=0.8))
+    assert all(p.is_meta for p in meta.parameters())
+    meta.load_state_dict(real.state_dict(), strict=True, assign=True)
 
 
-def counted_macs(model, encode):
-    """MACs of the encoder at op level, for one utterance."""
+def scope(declaration):
+    return [declaration.root.get_submodule(n) for n in declaration.scope]
+
+
+def count(declaration):
+    """Parameters of what the budget counts."""
+    return sum(
+        p.numel() for module in scope(declaration) for p in module.parameters()
+    )
+
+
+@torch.no_grad()
+def counted_macs(declaration, compute):
+    """MACs of the scope at op level, for one utterance."""
+    model = declaration.root
+    calls = record_calls(
+        scope(declaration), lambda: compute(model, 1, FRAMES, False)
+    )
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        encode(model, 1, FRAMES, False)
-    counts = counter.get_flop_counts().get("ConformerEncoder", {})
-    return sum(counts.values()) / 2
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        for call in calls:
+            call.module(*call.args, **call.kwargs)
+    return counter.get_total_flops() / 2
 
 
-@pytest.mark.parametrize("build", BUILDS)
-def test_dense_cost(make_asr, encode, build):
-    model = make_asr(*build)
-    declaration = conformer_structures(model)
-    assert parameter_cost(declaration).dense() == count(model.encoder)
+@each_build
+def test_dense_cost(make_asr, compute, build):
+    declaration = build.declare(build.make(make_asr))
+    assert parameter_cost(declaration).dense() == count(declaration)
     macs = mac_cost(declaration, FRAMES).dense()
-    assert macs == pytest.approx(counted_macs(model, encode), rel=1e-3)
+    assert macs == pytest.approx(counted_macs(declaration, compute), rel=1e-6)
 
 
 @reproducible
 @given(
-    build=st.sampled_from(BUILDS),
-    kinds=st.sets(st.sampled_from(KINDS), min_size=1).map(sorted),
+    build_and_kinds=builds_and_kinds(),
     seed=st.integers(0, 10**6),
     keep=st.floats(0.1, 0.95),
 )
 def test_cut_cost(
-    make_asr, encode, random_plan, masked_and_cut, build, kinds, seed, keep
+    make_asr, compute, random_plan, masked_and_cut, build_and_kinds, seed, keep
 ):
-    model = make_asr(*build)
-    declaration = conformer_structures(model, kinds)
+    build, kinds = build_and_kinds
+    declaration = build.declare(build.make(make_asr), kinds)
     plan = random_plan(declaration, seed, keep)
     kept = plan.kept_counts(declaration)
     parameters = float(parameter_cost(declaration).of_kept(kept))
     macs = float(mac_cost(declaration, FRAMES).of_kept(kept))
     masked_and_cut(declaration, plan, lambda m: None)
-    assert math.isclose(parameters, count(model.encoder), abs_tol=1e-6)
-    assert math.isclose(macs, counted_macs(model, encode), rel_tol=1e-3)
+    assert math.isclose(parameters, count(declaration), abs_tol=1e-6)
+    assert math.isclose(
+        macs, counted_macs(declaration, compute), rel_tol=1e-6, abs_tol=1e-6
+    )
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("build", BUILDS)
-def test_open_gates_change_nothing(make_asr, encode, build, training):
-    model = make_asr(*build, dropout=0.1).train(training)
+@each_build
+def test_open_gates_change_nothing(make_asr, compute, build, training):
+    model = build.make(make_asr, dropout=0.1).train(training)
 
     def step():
         torch.manual_seed(0)
         model.zero_grad()
-        output = encode(model)
+        output = compute(model)
         output.square()[..., :3].sum().backward()
         gradients = [p.grad.clone() for p in model.parameters()]
         return [output.detach(), *gradients]
 
     stock = step()
-    attach_(conformer_structures(model))
+    attach_(build.declare(model))
     for before, after in zip(stock, step()):
         assert torch.equal(before, after)

@@ -35,7 +35,9 @@ def dense_run(tmp_path_factory, corpus):
 def prune(corpus, dense_run):
     """Function: runs demo_prune.yaml into a folder at debug size."""
 
-    def run(folder, script=RECIPE / "train.py", check=True, **more):
+    def run(
+        folder, script=RECIPE / "train.py", check=True, processes=1, **more
+    ):
         environment = {k: more.pop(k) for k in list(more) if k.isupper()}
         values = {**TINY_PRUNE, **more}
         return run_python(
@@ -48,6 +50,7 @@ def prune(corpus, dense_run):
                 output_folder=folder,
             ),
             check=check,
+            processes=processes,
             **environment,
         )
 

@@ -1,19 +1,24 @@
 """The recipe's train.py, killed (SIGKILL) at the start of one epoch.
 
-Environment: KILL_EPOCH; or KILL_PHASE=cut for the moment after the cut.
+Environment: KILL_EPOCH; or KILL_PHASE=cut for the moment after the cut; or
+KILL_SAVING for the moment when the first weights below a folder of that name
+are written by half.
 """
 
 import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 
 import speechbrain as sb
+import torch
 
 from sb_prune import PruningMixin, PruningRun
 
 stock_start = PruningMixin.on_stage_start
 stock_finetuning = PruningRun.start_finetuning_
+stock_save = torch.save
 
 
 def kill():
@@ -32,8 +37,17 @@ def start_finetuning(self, brain):
     stock_finetuning(self, brain)
 
 
+def save(state, path, **kwargs):
+    stock_save(state, path, **kwargs)
+    folders = [parent.name for parent in Path(path).parents]
+    if os.environ.get("KILL_SAVING") in folders:
+        os.truncate(path, os.path.getsize(path) // 2)
+        kill()
+
+
 if __name__ == "__main__":
     PruningMixin.on_stage_start = start
     PruningRun.start_finetuning_ = start_finetuning
+    torch.save = save
     sys.argv[0] = "train.py"
     runpy.run_path("train.py", run_name="__main__")

@@ -1,12 +1,14 @@
 """Runs the LibriSpeech recipe at debug size."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
+TIMEOUT = 300  # seconds; a run takes about ten
 
 # Scalars that make demo_train.yaml and demo_prune.yaml run in seconds.
 TINY = {
@@ -29,10 +31,16 @@ TINY_PRUNE = {
 }
 
 
-def run_python(script, *arguments, cwd=RECIPE, check=True, **environment):
-    """Runs a script of the repository in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
+def run_python(
+    script, *arguments, cwd=RECIPE, check=True, processes=1, **environment
+):
+    """Runs a script of the repository in a process of its own, or several."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += [f"--nproc_per_node={processes}"]
+    done = _run_to_its_end(
+        [*launcher, str(script), *map(str, arguments)],
         cwd=cwd,
         env={
             **os.environ,
@@ -40,12 +48,28 @@ def run_python(script, *arguments, cwd=RECIPE, check=True, **environment):
             "PYTHONPATH": f"{ROOT}{os.pathsep}{RECIPE}",
             **environment,
         },
-        capture_output=True,
-        text=True,
     )
     if check and done.returncode:
         raise AssertionError(done.stdout[-2000:] + done.stderr[-4000:])
     return done
+
+
+def _run_to_its_end(command, **where):
+    """Leaves no process behind, should one wait for another for ever."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **where,
+    )
+    try:
+        out, err = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def options(values, **more):

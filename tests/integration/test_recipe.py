@@ -99,15 +99,15 @@ def test_a_new_process_loads_the_same_function(pruned_run, corpus, tmp_path):
     "moment",
     [
         {"KILL_EPOCH": "1"},
-        {"KILL_EPOCH": "2"},
+        {"KILL_SAVING": "prune"},
         {"KILL_PHASE": "cut"},
-        {"KILL_EPOCH": "3"},
         {"KILL_EPOCH": "4"},
+        {"KILL_SAVING": "export.incomplete"},
     ],
     ids=lambda moment: "-".join(moment.values()),
 )
 def test_killed_and_rerun_ends_bit_for_bit(moment, tmp_path, prune, pruned_run):
-    """At an epoch boundary of each phase, and between cut and fine-tune."""
+    """At an epoch boundary, between the phases, within a file."""
     killed = prune(tmp_path / "run", script=KILLED, check=False, **moment)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "run/export").exists()

@@ -19,6 +19,7 @@ from sb_prune import (
     conformer_structures,
 )
 from sb_prune.distillation import nearest_surviving
+from sb_prune.masking import attach_
 
 STEPS = 10  # batches in an epoch
 
@@ -72,7 +73,13 @@ class Whole(torch.utils.data.Dataset):
         return batches()[index]
 
 
-def make(folder, brain_class=PrunedRecipe, pruning=None, layerdrop=0.0):
+def make(
+    folder,
+    brain_class=PrunedRecipe,
+    pruning=None,
+    layerdrop=0.0,
+    **run_opts,
+):
     torch.manual_seed(0)
     transformer = TransformerASR(
         tgt_vocab=4,
@@ -108,7 +115,7 @@ def make(folder, brain_class=PrunedRecipe, pruning=None, layerdrop=0.0):
         modules=modules,
         opt_class=partial(torch.optim.Adam, lr=0.002),
         hparams=hparams,
-        run_opts={"device": "cpu", "noprogressbar": True},
+        run_opts={"device": "cpu", "noprogressbar": True, **run_opts},
         checkpointer=checkpointer,
     )
     return brain, counter
@@ -281,26 +288,6 @@ def test_mixin_around_no_recipe_is_refused():
         type("Wrong", (PruningMixin, sb.Brain), body)
 
 
-def test_nan_loss_leaves_the_gates_untouched(tmp_path):
-    brain, counter = make(tmp_path, pruning=block(schedule_steps=1))
-    seen = []
-    stock = brain.pruning.step_gates_
-
-    def spy(scale):
-        pruner = brain.pruning.pruner
-        if pruner is not None and pruner.step == 5:
-            pruner._sample.grad.fill_(float("nan"))
-            before = pruner.logits.detach().clone()
-            stock(scale)
-            seen.append(torch.equal(before, pruner.logits))
-            return
-        stock(scale)
-
-    brain.pruning.step_gates_ = spy
-    fit(brain, counter)
-    assert seen == [True]
-
-
 def test_modules_that_are_not_saved_are_refused(tmp_path):
     brain, counter = make(tmp_path, pruning=block())
     del brain.checkpointer.recoverables["model"]
@@ -315,17 +302,17 @@ def test_counter_that_is_not_saved_is_refused(tmp_path):
         fit(brain, counter)
 
 
-def test_early_stopping_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("data_parallel_backend", "leave it out and start with torchrun"),
+        ("jit", "leave --jit out, or write --compile"),
+    ],
+)
+def test_unfit_run_options_are_refused(option, message, tmp_path):
     brain, counter = make(tmp_path, pruning=block())
-    counter.should_stop = False
-    with pytest.raises(ValueError, match="epoch_counter: early stopping"):
-        fit(brain, counter)
-
-
-def test_several_processes_are_refused(tmp_path):
-    brain, counter = make(tmp_path, pruning=block())
-    brain.data_parallel_backend = True
-    with pytest.raises(ValueError, match="runs in one process so far"):
+    setattr(brain, option, True)  # data parallel wants a GPU at once
+    with pytest.raises(ValueError, match=f"{option}: .*{message}"):
         fit(brain, counter)
 
 
@@ -411,14 +398,85 @@ def test_deepcopy_in_training_has_gates_of_its_own(tmp_path):
     assert brain.copied is not None
 
 
+WHOLE = "write a whole number, "
+NAMED = "cannot be called; write !name: and the name of a class"
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"min_keep": 0}, "min_keep: 0; write 1 or more"),
-        ({"target": "0.5"}, "target: 0.5 is no sparsity; write a number"),
+        ({"min_keep": 0}, f"min_keep: 0; {WHOLE}1 or more"),
+        ({"min_keep": "2"}, f"min_keep: '2'; {WHOLE}1 or more"),
+        ({"prune_epochs": -1}, f"prune_epochs: -1; {WHOLE}1 or more"),
+        ({"prune_epochs": 1.5}, f"prune_epochs: 1.5; {WHOLE}1 or more"),
+        ({"prune_epochs": True}, f"prune_epochs: True; {WHOLE}1 or more"),
+        ({"schedule_steps": -5}, f"schedule_steps: -5; {WHOLE}0 or more"),
+        ({"schedule_steps": 0}, "schedule_steps: 0; write a positive number"),
+        ({"seed": "x"}, f"seed: 'x'; {WHOLE}0 or more"),
+        ({"target": "0.5x"}, "target: 0.5x is no sparsity; write a number"),
+        ({"target": 0}, "target: 0 is no sparsity; write a number"),
+        ({"target": 1}, "target: 1 is no sparsity; write a number"),
+        ({"target": {}}, "target: no module is named; write a number, or"),
+        ({"structures": "conformer"}, f"structures: 'conformer' {NAMED}"),
+        ({"gate_optimizer": 0.05}, f"gate_optimizer: 0.05 {NAMED}"),
+        ({"gates": HardConcrete()}, f"gates: <.*> {NAMED}"),
+        (
+            {"distillation": LayerwiseDistillation()},
+            f"distillation: .* {NAMED}",
+        ),
+        (
+            {"start_min_key": "WER", "start_max_key": "ACC"},
+            "write `start_min_key` or `start_max_key`, not both",
+        ),
         ({"inference": "a.yaml"}, "write both `inference` and `export_folder`"),
     ],
 )
 def test_bad_settings_are_refused_at_once(changed, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         make(tmp_path, pruning=block(**changed))
+
+
+@pytest.mark.parametrize(
+    "pruning, message",
+    [
+        (True, "pruning: True is no mapping; write one line `key: value`"),
+        (["module"], "pruning: .* is no mapping"),
+        ({}, "pruning: the key 'module' is missing"),
+    ],
+)
+def test_what_is_no_block_is_refused(pruning, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, pruning=pruning)
+
+
+@pytest.mark.parametrize("epochs", [4, 9])
+def test_a_prune_phase_without_a_rest_is_refused(epochs, tmp_path):
+    brain, counter = make(tmp_path, pruning=block(prune_epochs=epochs))
+    with pytest.raises(ValueError, match=f"prune_epochs: {epochs} must be at"):
+        fit(brain, counter)
+
+
+def test_a_file_as_export_folder_is_refused(tmp_path):
+    (tmp_path / "export").write_text("years of work")
+    settings = block(inference="a.yaml", export_folder=str(tmp_path / "export"))
+    brain, counter = make(tmp_path / "save", pruning=settings)
+    with pytest.raises(ValueError, match="export_folder: .* something else"):
+        fit(brain, counter)
+
+
+def test_an_empty_inference_yaml_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("# nothing yet")
+    settings = block(
+        inference=str(tmp_path / "a.yaml"),
+        export_folder=str(tmp_path / "export"),
+    )
+    brain, counter = make(tmp_path / "save", pruning=settings)
+    with pytest.raises(ValueError, match="inference: .*a.yaml is empty; write"):
+        fit(brain, counter)
+
+
+def test_two_pruners_on_one_module_are_refused(tmp_path):
+    brain, counter = make(tmp_path, pruning=block())
+    attach_(conformer_structures(brain.modules["Transformer"]))
+    with pytest.raises(ValueError, match="masked already; call detach_ first"):
+        fit(brain, counter)

@@ -225,7 +225,7 @@ def test_state_of_another_architecture(make_pruner, make_asr):
 
 def test_state_of_other_structures_of_the_same_size(make_pruner):
     state = make_pruner().state_dict()
-    state["names"] = [f"student.{name}" for name in state["names"]]
+    state["units"] = {f"student.{n}": u for n, u in state["units"].items()}
     with pytest.raises(ValueError, match="made for another architecture"):
         make_pruner().load_state_dict(state)
 

@@ -97,19 +97,3 @@ def test_a_bad_plan_cuts_nothing(make_asr):
     with pytest.raises(ValueError, match="another architecture"):
         cut_(conformer_structures(model), Plan({}))
     assert shapes(model) == before
-
-
-def test_streaming_runs_cut(make_asr, random_plan):
-    from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
-
-    model = make_asr()
-    declaration = conformer_structures(model)
-    keep = {s.name: torch.ones(s.units) > 0 for s in declaration.structures}
-    keep["encoder.layers.0"][:] = False
-    keep["encoder.layers.1.mha_layer.heads"][1:] = False
-    cut_(declaration, Plan(keep))
-    context = model.make_streaming_context(DynChunkTrainConfig(4, 1))
-    with torch.no_grad():
-        for _ in range(3):
-            output = model.encode_streaming(torch.rand(2, 4, 6), context)
-    assert output.shape == (2, 4, 16)

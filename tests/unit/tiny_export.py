@@ -39,6 +39,8 @@ KEEP = {
 
 def make_export(
     folder,
+    train=INFERENCE,
+    inference=INFERENCE,
     module="Transformer",
     structures=partial(conformer_structures, only=""),  # noqa: B008
     keep=KEEP,
@@ -49,6 +51,10 @@ def make_export(
     ---------
     folder : Path
         Must not exist.
+    train : Path
+        YAML that the model is made from.
+    inference : Path
+        YAML that the export is made from.
     module : str or list of str
         What is cut.
     structures : callable
@@ -62,7 +68,7 @@ def make_export(
         What was exported: `declaration` (dense), `plan`, `hparams` (cut).
     """
     torch.manual_seed(0)
-    with open(INFERENCE, encoding="utf-8") as file:
+    with open(train, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, SIZES)
     hparams["normalize"].train()(torch.randn(1, 20, 80), torch.ones(1))
     _train_tokenizer(hparams["tokenizer"])
@@ -71,7 +77,7 @@ def make_export(
     cut_(declaration, plan)
     export_model(
         folder,
-        INFERENCE,
+        inference,
         SimpleNamespace(
             modules={}, hparams=SimpleNamespace(**{**hparams, **SIZES})
         ),

@@ -1,0 +1,206 @@
+"""What is on disk is whole, or known to be torn, whenever a process ends."""
+
+import itertools
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from speechbrain.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+MARK = "complete"
+
+
+def guard_(checkpointer):
+    """Lets a checkpointer tell whole checkpoints from torn ones.
+
+    SpeechBrain writes the meta file first and deletes file by file, so that a
+    kill leaves what looks like a checkpoint. From now on the last file of each
+    is `complete`, a list of all the others and their sizes, written when they
+    have reached the disk; and what cannot be saved or loaded is named.
+
+    Arguments
+    ---------
+    checkpointer : Checkpointer
+    """
+    if "save_checkpoint" in vars(checkpointer):
+        return
+    stock_save = checkpointer.save_checkpoint
+    stock_load = checkpointer.load_checkpoint
+
+    def save_checkpoint(meta=(), end_of_epoch=True, name=None, **kwargs):
+        folder = checkpointer.checkpoints_dir
+        with naming_what_fails(folder):
+            if name is not None:  # one of that name is written over
+                (folder / f"CKPT+{name}" / MARK).unlink(missing_ok=True)
+            saved = stock_save(dict(meta), end_of_epoch, name, **kwargs)
+            if saved is not None:
+                _mark_complete(saved.path)
+        return saved
+
+    def load_checkpoint(checkpoint):
+        try:
+            stock_load(checkpoint)
+        except Exception as error:  # damaged files fail in any way
+            raise ValueError(
+                f"{checkpoint.path} cannot be loaded: it is damaged, or was "
+                "saved with other values in the YAML; write these again, or "
+                "use another output_folder, or move it away and rerun "
+                f"({reason(error)})"
+            ) from error
+
+    checkpointer.save_checkpoint = save_checkpoint
+    checkpointer.load_checkpoint = load_checkpoint
+
+
+@contextmanager
+def naming_what_fails(folder):
+    """Whatever cannot be written inside is said to belong to a folder.
+
+    Arguments
+    ---------
+    folder : Path
+
+    Raises
+    ------
+    OSError
+        Instead of an OSError or (from torch's writer) a RuntimeError.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"{folder} cannot be written ({reason(error)}); what was "
+            "complete before is intact: if the disk is full make room, then "
+            "run the same command again and it continues"
+        ) from error
+
+
+def _mark_complete(folder):
+    flush(folder)
+    sizes = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    mark = folder / MARK
+    mark.write_text(json.dumps(sizes), encoding="utf-8")
+    _flush_one(mark)
+    _flush_one(folder)
+
+
+def _damage(folder):
+    """What is wrong with a checkpoint, or None."""
+    try:
+        text = (folder / MARK).read_text(encoding="utf-8")
+        sizes = json.loads(text)
+    except (OSError, ValueError):
+        return "it was not saved to its end"
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} of {size} bytes"
+    return None
+
+
+def set_torn_aside(folder):
+    """Renames checkpoints whose saving or deletion was interrupted, or that
+    have lost data since.
+
+    Arguments
+    ---------
+    folder : Path
+        Of checkpoints that a guarded checkpointer saved.
+    """
+    for path in sorted(Path(folder).glob("CKPT*")):
+        damage = _damage(path)
+        if damage is not None:
+            _set_aside(path, damage)
+
+
+def set_torn_snapshot_aside(folder):
+    """Renames a snapshot that has lost data.
+
+    Arguments
+    ---------
+    folder : Path
+        As given to `save_snapshot`; nothing is done where it does not exist.
+    """
+    folder = Path(folder)
+    if folder.is_dir():
+        damages = [_damage(path) for path in folder.glob("CKPT*")]
+        if damages != [None]:
+            _set_aside(folder, damages[0] if damages else "it is empty")
+
+
+def _set_aside(path, damage):
+    names = (f"torn-{path.name}{i or ''}" for i in itertools.count())
+    target = next(t for t in map(path.with_name, names) if not t.exists())
+    path.rename(target)
+    logger.warning(
+        f"{path} is torn: {damage}. Set aside as {target.name}, which may be "
+        "deleted; the run continues from what is whole"
+    )
+
+
+def flush(folder):
+    """Waits until a folder and all in it have reached the disk.
+
+    Arguments
+    ---------
+    folder : Path
+    """
+    for path in [*folder.rglob("*"), folder]:
+        _flush_one(path)
+
+
+def _flush_one(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some network file systems refuse folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def rename_(source, target):
+    """Moves a folder to where nothing is, so that it survives a power cut.
+
+    Arguments
+    ---------
+    source, target : Path
+        In the same folder.
+    """
+    flush(source)
+    os.replace(source, target)
+    _flush_one(target.parent)
+
+
+def reason(error):
+    """What an error says, without torch's stack of frames.
+
+    Arguments
+    ---------
+    error : Exception
+
+    Returns
+    -------
+    str
+        One line.
+
+    Example
+    -------
+    >>> reason(RuntimeError("no space\\nframe #0: ..."))
+    'no space'
+    >>> reason(RuntimeError("Errors for Linear:\\n\\tsize mismatch"))
+    'Errors for Linear: size mismatch'
+    """
+    lines = (str(error) or type(error).__name__).strip().splitlines()
+    detail = lines[1:2] if lines[0].endswith(":") else []
+    return " ".join(line.strip() for line in lines[:1] + detail)

@@ -1,0 +1,283 @@
+"""Parts that the layers of several architectures have in common.
+
+Shapes: d model width, h FFN hidden units, H heads, k head width, L queries,
+S keys and values.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable
+
+import torch
+from speechbrain.nnet.attention import (
+    MultiheadAttention,
+    PositionalwiseFeedForward,
+    RelPosMHAXL,
+    RoPEMHA,
+)
+
+from sb_prune.attention import FewerHeads
+from sb_prune.structure import Operation, Slices, Structure
+from sb_prune.surgery import Absent
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of a layer: cut whole, or unit by unit.
+
+    Arguments
+    ---------
+    module : Structure
+        The module, whole.
+    units : Structure
+        What it consists of.
+    operations : callable
+        frames (int) -> list of Operation.
+    """
+
+    module: Structure
+    units: Structure
+    operations: Callable
+
+
+class AbsentCrossAttention(Absent):
+    """Cross-attention that was cut: looks at no frame.
+
+    Searchers read the weights of the last layer, so they stay a tensor.
+    """
+
+    def forward(self, query, key, *args, **kwargs):
+        """Returns zeros: a scalar, and weights (B, L, S) without memory."""
+        zero = query.new_zeros(())
+        return zero, zero.expand(*query.shape[:2], key.shape[1])
+
+
+def consecutive(units, entries=1):
+    """Indices of units that lie one after another.
+
+    Example
+    -------
+    >>> consecutive(2, entries=3)
+    tensor([[0, 1, 2],
+            [3, 4, 5]])
+    """
+    return torch.arange(units * entries).view(units, entries)
+
+
+def whole_linear(name, linear):
+    """Masks with which a module's gate multiplies its last weight and bias."""
+    size = consecutive(1, linear.out_features)
+    tensors = ["weight"] if linear.bias is None else ["weight", "bias"]
+    return tuple(Slices(f"{name}.{tensor}", 0, size) for tensor in tensors)
+
+
+def same_length(frames):
+    """As many steps as frames."""
+    return frames
+
+
+def weight_operations(name, module, parts, steps=same_length, path=None):
+    """MACs of weights that are applied once per step.
+
+    They hold no tensor: what is cut must not be kept alive.
+
+    Arguments
+    ---------
+    name : str
+        Module that goes when all of it is cut.
+    module : torch.nn.Module
+        What holds the weights.
+    parts : list of str
+        Submodules of it that have one.
+    steps : callable
+        frames -> steps that they run over.
+    path : str, optional
+        Name of `module`, if it lies below `name`.
+
+    Returns
+    -------
+    callable
+        frames (int) -> list of Operation.
+    """
+    sizes = {
+        f"{path or name}.{part}.weight": module.get_submodule(
+            part
+        ).weight.numel()
+        for part in parts
+    }
+    return lambda frames: [
+        Operation(steps(frames) * size, name, tensor=tensor)
+        for tensor, size in sizes.items()
+    ]
+
+
+def feed_forward(name, ffn, path=None, norm=None, steps=same_length):
+    """Hidden units of a feed-forward module.
+
+    Arguments
+    ---------
+    name : str
+        Module that goes when all of it is cut.
+    ffn : torch.nn.Module
+        The PositionalwiseFeedForward.
+    path : str, optional
+        Name of `ffn`, if it lies below `name`.
+    norm : str, optional
+        Norm that feeds nothing else.
+    steps : callable
+        frames -> steps that it runs over.
+
+    Returns
+    -------
+    Part or None
+        None if ffn is of another class.
+    """
+    if not isinstance(ffn, PositionalwiseFeedForward):
+        return None
+    path = path or name
+    first, second = f"{path}.ffn.0", f"{path}.ffn.3"
+    each = consecutive(ffn.ffn[0].out_features)
+    units = Structure(
+        name=f"{name}.units",
+        kind="ffn_units",
+        units=len(each),
+        masks=(Slices(f"{second}.weight", 1, each),),
+        cuts=(
+            Slices(f"{first}.weight", 0, each),
+            Slices(f"{first}.bias", 0, each),
+            Slices(f"{second}.weight", 1, each),
+        ),
+    )
+    module = Structure(
+        name=name,
+        kind="ffn_modules",
+        units=1,
+        masks=whole_linear(second, ffn.ffn[3]),
+        removes=((name, Absent), *_identity(norm)),
+    )
+    linears = ["ffn.0", "ffn.3"]
+    return Part(
+        module, units, weight_operations(name, ffn, linears, steps, path)
+    )
+
+
+def attention(name, module, norm=None, steps=same_length, memory=None):
+    """Heads of an attention module.
+
+    Arguments
+    ---------
+    name : str
+        Of the module.
+    module : torch.nn.Module
+        RelPosMHAXL, RoPEMHA or MultiheadAttention.
+    norm : str, optional
+        Norm that feeds nothing else.
+    steps : callable
+        frames -> L.
+    memory : callable, optional
+        frames -> S, of cross-attention; None: self-attention.
+
+    Returns
+    -------
+    Part or None
+        None if the heads of such a module cannot be cut.
+    """
+    inner, path = module, name
+    if isinstance(module, MultiheadAttention):
+        inner, path = module.att, f"{name}.att"
+    elif not isinstance(module, (RelPosMHAXL, RoPEMHA)):
+        return None
+    if getattr(inner, "in_proj_weight", None) is None:  # kdim or vdim
+        return None
+    cross = memory is not None
+    absent = AbsentCrossAttention if cross else _absent_self_attention
+    whole = Structure(
+        name=name,
+        kind="cross_attention_modules" if cross else "attention_modules",
+        units=1,
+        masks=whole_linear(f"{path}.out_proj", inner.out_proj),
+        removes=((name, absent), *_identity(norm)),
+    )
+    return Part(
+        whole,
+        _heads(name, path, inner, cross),
+        _attention_operations(name, path, inner, steps, memory or steps),
+    )
+
+
+_absent_self_attention = partial(Absent, extra_outputs=1)
+
+
+def _identity(norm):
+    return ((norm, torch.nn.Identity),) if norm else ()
+
+
+def _heads(name, path, inner, cross):
+    """Heads of the module `inner`, which lies at `path`."""
+    heads, width = inner.num_heads, inner.head_dim
+    each = consecutive(heads, width)
+    cuts = [
+        Slices(f"{path}.in_proj_weight", 0, _projection_rows(inner, cross)),
+        Slices(f"{path}.out_proj.weight", 1, each),
+    ]
+    wrapped = isinstance(inner, torch.nn.MultiheadAttention)
+    if wrapped and inner.in_proj_bias is not None:
+        rows = _projection_rows(inner, cross)
+        cuts.append(Slices(f"{path}.in_proj_bias", 0, rows))
+    if not wrapped and inner.vbias is not None:
+        cuts.append(Slices(f"{path}.value_bias_weight", 0, each))
+    if isinstance(inner, RelPosMHAXL):
+        cuts += [
+            Slices(f"{path}.linear_pos.weight", 0, each),
+            Slices(f"{path}.pos_bias_u", None, each),
+            Slices(f"{path}.pos_bias_v", None, each),
+        ]
+    return Structure(
+        name=f"{name}.heads",
+        kind="cross_heads" if cross else "heads",
+        units=heads,
+        masks=(Slices(f"{path}.out_proj.weight", 1, each),),
+        cuts=tuple(cuts),
+        counts=((path, "num_heads"),),
+        adapters=((path, FewerHeads),) if wrapped else (),
+    )
+
+
+def _projection_rows(inner, cross):
+    """(H, 3k) rows of in_proj_weight that each head reads.
+
+    torch's attention stacks all q, all k, all v. SpeechBrain's own reads that
+    layout too where query and key differ, but [q_h; k_h; v_h] per head where
+    they are the same.
+    """
+    heads, width = inner.num_heads, inner.head_dim
+    if not cross and not isinstance(inner, torch.nn.MultiheadAttention):
+        return consecutive(heads, 3 * width)
+    each = consecutive(heads, width)
+    return torch.cat([each + i * heads * width for i in range(3)], dim=1)
+
+
+def _attention_operations(name, path, inner, steps, memory):
+    """frames -> MACs of L queries over S keys."""
+    sizes = {tensor: p.numel() for tensor, p in inner.named_parameters()}
+    width = inner.num_heads * inner.head_dim
+    relative = isinstance(inner, RelPosMHAXL)
+
+    def operations(frames):
+        queries, keys = steps(frames), memory(frames)
+        positions = (2 * max(queries, keys) - 1) * relative
+        times = {
+            "in_proj_weight": (queries + 2 * keys) / 3,
+            "out_proj.weight": queries,
+            "linear_pos.weight": positions,
+        }
+        found = [
+            Operation(times[t] * sizes[t], name, tensor=f"{path}.{t}")
+            for t in times
+            if t in sizes
+        ]
+        pairs = queries * (2 * keys + positions)  # scores and values
+        heads = (f"{name}.heads",)
+        return found + [Operation(pairs * width, name, structures=heads)]
+
+    return operations

@@ -1,0 +1,284 @@
+"""What pruning is worth: word errors of every method, at two sparsities.
+
+    python tests/benchmarks/conformer_methods.py [--full] [--folder RUNS]
+
+On synthesised speech (sentences unseen in training, known voices), with the
+LibriSpeech recipe and its demo YAMLs. Every pruned run starts from the same
+converged dense model and has the same epochs, schedule, budget, surgery and
+fine-tuning; only how structures are chosen and what is distilled differ. Each
+is compared with a dense model of the same size trained from scratch
+(`small_dense`) for all those epochs together, as `dense_longer` is.
+
+A cell is one run of train.py. Finished cells are read from, and added to,
+`conformer_methods.json` beside this file, so that a stopped benchmark
+continues; a run that was killed continues too. Without --full: one seed, one
+level, and only what is quick to compare.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean
+from threading import Lock
+
+from sb_prune.demo.corpus import synthesise_librispeech
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
+TABLE = Path(__file__).with_suffix(".json")
+
+TEST_UTTERANCES = 640
+WIDTH, LAYERS, KERNEL = 96, 4, 15
+DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 12, 6, 6
+STEPS = 94  # optimizer steps in an epoch
+LEVELS = (0.75, 0.5)
+SEEDS = (1, 2, 3)
+
+L0 = "hparams/conformer_l0.yaml"
+SCORE = "hparams/conformer_score.yaml"
+METHODS = {
+    "l0_straight": (L0, []),
+    "l0_soft": (L0, ["gates: !name:sb_prune.HardConcrete"]),
+    "taylor": (SCORE, []),
+    "magnitude": (SCORE, ["score: !name:sb_prune.magnitude_score"]),
+    "random": (SCORE, ["score: !name:sb_prune.random_score"]),
+}
+QUICK = ("l0_straight+distill", "magnitude", "small_dense")
+
+
+def all_methods():
+    """Names of the table's rows: each method with and without a teacher."""
+    names = [name + more for more in ("+distill", "") for name in METHODS]
+    return [*names, "small_dense"]
+
+
+# --------------------------------------------------------------------- runs
+
+
+class Runs:
+    """Runs of train.py in one folder.
+
+    Arguments
+    ---------
+    folder : Path
+        Where corpus, runs and logs go.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.corpus = folder / "corpus"
+        synthesise_librispeech(
+            self.corpus, 1234, test_utterances=TEST_UTTERANCES
+        )
+
+    def dense(self, seed):
+        """The dense model that pruning starts from."""
+        return self._train(f"dense-{seed}", seed, DENSE_EPOCHS)
+
+    def dense_longer(self, seed):
+        """A dense model with the epochs of dense and pruned run together."""
+        epochs = DENSE_EPOCHS + PRUNE_EPOCHS + TUNE_EPOCHS
+        return self._train(f"dense_longer-{seed}", seed, epochs)
+
+    def cell(self, method, level, seed):
+        """One cell of the table."""
+        name = f"{method}-{level}-{seed}"
+        if method == "small_dense":
+            epochs = DENSE_EPOCHS + PRUNE_EPOCHS + TUNE_EPOCHS
+            return self._train(name, seed, epochs, small_model(level))
+        return self._prune(name, method, level, seed)
+
+    def _train(self, name, seed, epochs, model=None):
+        options = {
+            "number_of_epochs": epochs,
+            "total_steps": STEPS * epochs,
+            "cooldown_steps": STEPS * epochs // 2,
+            **(model or {"d_model": WIDTH, "d_ffn": 4 * WIDTH}),
+        }
+        yaml = RECIPE / "hparams/demo_train.yaml"
+        return self._run(name, yaml, seed, options)
+
+    def _prune(self, name, method, level, seed):
+        yaml = self.folder / f"{method}.yaml"
+        yaml.write_text(pruning_yaml(method), encoding="utf-8")
+        options = {
+            "number_of_epochs": PRUNE_EPOCHS + TUNE_EPOCHS,
+            "prune_epochs": PRUNE_EPOCHS,
+            "target": level,
+            "d_model": WIDTH,
+            "d_ffn": 4 * WIDTH,
+            "dense_folder": self.folder / f"dense-{seed}",
+        }
+        return self._run(name, yaml, seed, options)
+
+    def _run(self, name, yaml, seed, options):
+        """Starts, or continues, a run; returns its test WER in %."""
+        options = {
+            **options,
+            "seed": seed,
+            "data_folder": self.corpus,
+            "output_folder": self.folder / name,
+        }
+        flags = [f"--{key}={value}" for key, value in options.items()]
+        with open(self.folder / f"{name}.log", "a", encoding="utf-8") as log:
+            subprocess.run(
+                [sys.executable, "train.py", yaml]
+                + ["--device=cpu", "--noprogressbar", *flags],
+                cwd=RECIPE,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=True,
+            )
+        text = (self.folder / name / "wer_test-clean.txt").read_text("utf-8")
+        return float(re.match(r"%WER (\S+)", text)[1])
+
+
+def pruning_yaml(method):
+    """demo_prune.yaml with another preset, and without an export."""
+    chosen, _, distilled = method.partition("+")
+    preset, lines = METHODS[chosen]
+    text = (RECIPE / "hparams/demo_prune.yaml").read_text("utf-8")
+    text = re.sub(r"!include:\S+", f"!include:{ROOT / preset}", text)
+    text = re.sub(r"\n    (inference|export_folder):.*", "", text)
+    lines = lines + ([] if distilled else ["distillation: null"])
+    added = "".join(f"    {line}\n" for line in lines)
+    module = "    module: Transformer\n"
+    return text.replace(module, module + added)
+
+
+def small_model(level):
+    """Overrides that give a dense encoder what pruning leaves, or less."""
+    budget = encoder_parameters(WIDTH, 4 * WIDTH) * (1 - level)
+    width = max(
+        d for d in range(16, WIDTH, 4) if encoder_parameters(d, 4 * d) <= budget
+    )
+    hidden = 4 * width
+    while encoder_parameters(width, hidden + 1) <= budget:
+        hidden += 1
+    return {"d_model": width, "d_ffn": hidden}
+
+
+def encoder_parameters(d, h):
+    """Parameters of the demo's Conformer encoder."""
+    ffn = 2 * d * h + h + d + 2 * d
+    attention = 5 * d * d + d + 2 * d + 2 * d  # with position biases, norm
+    convolution = 2 * d * (d + 1) + d * (KERNEL + 1) + 2 * d + d * (d + 1)
+    convolution += 2 * d  # its first norm
+    return LAYERS * (2 * ffn + attention + convolution + 2 * d) + 2 * d
+
+
+# -------------------------------------------------------------------- table
+
+
+class Table:
+    """Finished cells, kept in a JSON file."""
+
+    def __init__(self, path):
+        self.path = path
+        self.cells = json.loads(path.read_text()) if path.is_file() else {}
+        self._lock = Lock()
+
+    def add(self, key, value):
+        """Keeps a cell, on disk too."""
+        with self._lock:
+            self.cells[key] = value
+            text = json.dumps(dict(sorted(self.cells.items())), indent=1)
+            aside = self.path.with_suffix(".tmp")
+            aside.write_text(text + "\n")
+            os.replace(aside, self.path)
+
+    def summary(self):
+        """{table: method -> sparsity -> list of WER, dense, dense_longer}."""
+        result = {"table": {}, "dense": [], "dense_longer": []}
+        for key, wer in sorted(self.cells.items()):
+            name, *rest = key.split("/")
+            if name in result:
+                result[name].append(wer)
+            else:
+                rows = result["table"].setdefault(name, {})
+                rows.setdefault(rest[0], []).append(wer)
+        return result
+
+
+def plan_cells(full):
+    """Keys of all cells, in the order in which they are worth running."""
+    levels, seeds = (LEVELS, SEEDS) if full else (LEVELS[:1], SEEDS[:1])
+    methods = all_methods() if full else QUICK
+    keys = []
+    for seed in seeds:
+        keys += [f"dense/{seed}", f"dense_longer/{seed}"]
+        for level in levels:
+            keys += [f"{method}/{level}/{seed}" for method in methods]
+    return keys
+
+
+def fill(table, runs, keys, jobs):
+    """Runs what is missing; dense models first, as the others need them."""
+    missing = [key for key in keys if key not in table.cells]
+    needed = [f"dense/{key.rpartition('/')[2]}" for key in missing]
+    finished = runs.folder.glob("dense-*/wer_test-clean.txt")
+    done = {path.parent.name.replace("-", "/") for path in finished}
+    first = [key for key in dict.fromkeys(needed) if key not in done]
+
+    def run(key):
+        name, *rest = key.split("/")
+        seed = int(rest[-1])
+        if name in ("dense", "dense_longer"):
+            wer = getattr(runs, name)(seed)
+        else:
+            wer = runs.cell(name, float(rest[0]), seed)
+        table.add(key, wer)
+        print(f"{key}: {wer}", file=sys.stderr, flush=True)
+
+    for keys in (first, [key for key in missing if key not in first]):
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(run, keys))
+
+
+def as_markdown(summary):
+    """The table for a README, means with their spread."""
+    levels = [str(level) for level in sorted(LEVELS)]
+    lines = ["| method | " + " | ".join(levels) + " |"]
+    for method in all_methods():
+        row = summary["table"].get(method, {})
+        cells = [spread(row.get(level, [])) for level in levels]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    for name in ("dense", "dense_longer"):
+        lines.append(f"| {name} | {spread(summary[name])} | |")
+    return "\n".join(lines)
+
+
+def spread(values):
+    """'mean +- half the range (n)'."""
+    if not values:
+        return "-"
+    half = (max(values) - min(values)) / 2
+    return f"{mean(values):.2f} ± {half:.2f} ({len(values)})"
+
+
+def main():
+    """Reads the command line, runs what is missing, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--folder", default=ROOT / "results/conformer_methods")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    given = parser.parse_args()
+    folder = Path(given.folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    table = Table(TABLE)
+    keys = plan_cells(given.full)
+    if any(key not in table.cells for key in keys):
+        fill(table, Runs(folder), keys, given.jobs)
+    summary = table.summary()
+    print(as_markdown(summary), file=sys.stderr)
+    print(json.dumps(summary), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Runs that are killed, whose disk is full or whose files are torn."""
+
+import os
+import random
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from tiny_recipe import Runs, events_of, fill_disk, limit_file_size, log_of
+
+from sb_prune.durable import MARK
+from sb_prune.export import file_hash
+from sb_prune.loading import load_export
+
+SIGKILLED = -9
+EPOCHS = 4
+
+# Where a kill may come, as what the events there are called.
+CHECKPOINT = r"/CKPT[^/]*(/[\w.-]+)?$"
+PLACES = {
+    "dense snapshot": r"\w+ save/dense",
+    "prune, training": r"batch prune TRAIN",
+    "prune, validation": r"batch prune VALID",
+    "prune, saving": r"(mkdir|open|save) save/prune" + CHECKPOINT,
+    "prune, deleting": r"remove save/prune",
+    "cut": r"\w+ save/cut",
+    "finetune, training": r"batch finetune TRAIN",
+    "finetune, saving": r"(mkdir|open|save) save/finetune" + CHECKPOINT,
+    "finetune, deleting": r"remove save/finetune",
+    "export": r"(mkdir|open|save|rename) export",
+    "export, deleting": r"remove export",
+    "evaluation": r"batch finetune TEST",
+}
+HALVED = rf"(open|save|remove) save/(prune|finetune){CHECKPOINT}"
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs that prune one dense run."""
+    dense = tmp_path_factory.mktemp("dense") / "run"
+    assert Runs().start(dense) == 0
+    return Runs(dense)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs, tmp_path_factory):
+    """What a run ends with if nothing happens, and its events."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert runs.start(folder) == 0
+    return ending(folder)
+
+
+def ending(folder):
+    return SimpleNamespace(
+        folder=folder, hash=exported_hash(folder), events=events_of(folder)
+    )
+
+
+def exported_hash(folder):
+    return file_hash(folder / "export/model.ckpt")
+
+
+def epochs_begun(folder):
+    return len(re.findall("EPOCH", log_of(folder)))
+
+
+def torn(folder):
+    return {path.name for path in folder.rglob("torn-*")}
+
+
+def places(events, name):
+    return [i for i, e in enumerate(events) if re.match(PLACES[name], e)]
+
+
+def assert_mended(folder, undisturbed):
+    """The end is that of an undisturbed run, and nothing half is left."""
+    load_export(folder / "export")
+    assert exported_hash(folder) == undisturbed.hash
+    left = {path.name for path in folder.rglob("*") if path.is_dir()}
+    assert not [n for n in left if n.endswith((".incomplete", ".earlier"))]
+    for name in torn(folder):
+        assert re.search(f"WARNING.*is torn.*{re.escape(name)}", log_of(folder))
+
+
+# -------------------------------------------------------------------- killed
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_killed_anywhere_it_continues(number, runs, undisturbed, tmp_path):
+    """The end has the same bits; the lost work is at most an epoch."""
+    place = list(PLACES)[number % len(PLACES)]
+    at = random.Random(number).choice(places(undisturbed.events, place))
+    folder = tmp_path / "run"
+    assert runs.start(folder, at) == SIGKILLED
+    assert runs.start(folder) == 0, log_of(folder)
+    assert_mended(folder, undisturbed)
+    assert epochs_begun(folder) <= EPOCHS + 1
+    halved = re.match(HALVED, undisturbed.events[at])
+    assert len(torn(folder)) == (1 if halved else 0)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_killed_twice_it_continues(number, runs, undisturbed, tmp_path):
+    """The second kill comes while the rerun recovers, or soon after."""
+    draw = random.Random(100 + number)
+    folder = tmp_path / "run"
+    first = draw.choice(places(undisturbed.events, "finetune, saving"))
+    assert runs.start(folder, first) == SIGKILLED
+    assert runs.start(folder, at=draw.randrange(6)) == SIGKILLED
+    assert runs.start(folder) == 0, log_of(folder)
+    assert_mended(folder, undisturbed)
+    assert epochs_begun(folder) <= EPOCHS + 2
+
+
+OFTEN = {"ckpt_interval_steps": 1}  # SpeechBrain saves after every batch
+
+
+@pytest.fixture(scope="module")
+def saved_often(runs, tmp_path_factory):
+    """An undisturbed run with checkpoints within its epochs."""
+    folder = tmp_path_factory.mktemp("often") / "run"
+    assert runs.start(folder, options=OFTEN) == 0
+    return ending(folder)
+
+
+@pytest.mark.parametrize("phase", ["prune, training", "finetune, training"])
+def test_killed_in_mid_epoch_it_continues_there(
+    phase, runs, saved_often, tmp_path
+):
+    batches = places(saved_often.events, phase)
+    folder = tmp_path / "run"
+    assert runs.start(folder, at=batches[2], options=OFTEN) == SIGKILLED
+    assert runs.start(folder, options=OFTEN) == 0, log_of(folder)
+    assert_mended(folder, saved_often)
+    assert len(places(events_of(folder), phase)) == len(batches) - 2
+
+
+# ----------------------------------------------------------------- full disk
+
+
+@pytest.mark.parametrize(
+    "kind, place, named",
+    [
+        ("save", "dense snapshot", "save/dense.incomplete"),
+        ("save", "prune, saving", "save/prune"),
+        ("open", "cut", "save/cut.incomplete"),
+        ("open", "finetune, saving", "save/finetune"),
+        ("save", "export", "export"),
+    ],
+)
+def test_full_disk_is_said_and_mended(
+    kind, place, named, runs, undisturbed, tmp_path
+):
+    at = next(
+        i
+        for i in reversed(places(undisturbed.events, place))
+        if undisturbed.events[i].startswith(kind)
+    )
+    folder = tmp_path / "run"
+    assert runs.start(folder, at, fill_disk) == 1
+    said = log_of(folder).strip().splitlines()[-1]
+    assert re.match(rf"OSError: {folder}/{named} cannot be written", said)
+    assert "make room, then run the same command again" in said
+    assert runs.start(folder) == 0, log_of(folder)
+    assert_mended(folder, undisturbed)
+    assert epochs_begun(folder) <= EPOCHS + 1
+
+
+def test_disk_that_is_full_within_a_file(runs, undisturbed, tmp_path):
+    """What torch says when the system refuses to write on."""
+    at = places(undisturbed.events, "prune, saving")[0]
+    folder = tmp_path / "run"
+    assert runs.start(folder, at, limit_file_size) == 1
+    assert "save/prune cannot be written (" in log_of(folder)
+    assert runs.start(folder) == 0, log_of(folder)
+    assert_mended(folder, undisturbed)
+
+
+# ---------------------------------------------------------------- torn files
+
+
+@pytest.fixture(scope="module")
+def halfway(runs, undisturbed, tmp_path_factory):
+    """A run killed in its last epoch."""
+    folder = tmp_path_factory.mktemp("halfway") / "run"
+    last = places(undisturbed.events, "finetune, training")[-1]
+    assert runs.start(folder, at=last) == SIGKILLED
+    return folder
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def remove(path):
+    path.unlink()
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize(
+    "file, damage, lost",
+    [
+        ("dense/CKPT*/model.ckpt", truncate, "model.ckpt has"),
+        ("cut/CKPT*/CKPT.yaml", empty, "CKPT.yaml has 0 of"),
+        ("cut/CKPT*/model.ckpt", truncate, "model.ckpt has"),
+        ("finetune/CKPT*/model.ckpt", truncate, "model.ckpt has"),
+        ("finetune/CKPT*/optimizer.ckpt", remove, "optimizer.ckpt is missing"),
+        (f"finetune/CKPT*/{MARK}", truncate, "was not saved to its end"),
+    ],
+)
+def test_files_torn_later_are_set_aside(
+    file, damage, lost, runs, halfway, undisturbed, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(halfway, folder)
+    (path,) = (folder / "save").glob(file)
+    damage(path)
+    assert runs.start(folder) == 0, log_of(folder)
+    assert len(torn(folder)) == 1
+    assert re.search(f"WARNING.*is torn: .*{lost}", log_of(folder))
+    assert_mended(folder, undisturbed)
+    assert epochs_begun(folder) <= 2
+
+
+@pytest.mark.parametrize("phase", ["dense", "cut", "finetune"])
+def test_files_that_lie_are_named(phase, runs, halfway, tmp_path):
+    """As long as they should be, but not what was saved."""
+    folder = tmp_path / "run"
+    shutil.copytree(halfway, folder)
+    (path,) = (folder / "save" / phase).glob("CKPT*/model.ckpt")
+    zero(path)
+    assert runs.start(folder) == 1
+    said = log_of(folder).strip().splitlines()[-1]
+    assert f"{path.parent} cannot be loaded: it is damaged, or" in said
+
+
+def test_damaged_export_is_written_anew(runs, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed.folder, folder)
+    truncate(folder / "export/hyperparams.yaml")
+    remove(folder / "export/model.ckpt")
+    assert runs.start(folder) == 0, log_of(folder)
+    assert_mended(folder, undisturbed)
+    assert epochs_begun(folder) == 0

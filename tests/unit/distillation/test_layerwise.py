@@ -1,0 +1,139 @@
+"""Layerwise distillation of encoder and decoder, each under its own mask.
+
+Shapes: B utterances, T frames, L tokens, d model width, V classes.
+"""
+
+import copy
+
+import pytest
+import torch
+from recording import record_calls
+from torch.nn import functional as F
+
+from sb_prune import LayerwiseDistillation, Teacher, encoder_decoder_structures
+from sb_prune.distillation import nearest_surviving
+
+LENGTHS = torch.tensor([1.0, 8 / 13])
+TOKENS = torch.tensor([[1, 2, 3, 4], [1, 2, 0, 0]])
+SPOKEN = {  # stack -> (B, T or L)
+    "encoder": torch.arange(13) < torch.tensor([[13], [8]]),
+    "decoder": TOKENS > 0,
+}
+
+
+@pytest.fixture
+def dense(make_asr):
+    torch.manual_seed(0)
+    model = make_asr(num_decoder_layers=3)
+    return {"Transformer": model, "lin": torch.nn.Linear(16, 4)}
+
+
+@pytest.fixture
+def student(dense):
+    """The same with noise on every weight."""
+    student = copy.deepcopy(dense)
+    with torch.no_grad():
+        for module in student.values():
+            for parameter in module.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    return student
+
+
+@pytest.fixture
+def layers(dense):
+    return encoder_decoder_structures(dense["Transformer"]).layers
+
+
+@pytest.fixture
+def teacher(dense, student, layers):
+    teacher = Teacher(dense, layers={"Transformer": layers})
+    teacher.listen_(student)
+    return teacher
+
+
+def forward(modules, tokens=TOKENS):
+    source = torch.randn(2, 13, 6, generator=torch.Generator().manual_seed(1))
+    outputs = modules["Transformer"](source, tokens, LENGTHS)
+    return modules["lin"](outputs[1]) if tokens is not None else None
+
+
+def hidden(modules, layers):
+    """Outputs (B, T or L, d) of the layers, listened to by other means."""
+    found = [modules["Transformer"].get_submodule(name) for name in layers]
+    calls = record_calls(found, lambda: forward(modules))
+    return [call.output[0] for call in calls]
+
+
+def mean_where_spoken(values, layer):
+    return values[SPOKEN[layer.split(".")[0]]].mean()
+
+
+def test_hidden_states_under_the_mask_of_their_stack(
+    dense, student, teacher, layers
+):
+    teacher.begin_()
+    forward(student)
+    loss = LayerwiseDistillation(output_weight=0).losses(teacher)
+    teacher.end_()
+    pairs = zip(layers, hidden(student, layers), hidden(dense, layers))
+    errors = [
+        mean_where_spoken((own - goal).square(), name)
+        for name, own, goal in pairs
+    ]
+    assert len(errors) == 5
+    expected = torch.stack(errors).mean()
+    assert loss["distill_hidden"].item() == pytest.approx(expected.item())
+
+
+def test_outputs_of_the_decoder_under_its_mask(dense, student, teacher):
+    teacher.begin_()
+    logits = forward(student)
+    distillation = LayerwiseDistillation(
+        hidden_weight=0, outputs=["lin"], temperature=1.0
+    )
+    loss = distillation.losses(teacher)["distill_lin"]
+    goals = forward(dense).softmax(-1)
+    each = F.kl_div(logits.log_softmax(-1), goals, reduction="none").sum(-1)
+    expected = each[SPOKEN["decoder"]].mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert loss.item() != pytest.approx(each.mean().item(), rel=1e-4)
+
+
+def test_layers_are_matched_within_their_stack(student, teacher):
+    seen = []
+
+    def match(own, goals, alive):
+        seen.append(([h.shape[1] for h in own], len(goals), alive))
+        return nearest_surviving(own, goals, alive)
+
+    teacher.begin_()
+    forward(student)
+    surviving = [True, False, False, True, True]
+    losses = LayerwiseDistillation(match=match).losses(teacher, surviving)
+    assert seen == [
+        ([13, 13], 2, [True, False]),
+        ([4, 4, 4], 3, [False, True, True]),
+    ]
+    losses["distill_hidden"].backward()
+
+
+def test_no_layer_survives(student, teacher):
+    teacher.begin_()
+    forward(student)
+    distillation = LayerwiseDistillation(match=nearest_surviving)
+    loss = distillation.losses(teacher, [False] * 5)["distill_hidden"]
+    assert loss.item() == 0
+
+
+def test_a_batch_without_the_decoder_teaches_the_encoder(student, teacher):
+    teacher.begin_()
+    forward(student, tokens=None)
+    loss = LayerwiseDistillation().losses(teacher)["distill_hidden"]
+    assert loss.item() > 0
+
+
+def test_an_encoder_called_past_its_module_is_refused(student, teacher):
+    teacher.begin_()
+    student["Transformer"].encode(torch.rand(2, 13, 6))
+    with pytest.raises(RuntimeError, match="through their entry of `modules`"):
+        LayerwiseDistillation().losses(teacher)
