@@ -134,6 +134,10 @@ class PruningRun:
         inference=None,
         export_folder=None,
     ):
+        if isinstance(structures, list):
+            for part in structures:
+                check_callable(structures=part)
+            structures = partial(joined_structures, parts=structures)
         check_callable(structures=structures, budget=budget, schedule=schedule)
         optional = {
             "gates": gates,
@@ -156,8 +160,6 @@ class PruningRun:
                 "neither"
             )
         self.module = module
-        if not callable(structures):
-            structures = partial(joined_structures, parts=structures)
         self.structures = structures
         self.budget = budget(target=target)
         self.prune_epochs = prune_epochs
