@@ -72,14 +72,15 @@ def front_end_structures(root, reader=None):
     convolutions = _convolutions(name, front_end)
     last = convolutions[-1].makes
     shapes = partial(_shapes, convolutions, front_end.input_shape[2])
-    channels = len(convolutions[-1].weight)
+    channels = convolutions[-1].shape[0]
     spread = _spread(root, reader, shapes(1)[last][1], channels)
+    reader_size = root.get_submodule(reader).weight.numel()
     return Declaration(
         root=root,
         scope=(name, reader),
         structures=tuple(_structures(convolutions, reader, spread)),
         operations=lambda frames: _operations(
-            root, reader, convolutions, shapes(frames)
+            convolutions, shapes(frames), reader, reader_size
         ),
         output_frames=lambda frames: shapes(frames)[last][0],
         blocks=tuple(_join(name, block) for block in front_end),
@@ -95,6 +96,8 @@ class _Convolution:
     name : str
         From the root.
     layer : Conv2d
+    shape : torch.Size
+        Of its weight: (C made, C read, kernel F, kernel T).
     norm : str or None
         Name of the torch LayerNorm over (F, C) behind it.
     reads, makes : int
@@ -104,14 +107,10 @@ class _Convolution:
 
     name: str
     layer: Conv2d
+    shape: torch.Size
     norm: Optional[str]
     reads: int
     makes: int
-
-    @property
-    def weight(self):
-        """(C made, C read, kernel F, kernel T)"""
-        return self.layer.conv.weight
 
 
 def _join(*names):
@@ -165,6 +164,7 @@ def _convolution(prefix, parts, layer, norm, reads, makes):
     return _Convolution(
         name=name,
         layer=parts[layer],
+        shape=parts[layer].conv.weight.shape,
         norm=f"{prefix}.{norm}.norm" if norm in parts else None,
         reads=reads,
         makes=makes,
@@ -219,7 +219,7 @@ def _structures(convolutions, reader, spread):
     for made in range(1, convolutions[-1].makes + 1):
         makers = [c for c in convolutions if c.makes == made]
         readers = [c for c in convolutions if c.reads == made]
-        each = torch.arange(len(makers[0].weight)).unsqueeze(1)
+        each = torch.arange(makers[0].shape[0]).unsqueeze(1)
         read = tuple(
             Slices(f"{c.name}.conv.weight", 1, each) for c in readers
         ) or (Slices(f"{reader}.weight", 1, spread),)
@@ -273,18 +273,17 @@ def _output_length(layer, axis, length):
     return (length - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _operations(root, reader, convolutions, shapes):
+def _operations(convolutions, shapes, reader, reader_size):
     """MACs of the front-end and its reader on one utterance."""
     found = []
     for convolution in convolutions:
         t, f = shapes[convolution.makes]
         found.append(
             Operation(
-                t * f * convolution.weight.numel(),
+                t * f * convolution.shape.numel(),
                 convolution.name,
                 tensor=f"{convolution.name}.conv.weight",
             )
         )
-    weight = root.get_submodule(reader).weight
-    macs = shapes[convolutions[-1].makes][0] * weight.numel()
+    macs = shapes[convolutions[-1].makes][0] * reader_size
     return found + [Operation(macs, reader, tensor=f"{reader}.weight")]

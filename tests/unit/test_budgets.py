@@ -1,5 +1,7 @@
 """Plans land just below the budget, whatever the scores."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -172,12 +174,32 @@ def test_front_end_and_transformer_with_a_target_each(make_front_end, unit):
 
 def test_expected_sparsity_of_coupled_groups_is_exact(make_front_end):
     declaration = joined_structures(make_front_end(), BOTH)
-    pruner = Pruner(
-        declaration, ParameterBudget(EACH), controller=ExactBudget()
-    )
+    budget = ParameterBudget({"Transformer": 0.3, "CNN": 0.8})
+    pruner = Pruner(declaration, budget, controller=ExactBudget())
     logits, _ = pruner._control()
     found = pruner.expected_sparsity(logits.detach())
-    assert found.tolist() == pytest.approx([0.3, 0.5], abs=2e-5)
+    assert found.tolist() == pytest.approx([0.8, 0.3], abs=1e-6)
+
+
+def test_a_group_must_reach_its_target_alone(make_front_end):
+    """However few channels another group leaves of the first Linear."""
+    heads = partial(conformer_structures, kinds=["heads"])
+    parts = [front_end_structures, heads]
+    declaration = joined_structures(make_front_end(), parts)
+
+    def groups(target):
+        targets = {"CNN": 0.1, "Transformer": target}
+        return ParameterBudget(targets).groups(declaration)
+
+    fewest = [
+        1.0 if s.kind == "heads" else s.units for s in declaration.structures
+    ]
+    group = groups(0.1)[1]
+    left = group.cost.of_kept(torch.tensor(fewest).double())
+    most = group.sparsity(float(left))
+    assert groups(most - 0.001)
+    with pytest.raises(ValueError, match=r"target\[Transformer\]: .* reached"):
+        groups(most + 0.001)
 
 
 def test_groups_that_shrink_with_one_another_are_refused():

@@ -153,6 +153,7 @@ def test_teacher_replays_its_own_front_end(make_front_end, random_plan):
     )
     distiller.teacher.listen_(modules)
     cut_(declaration, random_plan(declaration, keep=0.7))
+    distiller.teacher.listen_(modules)
     distiller.teacher.begin_()
     small = forward()
     assert torch.equal(distiller.teacher.outputs["lin"], dense)
@@ -171,6 +172,7 @@ def test_teacher_replays_its_own_front_end(make_front_end, random_plan):
         ({"module": ["CNN", "CNN"]}, "a list that names each once"),
         ({"module": []}, "write an entry of `modules`, or a list"),
         ({"structures": []}, "structures: the list is empty; write"),
+        ({"structures": [*PARTS, "x"]}, "structures: 'x' cannot be called"),
         (
             {"structures": [front_end_structures] * 2},
             "conv_0.channels is declared twice; name every function",
@@ -213,7 +215,8 @@ def made(tmp_path_factory):
     keep[FRONT.format(0)] = "1 of 32: 5"
     keep[FRONT.format(1)] = "10 of 32: 5-14"
     structures = partial(joined_structures, parts=PARTS)
-    return folder, make_export(folder, ENTRIES, structures, keep)
+    made = make_export(folder, module=ENTRIES, structures=structures, keep=keep)
+    return folder, made
 
 
 def test_from_hparams_loads_both_bit_for_bit(made, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from speechbrain.nnet.CNN import Conv2d, DepthwiseSeparableConv2d
 from speechbrain.nnet.normalization import BatchNorm2d, LayerNorm
 
-from sb_prune import front_end_structures
+from sb_prune import cut_, front_end_structures
 
 READER = "Transformer.custom_src_module.layers.0.w"
 
@@ -37,6 +37,14 @@ def test_residual_blocks_couple_both_paths(make_front_end):
         "CNN.convblock_0.reduce_conv.conv.conv",
     }
     assert len(first.norms) == 2 and len(last.norms) == 1
+
+
+def test_operations_outlive_the_cut(make_front_end, random_plan):
+    declaration = front_end_structures(make_front_end(residuals=(True, True)))
+    dense = declaration.operations(50)
+    cut_(declaration, random_plan(declaration))
+    assert declaration.operations(50) == dense
+    assert declaration.output_frames(50) == 13
 
 
 def test_reader_may_be_named(make_front_end):
