@@ -151,7 +151,6 @@ def test_teacher_replays_its_own_front_end(make_front_end, random_plan):
     distiller = Distiller(
         LayerwiseDistillation(outputs=["lin"]), modules, ENTRIES, declaration
     )
-    distiller.teacher.listen_(modules)
     cut_(declaration, random_plan(declaration, keep=0.7))
     distiller.teacher.listen_(modules)
     distiller.teacher.begin_()
