@@ -208,16 +208,15 @@ def generators_untouched():
         set_random_state(state)
 
 
-def _set_random_state_of_rank(states):
-    """Puts back what this process saved, where as many run as then."""
+def _state_of_rank(states):
+    """What this process saved, where as many run as then."""
     if len(states) == process_count():
-        set_random_state(states[get_rank() or 0])
-        return
+        return states[get_rank() or 0]
     logger.warning(
         f"Saved by {len(states)} processes, continued by {process_count()}: "
         "the run goes on, but not as it would have without the interruption"
     )
-    set_random_state(states[0])
+    return states[0]
 
 
 @partial(register_checkpoint_hooks, save_on_main_only=False)
@@ -257,11 +256,12 @@ class ResumePoint:
     def _load(self, path, end_of_epoch):
         # the generators' states are not tensors only; the file is our own
         state = torch.load(path, weights_only=False)
-        _set_random_state_of_rank(state["random"])
+        own = _state_of_rank(state["random"])
+        set_random_state(own)
         if self.pruner is not None:
             self.pruner.load_state_dict(state["pruner"])
         if not end_of_epoch:
-            self._spare_(state["random"]["torch"])
+            self._spare_(own["torch"])
 
     def _spare_(self, state):
         """In mid-epoch a loader's iterator has drawn its seed already; the

@@ -148,7 +148,7 @@ def last_line(done):
         ({"pruning": "{modul: CNN}"}, r"pruning: unknown key 'modul'"),
         (
             {"pruning": "{structures: {kinds: [head]}}"},
-            r"kinds: \['head'\] cannot be cut in a Conformer; write some of",
+            r"kinds: \['head'\] cannot be cut here; write some of",
         ),
         (
             {"pruning": "{structures: {only: layers.9}}"},
