@@ -54,10 +54,17 @@ class PruningMixin:
             and "compute_objectives" in vars(c)
             and c is not PruningMixin
         ]
-        if any(issubclass(c, sb.Brain) for c in before) or not behind:
+        if any(issubclass(c, sb.Brain) for c in before):
             raise TypeError(
                 f"{cls.__name__}: PruningMixin must stand before the recipe's "
                 "Brain; write `class PrunedASR(PruningMixin, ASR): ...`"
+            )
+        if not behind:
+            raise TypeError(
+                f"{cls.__name__}: no class behind PruningMixin has a "
+                "compute_objectives, so there is no loss to prune by; write "
+                "`class PrunedASR(PruningMixin, ASR): ...` with the recipe's "
+                "own Brain as ASR"
             )
 
     def __init__(self, *args, **kwargs):

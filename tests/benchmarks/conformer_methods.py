@@ -34,16 +34,18 @@ TABLE = Path(__file__).with_suffix(".json")
 
 TEST_UTTERANCES = 640
 WIDTH, LAYERS, KERNEL = 96, 4, 15
-DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 12, 6, 6
+DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 12, 4, 4
 STEPS = 94  # optimizer steps in an epoch
 LEVELS = (0.75, 0.5)
 SEEDS = (1, 2, 3)
 
 L0 = "hparams/conformer_l0.yaml"
 SCORE = "hparams/conformer_score.yaml"
+SLICES = ["structures:", "    kinds: [ffn_units, heads, conv_channels]"]
+SOFT = ["gates:", "    straight_through: False"]
 METHODS = {
-    "l0_straight": (L0, []),
-    "l0_soft": (L0, ["gates: !name:sb_prune.HardConcrete"]),
+    "l0_straight": (L0, SLICES),
+    "l0_soft": (L0, SLICES + SOFT),
     "taylor": (SCORE, []),
     "magnitude": (SCORE, ["score: !name:sb_prune.magnitude_score"]),
     "random": (SCORE, ["score: !name:sb_prune.random_score"]),
@@ -54,7 +56,7 @@ QUICK = ("l0_straight+distill", "magnitude", "small_dense")
 def all_methods():
     """Names of the table's rows: each method with and without a teacher."""
     names = [name + more for more in ("+distill", "") for name in METHODS]
-    return [*names, "small_dense"]
+    return [*names, "l0_modules+distill", "small_dense"]
 
 
 # --------------------------------------------------------------------- runs
@@ -109,6 +111,9 @@ class Runs:
         options = {
             "number_of_epochs": PRUNE_EPOCHS + TUNE_EPOCHS,
             "prune_epochs": PRUNE_EPOCHS,
+            "schedule_steps": 2 * STEPS,
+            "total_steps": STEPS * PRUNE_EPOCHS,
+            "cooldown_steps": STEPS * PRUNE_EPOCHS // 2,
             "target": level,
             "d_model": WIDTH,
             "d_ffn": 4 * WIDTH,
@@ -142,7 +147,7 @@ class Runs:
 def pruning_yaml(method):
     """demo_prune.yaml with another preset, and without an export."""
     chosen, _, distilled = method.partition("+")
-    preset, lines = METHODS[chosen]
+    preset, lines = METHODS.get(chosen, (L0, []))  # l0_modules: as it is
     text = (RECIPE / "hparams/demo_prune.yaml").read_text("utf-8")
     text = re.sub(r"!include:\S+", f"!include:{ROOT / preset}", text)
     text = re.sub(r"\n    (inference|export_folder):.*", "", text)
@@ -211,11 +216,11 @@ def plan_cells(full):
     levels, seeds = (LEVELS, SEEDS) if full else (LEVELS[:1], SEEDS[:1])
     methods = all_methods() if full else QUICK
     keys = []
-    for seed in seeds:
-        keys += [f"dense/{seed}", f"dense_longer/{seed}"]
-        for level in levels:
+    for level in levels:
+        for seed in seeds:
             keys += [f"{method}/{level}/{seed}" for method in methods]
-    return keys
+    keys += [f"dense_longer/{seed}" for seed in seeds]
+    return [f"dense/{seed}" for seed in seeds] + keys
 
 
 def fill(table, runs, keys, jobs):

@@ -284,7 +284,7 @@ def test_mixin_behind_the_recipe_is_refused():
 
 def test_mixin_around_no_recipe_is_refused():
     body = {"compute_objectives": lambda *args: None}
-    with pytest.raises(TypeError, match="must stand before the recipe's"):
+    with pytest.raises(TypeError, match="no loss to prune by"):
         type("Wrong", (PruningMixin, sb.Brain), body)
 
 

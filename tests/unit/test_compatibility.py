@@ -553,5 +553,5 @@ def test_pruned_keeps_the_recipe_in_sight():
     "empty", [sb.Brain, type("Empty", (sb.Brain,), {})], ids=["Brain", "pass"]
 )
 def test_recipes_without_objectives_are_refused(empty):
-    with pytest.raises(TypeError, match="must stand before the recipe's"):
+    with pytest.raises(TypeError, match="no loss to prune by"):
         pruned(empty)
