@@ -42,21 +42,26 @@ SEEDS = (1, 2, 3)
 L0 = "hparams/conformer_l0.yaml"
 SCORE = "hparams/conformer_score.yaml"
 SLICES = ["structures:", "    kinds: [ffn_units, heads, conv_channels]"]
-SOFT = ["gates:", "    straight_through: False"]
+STRAIGHT = ["gates:", "    straight_through: True"]
 METHODS = {
-    "l0_straight": (L0, SLICES),
-    "l0_soft": (L0, SLICES + SOFT),
+    "l0_straight": (L0, SLICES + STRAIGHT),
+    "l0_soft": (L0, SLICES),
     "taylor": (SCORE, []),
     "magnitude": (SCORE, ["score: !name:sb_prune.magnitude_score"]),
     "random": (SCORE, ["score: !name:sb_prune.random_score"]),
 }
-QUICK = ("l0_straight+distill", "magnitude", "small_dense")
+# The rows above choose among slices; these among whole modules and layers too.
+MODULES = {
+    "l0_straight_modules": (L0, STRAIGHT),
+    "l0_soft_modules": (L0, []),  # the preset as it is
+}
+QUICK = ("l0_soft+distill", "magnitude", "small_dense")
 
 
 def all_methods():
     """Names of the table's rows: each method with and without a teacher."""
     names = [name + more for more in ("+distill", "") for name in METHODS]
-    return [*names, "l0_modules+distill", "small_dense"]
+    return [*names, *(f"{name}+distill" for name in MODULES), "small_dense"]
 
 
 # --------------------------------------------------------------------- runs
@@ -147,7 +152,7 @@ class Runs:
 def pruning_yaml(method):
     """demo_prune.yaml with another preset, and without an export."""
     chosen, _, distilled = method.partition("+")
-    preset, lines = METHODS.get(chosen, (L0, []))  # l0_modules: as it is
+    preset, lines = {**METHODS, **MODULES}[chosen]
     text = (RECIPE / "hparams/demo_prune.yaml").read_text("utf-8")
     text = re.sub(r"!include:\S+", f"!include:{ROOT / preset}", text)
     text = re.sub(r"\n    (inference|export_folder):.*", "", text)
