@@ -10,6 +10,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import speechbrain as sb
 import torch
@@ -18,7 +19,6 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import ddp_init_group
 from speechbrain.utils.epoch_loop import EpochCounter
 
-import sb_prune.run
 from sb_prune import (
     HardConcrete,
     LayerwiseDistillation,
@@ -127,11 +127,17 @@ def train(folder, batches_per_step, **run_opts):
         },
         checkpointer=checkpointer,
     )
-    sb_prune.run.prepare_document = lambda *arguments: None
-    sb_prune.run.export_model = lambda folder, *arguments, **facts: Path(
-        folder, f"exported{RANK}"
-    ).touch()
-    brain.fit(counter, Batches(), train_loader_kwargs={"batch_size": None})
+
+    def export_model(folder, *arguments, **facts):
+        Path(folder, f"exported{RANK}").touch()
+
+    # what is exported is tested elsewhere; here, by which process
+    with patch.multiple(
+        "sb_prune.run",
+        prepare_document=lambda *arguments: None,
+        export_model=export_model,
+    ):
+        brain.fit(counter, Batches(), train_loader_kwargs={"batch_size": None})
     teacher = brain.pruning.distiller.teacher._copies["lin"]
     found = {
         "steps": brain.steps,
