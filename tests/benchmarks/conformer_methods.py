@@ -31,10 +31,12 @@ from sb_prune.demo.corpus import synthesise_librispeech
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 TABLE = Path(__file__).with_suffix(".json")
+WORD_ERRORS = "wer_test-clean.txt"
 
 TEST_UTTERANCES = 640
 WIDTH, LAYERS, KERNEL = 96, 4, 15
 DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 12, 4, 4
+ALL_EPOCHS = DENSE_EPOCHS + PRUNE_EPOCHS + TUNE_EPOCHS
 STEPS = 94  # optimizer steps in an epoch
 LEVELS = (0.75, 0.5)
 SEEDS = (1, 2, 3)
@@ -83,22 +85,36 @@ class Runs:
             self.corpus, 1234, test_utterances=TEST_UTTERANCES
         )
 
-    def dense(self, seed):
-        """The dense model that pruning starts from."""
-        return self._train(f"dense-{seed}", seed, DENSE_EPOCHS)
+    def run(self, key):
+        """Runs, or continues, one cell of the table.
 
-    def dense_longer(self, seed):
-        """A dense model with the epochs of dense and pruned run together."""
-        epochs = DENSE_EPOCHS + PRUNE_EPOCHS + TUNE_EPOCHS
-        return self._train(f"dense_longer-{seed}", seed, epochs)
+        Arguments
+        ---------
+        key : str
+            "dense/SEED", "dense_longer/SEED" or "METHOD/LEVEL/SEED".
 
-    def cell(self, method, level, seed):
-        """One cell of the table."""
-        name = f"{method}-{level}-{seed}"
+        Returns
+        -------
+        float
+            Word error rate on the test set, in %.
+        """
+        method, *level, seed = key.split("/")
+        name, seed = key.replace("/", "-"), int(seed)
+        if method == "dense":
+            return self._train(name, seed, DENSE_EPOCHS)
+        if method == "dense_longer":
+            return self._train(name, seed, ALL_EPOCHS)
+        level = float(level[0])
         if method == "small_dense":
-            epochs = DENSE_EPOCHS + PRUNE_EPOCHS + TUNE_EPOCHS
-            return self._train(name, seed, epochs, small_model(level))
+            return self._train(name, seed, ALL_EPOCHS, small_model(level))
         return self._prune(name, method, level, seed)
+
+    def has_finished(self, key):
+        """Whether a run stands in this folder, evaluated."""
+        return (self._output(key.replace("/", "-")) / WORD_ERRORS).is_file()
+
+    def _output(self, name):
+        return self.folder / name
 
     def _train(self, name, seed, epochs, model=None):
         options = {
@@ -122,7 +138,7 @@ class Runs:
             "target": level,
             "d_model": WIDTH,
             "d_ffn": 4 * WIDTH,
-            "dense_folder": self.folder / f"dense-{seed}",
+            "dense_folder": self._output(f"dense-{seed}"),
         }
         return self._run(name, yaml, seed, options)
 
@@ -132,7 +148,7 @@ class Runs:
             **options,
             "seed": seed,
             "data_folder": self.corpus,
-            "output_folder": self.folder / name,
+            "output_folder": self._output(name),
         }
         flags = [f"--{key}={value}" for key, value in options.items()]
         with open(self.folder / f"{name}.log", "a", encoding="utf-8") as log:
@@ -145,7 +161,7 @@ class Runs:
                 stderr=subprocess.STDOUT,
                 check=True,
             )
-        text = (self.folder / name / "wer_test-clean.txt").read_text("utf-8")
+        text = (self._output(name) / WORD_ERRORS).read_text("utf-8")
         return float(re.match(r"%WER (\S+)", text)[1])
 
 
@@ -229,26 +245,25 @@ def plan_cells(full):
 
 
 def fill(table, runs, keys, jobs):
-    """Runs what is missing; dense models first, as the others need them."""
+    """Runs what is missing; dense models first, as pruning needs them."""
     missing = [key for key in keys if key not in table.cells]
-    needed = [f"dense/{key.rpartition('/')[2]}" for key in missing]
-    finished = runs.folder.glob("dense-*/wer_test-clean.txt")
-    done = {path.parent.name.replace("-", "/") for path in finished}
-    first = [key for key in dict.fromkeys(needed) if key not in done]
+    first = [f"dense/{seed}" for seed in seeds_to_prune(missing)]
+    first = [key for key in first if not runs.has_finished(key)]
 
     def run(key):
-        name, *rest = key.split("/")
-        seed = int(rest[-1])
-        if name in ("dense", "dense_longer"):
-            wer = getattr(runs, name)(seed)
-        else:
-            wer = runs.cell(name, float(rest[0]), seed)
-        table.add(key, wer)
-        print(f"{key}: {wer}", file=sys.stderr, flush=True)
+        table.add(key, runs.run(key))
+        print(f"{key}: {table.cells[key]}", file=sys.stderr, flush=True)
 
-    for keys in (first, [key for key in missing if key not in first]):
+    for together in (first, [key for key in missing if key not in first]):
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(run, keys))
+            list(pool.map(run, together))
+
+
+def seeds_to_prune(keys):
+    """Seeds of the cells that start from a dense model."""
+    trained = ("dense", "dense_longer", "small_dense")
+    pruned = [key for key in keys if key.split("/")[0] not in trained]
+    return dict.fromkeys(int(key.rpartition("/")[2]) for key in pruned)
 
 
 def as_markdown(summary):
