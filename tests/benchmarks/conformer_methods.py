@@ -269,7 +269,7 @@ def seeds_to_prune(keys):
 def as_markdown(summary):
     """The table for a README, means with their spread."""
     levels = [str(level) for level in sorted(LEVELS)]
-    lines = ["| method | " + " | ".join(levels) + " |"]
+    lines = ["| method | " + " | ".join(levels) + " |", "|:--|--:|--:|"]
     for method in all_methods():
         row = summary["table"].get(method, {})
         cells = [spread(row.get(level, [])) for level in levels]
