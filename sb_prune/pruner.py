@@ -17,8 +17,8 @@ from sb_prune.surgery import cut_
 class BasePruner:
     """What every way of choosing shares: budget, masks, plan, cut.
 
-    A subclass says how units are ranked (`scores`) and what one optimizer
-    step of the recipe does to the masks (`sample_`, `step_`).
+    A subclass says how units are ranked (`scores`), what one optimizer step
+    of the recipe sees (`sample_`) and what is learned from it (`_learn`).
 
     Arguments
     ---------
@@ -100,6 +100,27 @@ class BasePruner:
         One process decides for all.
         """
         self._sample.grad = torch.full_like(self._sample, torch.nan)
+
+    def step_(self, scale=1.0):
+        """Learns from the gradient that this step's sample received.
+
+        In several processes each must call it; all then learn the same.
+
+        Arguments
+        ---------
+        scale : float
+            Factor that a GradScaler put on the loss.
+
+        Returns
+        -------
+        bool
+            Whether anything was learned: not from a gradient that is missing
+            or not finite, and gates do not move before the schedule starts.
+            The schedule goes on in either case.
+        """
+        self.step += 1
+        gradient = self._gradient(scale)
+        return gradient is not None and self._learn(gradient)
 
     def _gradient(self, scale):
         """What this step's sample received in all processes, unscaled: (N,).
@@ -404,24 +425,8 @@ class Pruner(BasePruner):
             self.logits, self.expected_sparsity, self._members, self.targets()
         )
 
-    def step_(self, scale=1.0):
-        """Moves the gates by the gradient that this step's sample received.
-
-        Arguments
-        ---------
-        scale : float
-            Factor that a GradScaler put on the loss.
-
-        Returns
-        -------
-        bool
-            Whether the gates moved: not before the schedule starts, and not
-            on a gradient that is not finite.
-        """
-        self.step += 1
-        gradient = self._gradient(scale)
-        if gradient is None:
-            return False
+    def _learn(self, gradient):
+        """Moves the gates, unless they are still held open."""
         if self._source is None:
             self._listen(gradient)
             return False

@@ -85,10 +85,9 @@ def _mean_square(structure, parameters):
         return (total / sum(p.numel() for p in gone)).view(1)
     total, count = 0, 0
     for cut in structure.cuts:
-        weights = parameters[cut.tensor]
-        dim = -1 if cut.dim is None else cut.dim
-        if cut.dim is None:
-            weights = weights.flatten()
+        weights, dim = parameters[cut.tensor], cut.dim
+        if dim is None:
+            weights, dim = weights.flatten(), 0
         each = weights.movedim(dim, 0)[cut.index.to(weights.device)]
         each = each.reshape(structure.units, -1)
         total = total + each.square().sum(1)
@@ -168,23 +167,7 @@ class ScorePruner(BasePruner):
             self._chosen = self.plan().values(self.declaration)
         self._apply(self._chosen, learn=True)
 
-    def step_(self, scale=1.0):
-        """Takes in the gradient that the gates received.
-
-        Arguments
-        ---------
-        scale : float
-            Factor that a GradScaler put on the loss.
-
-        Returns
-        -------
-        bool
-            Whether it was finite.
-        """
-        self.step += 1
-        gradient = self._gradient(scale)
-        if gradient is None:
-            return False
+    def _learn(self, gradient):
         self._listen(gradient)
         return True
 
