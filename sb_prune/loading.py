@@ -10,6 +10,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.parameter_transfer import Pretrainer
 
+from sb_prune.durable import reason
 from sb_prune.plan import Plan
 from sb_prune.structure import Declaration
 
@@ -118,11 +119,11 @@ def _blaming(path):
     except ExportError:
         raise
     except Exception as error:  # torn files fail in any way
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        if isinstance(error, ValueError) and str(path) in reason:
-            raise ExportError(reason) from error  # sb_prune's own words
+        said = reason(error)
+        if isinstance(error, ValueError) and str(path) in said:
+            raise ExportError(said) from error  # sb_prune's own words
         raise ExportError(
-            f"{path} cannot be read (truncated or edited?): {reason[:200]}; "
+            f"{path} cannot be read (truncated or edited?): {said[:200]}; "
             "copy the whole export folder again, or rerun train.py to write "
             "it anew"
         ) from error
