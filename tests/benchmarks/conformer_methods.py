@@ -54,13 +54,14 @@ METHODS = {
 }
 # The rows above choose among slices; this among whole modules and layers too.
 MODULES = {"l0_soft_modules": (L0, [])}  # the preset as it is
+EXTRA = [f"{name}+distill" for name in MODULES]  # at one level only
 QUICK = ("l0_soft+distill", "magnitude", "small_dense")
 
 
 def all_methods():
     """Names of the table's rows: each method with and without a teacher."""
     names = [name + more for more in ("+distill", "") for name in METHODS]
-    return [*names, *(f"{name}+distill" for name in MODULES), "small_dense"]
+    return [*names, *EXTRA, "small_dense"]
 
 
 # --------------------------------------------------------------------- runs
@@ -236,7 +237,11 @@ def plan_cells(full):
     keys = []
     for level in levels:
         for seed in seeds:
-            keys += [f"{method}/{level}/{seed}" for method in methods]
+            keys += [
+                f"{method}/{level}/{seed}"
+                for method in methods
+                if level == levels[0] or method not in EXTRA
+            ]
     keys += [f"dense_longer/{seed}" for seed in seeds]
     return [f"dense/{seed}" for seed in seeds] + keys
 
