@@ -73,6 +73,9 @@ class Structure:
         What lies below those modules and stays nevertheless.
     parent : str, optional
         Structure that must be open for this one to matter.
+    multiple : int
+        Plans keep multiples of so many units: convolutions of some widths are
+        much faster than those of others.
 
     Example
     -------
@@ -96,6 +99,7 @@ class Structure:
     removes: tuple = ()
     stays: tuple = ()
     parent: Optional[str] = None
+    multiple: int = 1
 
     @property
     def is_leaf(self):
