@@ -196,7 +196,7 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
     document = prepare_document(folder, inference, brain, module)
     place = folder.resolve()  # a link to another disk stays one
     aside = place.with_name(place.name + ".incomplete")
-    encoders = _encoders(brain, module)
+    encoders = _encoders(brain, module, inference)
     for entry, lobe in encoders.items():
         _describe_encoder(document, entry, lobe)
     _wrap_cut_modules(document, module, structures, plan)
@@ -278,7 +278,7 @@ def prepare_document(folder, inference, brain, module):
     for key, reference in document["pretrainer"]["loadables"].items():
         loaded = _find(brain, reference.value.strip("<>"), inference)
         _saver(loaded, key, inference)
-    for entry in _encoders(brain, module):
+    for entry in _encoders(brain, module, inference):
         if _key_of(document, entry) is None:
             raise ValueError(
                 f"inference: {inference}: the pretrainer needs a loadable of "
@@ -398,12 +398,15 @@ def _factory(stock):
 # has them in its YAML, and its weights where the lobes of sb_prune look.
 
 
-def _encoders(brain, module):
+def _encoders(brain, module, inference):
     """Entry -> lobe, of the cut modules that are Hugging Face lobes."""
     lobes = sys.modules.get("speechbrain.integrations.huggingface.huggingface")
     if lobes is None:  # so nothing can be one; transformers is not needed
         return {}
-    found = {e: unwrap(brain.modules[e]) for e in entries_of(module)}
+    found = {
+        entry: unwrap(_find(brain, entry, inference))
+        for entry in entries_of(module)
+    }
     return {
         entry: lobe
         for entry, lobe in found.items()

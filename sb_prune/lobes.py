@@ -36,6 +36,16 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 class _PrunedLobe:
     """What the lobes here change of SpeechBrain's."""
 
+    def __init__(self, source, save_path, *args, layerdrop=None, **kwargs):
+        self._layerdrop = layerdrop
+        super().__init__(source, save_path, *args, **kwargs)
+
+    def override_config(self, config):
+        """The config, with the layerdrop that was asked for."""
+        if self._layerdrop is not None:
+            config.layerdrop = self._layerdrop
+        return super().override_config(config)
+
     def _from_pretrained(
         self, source, save_path, cache_dir, device=None, **kwargs
     ):
@@ -60,7 +70,10 @@ class Wav2Vec2(_PrunedLobe, wav2vec2.Wav2Vec2):
         takes.
     save_path : str
         Where files from the hub go.
-    **kwargs
+    layerdrop : float, optional
+        Probability with which training skips a layer; by default the
+        source's. Layerwise distillation needs 0.0.
+    *args, **kwargs
         Of the stock lobe.
     """
 

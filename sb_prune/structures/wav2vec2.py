@@ -104,6 +104,10 @@ def wav2vec2_structures(root, kinds=None, only="", channel_multiple=1):
     encoder.layers.0.feed_forward.units 16
     """
     check_known(kinds, KINDS)
+    if channel_multiple < 1:
+        raise ValueError(
+            f"channel_multiple: {channel_multiple}; write 1 or more channels"
+        )
     encoder = _find(root)
     wanted = KINDS if kinds is None else kinds
     structures = []
