@@ -52,11 +52,8 @@ METHODS = {
     "magnitude": (SCORE, ["score: !name:sb_prune.magnitude_score"]),
     "random": (SCORE, ["score: !name:sb_prune.random_score"]),
 }
-# The rows above choose among slices; these among whole modules and layers too.
-MODULES = {
-    "l0_straight_modules": (L0, STRAIGHT),
-    "l0_soft_modules": (L0, []),  # the preset as it is
-}
+# The rows above choose among slices; this among whole modules and layers too.
+MODULES = {"l0_soft_modules": (L0, [])}  # the preset as it is
 QUICK = ("l0_soft+distill", "magnitude", "small_dense")
 
 
