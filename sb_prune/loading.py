@@ -138,9 +138,9 @@ def load_export(folder):
         torch.nn.ModuleDict(hparams["modules"]).eval()
         pretrainer = hparams["pretrainer"]
     files = getattr(pretrainer, "files", {})
-    for key in pretrainer.loadables:
-        file = files.get(key, f"{key}{PARAMFILE_EXT}")
-        _load_file(yaml_file.with_name(file), key, pretrainer)
+    for name in pretrainer.loadables:
+        file = files.get(name, f"{name}{PARAMFILE_EXT}")
+        _load_file(yaml_file.with_name(file), name, pretrainer)
     if any(p.is_meta for p in hparams[key].parameters()):
         raise ExportError(
             f"{yaml_file}: no loadable of its pretrainer holds {key}; add a "
