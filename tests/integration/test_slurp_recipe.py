@@ -27,7 +27,14 @@ FIGURES = (
 def finetune(slurp_corpus, tiny_wav2vec2):
     """Function: runs demo_finetune.yaml into a folder at debug size."""
 
-    def run(folder, script=TRAIN, check=True, environment=None, **more):
+    def run(
+        folder,
+        script=TRAIN,
+        check=True,
+        processes=1,
+        environment=None,
+        **more,
+    ):
         return run_python(
             script,
             "hparams/demo_finetune.yaml",
@@ -40,6 +47,7 @@ def finetune(slurp_corpus, tiny_wav2vec2):
             ),
             cwd=SLURP,
             check=check,
+            processes=processes,
             **environment or {},
         )
 
@@ -116,6 +124,25 @@ def test_test_only_repeats_the_figures(finetune, finished):
     finetune(finished, test_only=True)
     assert log_of(finished)[-1] == before
     assert (finished / "predictions.jsonl").read_bytes() == predictions
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"precision": "bf16"},
+        {
+            "processes": 2,
+            "distributed_backend": "gloo",
+            "find_unused_parameters": True,
+        },
+    ],
+    ids=["bf16", "two processes"],
+)
+def test_other_ways_to_run(finetune, tmp_path, more):
+    finetune(tmp_path / "run", number_of_epochs=1, **more)
+    lines = (tmp_path / "run/predictions.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["file"] for line in lines}) == len(lines) == 6
+    assert len(log_of(tmp_path / "run")) == 2
 
 
 def test_frozen_encoder_stays(finetune, tiny_wav2vec2, tmp_path):
