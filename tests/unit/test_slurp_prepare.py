@@ -261,8 +261,9 @@ def truncate(path):
         lambda path: path.write_bytes(b"not a flac file"),
         truncate,
         lambda path: soundfile.write(path, [], 16000),
+        lambda path: soundfile.write(path, [], 16000, format="WAV"),
     ],
-    ids=["empty", "corrupt", "truncated", "no samples"],
+    ids=["empty", "corrupt", "truncated", "no samples", "WAV, no samples"],
 )
 def test_bad_audio_is_named(prepare, data, tmp_path, damage):
     damage(recording(data, 1))

@@ -93,6 +93,13 @@ def test_same_arguments_same_bits(folder, tmp_path):
         assert filecmp.cmp(folder / name, tmp_path / "again" / name, False)
 
 
+def test_sentences_are_those_of_the_seed(lines):
+    drawn = commands(sum(SIZES.values()), random.Random(1))
+    assert [line["sentence_annotation"] for line in lines] == [
+        annotation for *_, annotation in drawn
+    ]
+
+
 def test_another_seed_says_something_else():
     assert commands(5, random.Random(0)) != commands(5, random.Random(1))
 
