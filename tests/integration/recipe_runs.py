@@ -1,4 +1,4 @@
-"""Runs the LibriSpeech recipe at debug size."""
+"""Runs the recipes at debug size."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
+SLURP = ROOT / "recipes/SLURP/direct"
 TIMEOUT = 300  # seconds; a run takes about ten
 
 # Scalars that make demo_train.yaml and demo_prune.yaml run in seconds.
@@ -48,6 +49,25 @@ JOINT = {
     "test_splits": "[test-clean]",
 }
 JOINT_PRUNE = {**JOINT, "prune_epochs": 1, "schedule_steps": 2}
+# The same for finetune.yaml and demo_finetune.yaml of SLURP; enough to write
+# semantics, though not those of the utterance.
+TINY_SLURP = {
+    "number_of_epochs": 5,
+    "lr": 0.01,
+    "total_steps": 1000,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+    "max_batch_length": 5,
+    "num_buckets": 4,
+    "num_workers": 0,
+    "test_batch_size": 1,
+    "encoder_dim": 16,
+    "emb_size": 8,
+    "dec_neurons": 64,
+    "attn_dim": 16,
+    "output_neurons": 60,
+    "test_beam_size": 2,
+}
 
 
 def run_python(

@@ -13,6 +13,7 @@ from recipe_runs import (
     ROOT,
     TINY,
     TINY_PRUNE,
+    TINY_SLURP,
     options,
     run_python,
 )
@@ -30,6 +31,18 @@ SMALLER = {
     ),
     "hparams/demo_train.yaml": options(TINY),
     "hparams/demo_prune.yaml": options(TINY_PRUNE),
+    "sb_prune.demo.slurp": [
+        "--train_utterances=24",
+        "--devel_utterances=6",
+        "--test_utterances=6",
+    ],
+    "hparams/finetune.yaml": options(
+        TINY_SLURP,
+        number_of_epochs=1,
+        dec_layers=1,
+        wav2vec2_hub="/path/to/small_wav2vec2",
+    ),
+    "hparams/demo_finetune.yaml": options(TINY_SLURP, number_of_epochs=1),
     "sb_prune.report": ["--seconds=2"],
 }
 
@@ -41,18 +54,19 @@ def commands(readme):
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory, corpus):
-    """A copy of the tree's recipes, and a corpus at the READMEs' paths."""
+def checkout(tmp_path_factory, corpus, slurp_corpus, tiny_wav2vec2):
+    """A copy of the tree's recipes, and data at the READMEs' paths."""
     folder = tmp_path_factory.mktemp("checkout")
     for part in ("recipes", "hparams"):
         shutil.copytree(ROOT / part, folder / part, symlinks=True)
     shutil.copytree(corpus, folder / "LibriSpeech")
+    shutil.copytree(slurp_corpus, folder / "slurp")
+    shutil.copytree(tiny_wav2vec2, folder / "small_wav2vec2")
     return folder
 
 
 def run_line(line, checkout, cwd):
     """Runs one command in cwd; returns where the next one runs."""
-    line = line.replace("/path/to/", f"{checkout}/")
     first, *words = line.split()
     if first == "cd":
         return checkout / words[0]
@@ -65,12 +79,21 @@ def run_line(line, checkout, cwd):
     assert first == "python", f"no test knows how to run: {line}"
     smaller = [more for key, more in SMALLER.items() if key in words]
     assert smaller, f"no test knows how to run: {line}"
-    run_python(*words, *smaller[0], cwd=cwd)
+    words = [
+        word.replace("/path/to/", f"{checkout}/")
+        for word in [*words, *smaller[0]]
+    ]
+    run_python(*words, cwd=cwd)
     return cwd
 
 
 @pytest.mark.parametrize(
-    "readme", ["README.md", "recipes/LibriSpeech/ASR/transformer/README.md"]
+    "readme",
+    [
+        "README.md",
+        "recipes/LibriSpeech/ASR/transformer/README.md",
+        "recipes/SLURP/direct/README.md",
+    ],
 )
 def test_commands_run(readme, checkout):
     cwd = (checkout / readme).parent

@@ -13,31 +13,49 @@ YAMLS = sorted(
 )
 
 
-def placeholders(path, folder):
-    """A value for each !PLACEHOLDER: folders, or what train.yaml says."""
+# Inference YAMLs take scalars from these.
+TRAINING = {
+    "recipes/LibriSpeech/ASR/transformer/hparams/inference": "train",
+    "recipes/LibriSpeech/ASR/transformer/hparams/inference_ctc": "demo_train",
+    "recipes/SLURP/direct/hparams/inference": "finetune",
+}
+
+
+def name_of(path):
+    """A YAML's path in the repository, without its suffix."""
+    return path.relative_to(ROOT).with_suffix("").as_posix()
+
+
+def overrides(path, folder, encoder):
+    """A value for each !PLACEHOLDER, and an encoder that needs no network."""
     names = re.findall(r"^(\w+): !PLACEHOLDER", path.read_text(), re.M)
-    train = "demo_train.yaml" if path.stem.endswith("ctc") else "train.yaml"
     values = {}
     for name in names:
         if name.endswith("folder"):
             values[name] = str(folder)
-        else:
-            text = (RECIPE / "hparams" / train).read_text()
-            (found,) = re.findall(rf"^{name}: (\S+)", text, re.M)
+        elif name != "wav2vec2_hub":
+            training = path.with_name(f"{TRAINING[name_of(path)]}.yaml")
+            (found,) = re.findall(
+                rf"^{name}: (\S+)", training.read_text(), re.M
+            )
             values[name] = float(found) if "." in found else int(found)
+    if re.search("^wav2vec2_hub:", path.read_text(), re.M):
+        values["wav2vec2_hub"] = str(encoder)
     return values
 
 
-@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
-def test_yaml_loads(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", YAMLS, ids=name_of)
+def test_yaml_loads(path, tmp_path, monkeypatch, tiny_wav2vec2):
     monkeypatch.chdir(tmp_path)  # Checkpointers make their folders
     with open(path) as file:
-        hparams = load_hyperpyyaml(file, placeholders(path, tmp_path))
+        hparams = load_hyperpyyaml(
+            file, overrides(path, tmp_path, tiny_wav2vec2)
+        )
     assert hparams
 
 
 def test_there_are_yamls():
-    assert len(YAMLS) >= 7
+    assert len(YAMLS) >= 10
 
 
 @pytest.mark.parametrize("kind", ["", "demo_"])
