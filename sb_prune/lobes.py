@@ -14,6 +14,7 @@ the dense model with the plan beside it.
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -125,7 +126,6 @@ def skeleton(lobe, config, preprocessor):
 
     Example
     -------
-    >>> from functools import partial
     >>> config = {
     ...     "model_type": "wav2vec2", "hidden_size": 16, "conv_dim": [8],
     ...     "conv_kernel": [10], "conv_stride": [5], "num_attention_heads": 2,
@@ -141,6 +141,7 @@ def skeleton(lobe, config, preprocessor):
     >>> lobe(torch.ones(2, 800, device="meta")).shape
     torch.Size([2, 159, 16])
     """
+    lobe = partial(lobe)  # HyperPyYAML gives the class if it has no arguments
     stock, arguments = lobe.func, lobe.keywords
     unloaded = type(stock.__name__, (_Skeleton, stock), {})
     with tempfile.TemporaryDirectory() as folder:

@@ -210,6 +210,22 @@ def test_several_entries_may_be_cut_together(tmp_path, dense_folder):
     assert torch.equal(encode(lobe.eval()), encode(brain.modules.wav2vec2))
 
 
+def test_a_lobe_without_arguments_is_built_too(small):
+    config = json.loads((small[0] / "config.json").read_text())
+    preprocessor = json.loads(
+        (small[0] / "preprocessor_config.json").read_text()
+    )
+    lobe = lobes.skeleton(wav2vec2.Wav2Vec2, config, preprocessor)
+    assert type(lobe) is wav2vec2.Wav2Vec2
+    assert encode(lobe.eval()).shape[-1] == 16
+
+
+def test_layerdrop_may_be_set(dense_folder, tmp_path):
+    source = str(dense_folder("Wav2Vec2"))
+    lobe = lobes.Wav2Vec2(source, str(tmp_path), layerdrop=0.3)
+    assert lobe.model.config.layerdrop == 0.3
+
+
 def test_exports_are_not_pruned_again(small, tmp_path):
     export, _ = small
     with pytest.raises(ValueError, match="pruned before; start from the dense"):
