@@ -4,7 +4,7 @@ import re
 
 import pytest
 from hyperpyyaml import load_hyperpyyaml
-from recipe_runs import RECIPE, ROOT
+from recipe_runs import ROOT
 
 YAMLS = sorted(
     path
@@ -58,11 +58,25 @@ def test_there_are_yamls():
     assert len(YAMLS) >= 10
 
 
-@pytest.mark.parametrize("kind", ["", "demo_"])
-def test_prune_yaml_is_train_yaml_and_the_block(kind):
+TRANSFORMER = "recipes/LibriSpeech/ASR/transformer/hparams"
+SLURP = "recipes/SLURP/direct/hparams"
+PAIRS = [
+    (f"{TRANSFORMER}/train", f"{TRANSFORMER}/prune"),
+    (f"{TRANSFORMER}/demo_train", f"{TRANSFORMER}/demo_prune"),
+    (f"{SLURP}/demo_finetune", f"{SLURP}/demo_prune"),
+    *(
+        (f"{folder}/finetune", f"{folder}/prune_{variant}")
+        for folder in (SLURP,)
+        for variant in ("size", "mac", "sepsize", "transformer_only")
+    ),
+]
+
+
+@pytest.mark.parametrize("dense, pruned", PAIRS)
+def test_prune_yaml_is_the_dense_one_and_the_block(dense, pruned):
     """Nothing else may drift apart: the dense run must load."""
-    train = (RECIPE / f"hparams/{kind}train.yaml").read_text().splitlines()
-    prune = (RECIPE / f"hparams/{kind}prune.yaml").read_text()
+    train = (ROOT / f"{dense}.yaml").read_text().splitlines()
+    prune = (ROOT / f"{pruned}.yaml").read_text()
     prune = re.sub(r"#+ Pruning #+\n\npruning: .*?\n\n", "", prune, flags=re.S)
     changed = {
         re.match(r"\w*", line).group()
@@ -73,9 +87,11 @@ def test_prune_yaml_is_train_yaml_and_the_block(kind):
         "output_folder",
         "tokenizer_folder",
         "dense_folder",
+        "freeze_feature_extractor",
         "number_of_epochs",
         "prune_epochs",
         "target",
+        "target_front_end",
         "schedule_steps",
         "warmup_steps",
         "cooldown_steps",
