@@ -64,6 +64,7 @@ TINY_SLURP = {
     "encoder_dim": 16,
     "emb_size": 8,
     "dec_neurons": 64,
+    "dec_layers": 1,
     "attn_dim": 16,
     "output_neurons": 60,
     "test_beam_size": 2,
