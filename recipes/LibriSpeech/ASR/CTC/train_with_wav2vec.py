@@ -157,8 +157,20 @@ def dataio_prepare(hparams):
         Batches of utterances of about the same length.
     tokenizer : sentencepiece.SentencePieceProcessor
         Between words and tokens.
+
+    Raises
+    ------
+    ValueError
+        If `output_neurons` is not the number of tokens, which for characters
+        follows from the transcripts.
     """
     tokenizer = hparams["tokenizer"]().sp
+    tokens, outputs = tokenizer.vocab_size(), hparams["output_neurons"]
+    if tokens != outputs:
+        raise ValueError(
+            f"output_neurons: {outputs}, but the tokenizer made from the "
+            f"transcripts has {tokens} tokens; write {tokens}"
+        )
 
     @sb.utils.data_pipeline.takes("wav")
     @sb.utils.data_pipeline.provides("sig")
