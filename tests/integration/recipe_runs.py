@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
+CTC = ROOT / "recipes/LibriSpeech/ASR/CTC"
 SLURP = ROOT / "recipes/SLURP/direct"
 TIMEOUT = 300  # seconds; a run takes about ten
 
@@ -49,6 +50,23 @@ JOINT = {
     "test_splits": "[test-clean]",
 }
 JOINT_PRUNE = {**JOINT, "prune_epochs": 1, "schedule_steps": 2}
+# The same for finetune.yaml and demo_finetune.yaml of CTC,
+TINY_CTC = {
+    "number_of_epochs": 3,
+    "freeze_wav2vec_steps": 2,
+    "total_steps": 20,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+    "max_batch_length": 12,
+    "num_buckets": 4,
+    "num_workers": 0,
+    "encoder_dim": 16,
+    "dnn_neurons": 32,
+    "token_type": "unigram",
+    "output_neurons": 40,
+}
+# and for demo_encoder.yaml.
+TINY_ENCODER = {**TINY_CTC, "number_of_epochs": 1, "encoder_dim": 128}
 # The same for finetune.yaml and demo_finetune.yaml of SLURP; enough to write
 # semantics, though not those of the utterance.
 TINY_SLURP = {

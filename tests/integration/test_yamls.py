@@ -15,6 +15,7 @@ YAMLS = sorted(
 
 # Inference YAMLs take scalars from these.
 TRAINING = {
+    "recipes/LibriSpeech/ASR/CTC/hparams/inference_ctc": "demo_finetune",
     "recipes/LibriSpeech/ASR/transformer/hparams/inference": "train",
     "recipes/LibriSpeech/ASR/transformer/hparams/inference_ctc": "demo_train",
     "recipes/SLURP/direct/hparams/inference": "finetune",
@@ -55,7 +56,7 @@ def test_yaml_loads(path, tmp_path, monkeypatch, tiny_wav2vec2):
 
 
 def test_there_are_yamls():
-    assert len(YAMLS) >= 10
+    assert len(YAMLS) >= 14
 
 
 TRANSFORMER = "recipes/LibriSpeech/ASR/transformer/hparams"
