@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from recipe_runs import (
+    CTC,
     ROOT,
     SLURP,
+    TINY_CTC,
     TINY_SLURP,
     options,
     run_python,
 )
-from speechbrain.inference.ASR import EncoderDecoderASR
+from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
 
 from sb_prune import lobes
 from sb_prune.export import file_hash
@@ -51,6 +53,7 @@ class Recipe:
 
 
 RECIPES = {
+    "CTC": Recipe(CTC, "train_with_wav2vec.py", TINY_CTC, "corpus", EncoderASR),
     "SLURP": Recipe(
         SLURP,
         "train_with_wav2vec2.py",

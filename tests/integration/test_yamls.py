@@ -61,13 +61,14 @@ def test_there_are_yamls():
 
 TRANSFORMER = "recipes/LibriSpeech/ASR/transformer/hparams"
 SLURP = "recipes/SLURP/direct/hparams"
+CTC = "recipes/LibriSpeech/ASR/CTC/hparams"
 PAIRS = [
     (f"{TRANSFORMER}/train", f"{TRANSFORMER}/prune"),
     (f"{TRANSFORMER}/demo_train", f"{TRANSFORMER}/demo_prune"),
-    (f"{SLURP}/demo_finetune", f"{SLURP}/demo_prune"),
+    *((f"{f}/demo_finetune", f"{f}/demo_prune") for f in (SLURP, CTC)),
     *(
         (f"{folder}/finetune", f"{folder}/prune_{variant}")
-        for folder in (SLURP,)
+        for folder in (SLURP, CTC)
         for variant in ("size", "mac", "sepsize", "transformer_only")
     ),
 ]
@@ -89,6 +90,7 @@ def test_prune_yaml_is_the_dense_one_and_the_block(dense, pruned):
         "tokenizer_folder",
         "dense_folder",
         "freeze_feature_extractor",
+        "freeze_wav2vec_steps",
         "number_of_epochs",
         "prune_epochs",
         "target",
