@@ -61,6 +61,7 @@ TINY_CTC = {
     "num_buckets": 4,
     "num_workers": 0,
     "encoder_dim": 16,
+    "dnn_layers": 1,
     "dnn_neurons": 32,
     "token_type": "unigram",
     "output_neurons": 40,

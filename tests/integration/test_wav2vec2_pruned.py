@@ -5,6 +5,7 @@ import re
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Callable
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ class Recipe:
     tiny : scalars that make it run in seconds
     corpus : fixture with its data
     interface : SpeechBrain's, of its export
+    data : output folder -> scalars that name a corpus with fewer splits
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Recipe:
     tiny: dict
     corpus: str
     interface: type
+    data: Callable = lambda folder: {}
     pruning: dict = field(
         default_factory=lambda: {
             "number_of_epochs": 2,
@@ -53,7 +56,17 @@ class Recipe:
 
 
 RECIPES = {
-    "CTC": Recipe(CTC, "train_with_wav2vec.py", TINY_CTC, "corpus", EncoderASR),
+    "CTC": Recipe(
+        CTC,
+        "train_with_wav2vec.py",
+        TINY_CTC,
+        "corpus",
+        EncoderASR,
+        lambda folder: {
+            "test_splits": "[test-clean]",
+            "test_csv": f"[{folder}/test-clean.csv]",
+        },
+    ),
     "SLURP": Recipe(
         SLURP,
         "train_with_wav2vec2.py",
@@ -86,6 +99,7 @@ def train(request, recipe, tiny_wav2vec2):
                     "data_folder": corpus,
                     "wav2vec2_hub": tiny_wav2vec2,
                     "output_folder": folder,
+                    **recipe.data(folder),
                     **more,
                 },
             ),
