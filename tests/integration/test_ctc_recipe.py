@@ -242,9 +242,8 @@ def test_number_of_characters_must_be_that_of_the_transcripts(
         tmp_path / "run", check=False, token_type="char", output_neurons=50
     )
     assert failed.returncode == 1
-    last = failed.stderr.strip().splitlines()[-1]
     found = re.search(
-        r"output_neurons: 50, but .* has (\d+) .*; write (\d+)", last
+        r"output_neurons: 50, but .* has (\d+) .*; write (\d+)", failed.stdout
     )
     assert found[1] == found[2]
     assert 20 < int(found[1]) <= 29
