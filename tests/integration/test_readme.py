@@ -22,6 +22,7 @@ from recipe_runs import (
 
 CORPUS = ["--train_utterances=24", "--dev_utterances=8", "--test_utterances=8"]
 TEST = "[results/{}/1234/test-clean.csv]"
+TWO_EPOCHS = {"number_of_epochs": 2, "prune_epochs": 1, "schedule_steps": 2}
 # What debug size adds to a command, by words that it holds
 SMALLER = {
     "sb_prune.demo.corpus": CORPUS,
@@ -31,8 +32,26 @@ SMALLER = {
     "hparams/prune.yaml": options(
         JOINT_PRUNE, number_of_epochs=2, test_csv=TEST.format("prune")
     ),
+    "train_with_wav2vec.py hparams/prune_mac.yaml": options(
+        TINY_CTC,
+        **TWO_EPOCHS,
+        test_csv=TEST.format("prune_mac"),
+        test_splits="[test-clean]",
+        wav2vec2_hub="/path/to/small_wav2vec2",
+    ),
+    "train_with_wav2vec.py hparams/demo_prune.yaml": options(
+        TINY_CTC, **TWO_EPOCHS, encoder_dim=128
+    ),
+    "train_with_wav2vec2.py hparams/prune_mac.yaml": options(
+        TINY_SLURP,
+        **TWO_EPOCHS,
+        wav2vec2_hub="/path/to/small_wav2vec2",
+    ),
+    "train_with_wav2vec2.py hparams/demo_prune.yaml": options(
+        TINY_SLURP, **TWO_EPOCHS
+    ),
     "hparams/demo_train.yaml": options(TINY),
-    "hparams/demo_prune.yaml": options(TINY_PRUNE),
+    "train.py hparams/demo_prune.yaml": options(TINY_PRUNE),
     "sb_prune.demo.slurp": [
         "--train_utterances=24",
         "--devel_utterances=6",
@@ -52,7 +71,6 @@ SMALLER = {
     "train_with_wav2vec2.py hparams/finetune.yaml": options(
         TINY_SLURP,
         number_of_epochs=1,
-        dec_layers=1,
         wav2vec2_hub="/path/to/small_wav2vec2",
     ),
     "train_with_wav2vec2.py hparams/demo_finetune.yaml": options(
