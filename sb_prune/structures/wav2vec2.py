@@ -54,6 +54,7 @@ KINDS = (
     "heads",
 )
 TEN_SECONDS = 160_000  # samples
+NOT_INSTALLED = "those of Hugging Face need `pip install sb_prune[wav2vec2]`"
 
 
 def wav2vec2_structures(root, kinds=None, only="", channel_multiple=1):
@@ -258,6 +259,7 @@ def _find(root):
             f"module: {len(found)} encoders that can be cut found in "
             f"{_what_is(root)}; name a module with one of "
             f"{[family.__name__ for family in families]}"
+            + ("" if len(families) > 1 else f"; {NOT_INSTALLED}")
         )
     name, module = found[0]
     describe = next(d for f, d in families.items() if isinstance(module, f))

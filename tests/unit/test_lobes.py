@@ -262,18 +262,6 @@ def test_an_encoder_needs_a_loadable_of_its_own(tmp_path, dense_folder):
         prune(tmp_path, dense_folder("Wav2Vec2"), inference=str(yaml))
 
 
-def test_a_frozen_front_end_is_not_cut(tmp_path, dense_folder):
-    source = str(dense_folder("Wav2Vec2"))
-    lobe = wav2vec2.Wav2Vec2(source, source, freeze_feature_extractor=True)
-    declaration = wav2vec2_structures(lobe)
-    frozen = [
-        name
-        for name in declaration.touched_tensors()
-        if not lobe.get_parameter(name).requires_grad
-    ]
-    assert frozen and all("feature_extractor" in name for name in frozen)
-
-
 def test_hashes_are_in_the_yaml(small):
     export, _ = small
     text = (export / "hyperparams.yaml").read_text()
