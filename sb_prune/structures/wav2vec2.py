@@ -14,7 +14,7 @@ layer goes. Lengths here are samples of the waveform.
 Shapes: T frames, C channels, d model width, H heads, k head width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Callable
 
@@ -438,20 +438,17 @@ def _layer(name, layer, attention, norms_first):
 _absent_attention = partial(Absent, extra_outputs=1)
 
 
-def _attention(name, module, norm):
+def _attention(name, module, norm, absent=_absent_attention, more=0):
     """Heads of wav2vec 2.0 and HuBERT; stock modules run with fewer."""
-    operations = _attention_operations(name, module)
-    return Part(
-        Structure(
-            name=name,
-            kind="attention_modules",
-            units=1,
-            masks=whole_linear(f"{name}.out_proj", module.out_proj),
-            removes=((name, _absent_attention), *identity(norm)),
-        ),
-        _heads(name, module),
-        operations,
+    whole = Structure(
+        name=name,
+        kind="attention_modules",
+        units=1,
+        masks=whole_linear(f"{name}.out_proj", module.out_proj),
+        removes=((name, absent), *identity(norm)),
     )
+    operations = _attention_operations(name, module, more)
+    return Part(whole, _heads(name, module), operations)
 
 
 def _biased_attention(name, module, norm):
@@ -465,49 +462,45 @@ def _biased_attention(name, module, norm):
     has_bias = hasattr(module, "rel_attn_embed")
     absent = BiasOnly if has_bias else AbsentBiasedAttention
     gate = module.gru_rel_pos_linear.weight.numel() * module.num_heads
-    operations = _attention_operations(name, module, more=gate)
-    each = consecutive(module.num_heads)
-    return Part(
-        Structure(
-            name=name,
-            kind="attention_modules",
-            units=1,
-            masks=whole_linear(f"{name}.out_proj", module.out_proj),
-            removes=((name, absent), *identity(norm)),
+    part = _attention(name, module, norm, absent, gate)
+    strength = consecutive(module.num_heads)
+    return replace(
+        part,
+        module=replace(
+            part.module,
             stays=(f"{name}.rel_attn_embed",) if has_bias else (),
         ),
-        _heads(
-            name,
-            module,
-            cuts=(Slices(f"{name}.gru_rel_pos_const", 1, each),),
+        units=replace(
+            part.units,
+            cuts=(
+                *part.units.cuts,
+                Slices(f"{name}.gru_rel_pos_const", 1, strength),
+            ),
             positions=((name, "kept_heads"),),
             adapters=((name, FewerBiasedHeads),),
         ),
-        operations,
     )
 
 
-def _heads(name, module, cuts=(), **more):
-    """Heads, and what else of a family goes with them."""
+def _heads(name, module):
     each = consecutive(module.num_heads, module.head_dim)
     out = Slices(f"{name}.out_proj.weight", 1, each)
-    rows = [
+    rows = (
         Slices(f"{name}.{projection}_proj.{tensor}", 0, each)
         for projection in "qkv"
         for tensor in ("weight", "bias")
-    ]
+    )
     return Structure(
         name=f"{name}.heads",
         kind="heads",
         units=module.num_heads,
         masks=(out,),
-        cuts=(out, *rows, *cuts),
+        cuts=(out, *rows),
         counts=((name, "num_heads"),),
-        **more,
     )
 
 
-def _attention_operations(name, module, more=0):
+def _attention_operations(name, module, more):
     """frames -> MACs; `more` per frame, shared evenly by the heads."""
     projections = ["q_proj", "k_proj", "v_proj", "out_proj"]
     linears = weight_operations(name, module, projections)
