@@ -26,6 +26,7 @@ from sb_prune.structures.transformer import (
     decoder_structures,
     transformer_structures,
 )
+from sb_prune.structures.wav2vec2 import wav2vec2_structures
 from sb_prune.surgery import cut_
 
 __all__ = [
@@ -60,4 +61,5 @@ __all__ = [
     "random_score",
     "taylor_score",
     "transformer_structures",
+    "wav2vec2_structures",
 ]

@@ -43,7 +43,7 @@ class Group:
 
 class _Budget:
     unit = ""
-    frames = 250  # at which MACs are logged
+    frames = None
 
     def __init__(self, target):
         self.target = target
@@ -144,21 +144,23 @@ class MACBudget(_Budget):
     ---------
     target : float or dict
         Sparsity to reach, in (0, 1); a dict gives one per module prefix.
-    frames : int
+    frames : int, optional
         Length at the input of the counted modules, e.g. 250: 10 s of audio
         behind a front-end that makes 25 frames per second; 1000, feature
-        frames, where that front-end is counted too.
+        frames, where that front-end is counted too; 160000, samples, where
+        the waveform is the input. By default the declaration's usual length.
     """
 
     unit = "MACs"
 
-    def __init__(self, target, frames=250):
+    def __init__(self, target, frames=None):
         super().__init__(target)
         self.frames = frames
 
     def cost(self, declaration, prefix=""):
         """MACs below prefix, as a `Cost`."""
-        return mac_cost(declaration, self.frames, prefix)
+        frames = self.frames or declaration.usual_frames
+        return mac_cost(declaration, frames, prefix)
 
 
 def _check_partition(declaration, prefixes):

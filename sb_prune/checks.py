@@ -197,12 +197,14 @@ def check_trainable(brain, module, declaration):
         for parameter in group["params"]
     }
     parameters = dict(declaration.root.named_parameters())
-    for name in declaration.touched_tensors():
-        frozen = not parameters[name].requires_grad
-        if frozen or id(parameters[name]) not in learned:
-            reason = "is frozen" if frozen else "is in no optimizer"
-            raise ValueError(
-                f"modules: {module}: {name} {reason}, so it cannot be pruned; "
-                "let it train (freeze: False), or name another `module` in "
-                "the pruning block"
-            )
+    for structure in declaration.structures:
+        for name in (mask.tensor for mask in structure.masks):
+            frozen = not parameters[name].requires_grad
+            if frozen or id(parameters[name]) not in learned:
+                reason = "is frozen" if frozen else "is in no optimizer"
+                raise ValueError(
+                    f"modules: {module}: {name} {reason}, so it cannot be "
+                    "pruned; let it train (freeze: False, "
+                    "freeze_feature_extractor: False), or leave "
+                    f"{structure.kind} out of `kinds` under `structures`"
+                )

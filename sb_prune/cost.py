@@ -195,7 +195,5 @@ def _tensor_shares(declaration):
 def _owners(declaration, name):
     """Factors of every structure whose removal takes `name` with it."""
     return tuple(
-        (s.name, 0.0, 1.0)
-        for s in declaration.structures
-        if any(below(name, module) for module, _ in s.removes)
+        (s.name, 0.0, 1.0) for s in declaration.structures if s.takes(name)
     )

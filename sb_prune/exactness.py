@@ -3,6 +3,29 @@
 import torch
 
 
+def first_tensor(output):
+    """The tensor that a module returns, or the first of several.
+
+    Arguments
+    ---------
+    output : torch.Tensor, tuple or dict
+        The output; dicts are those of transformers too.
+
+    Returns
+    -------
+    torch.Tensor
+
+    Example
+    -------
+    >>> first_tensor({"masked": None, "embeddings": torch.ones(1)})
+    tensor([1.])
+    """
+    if torch.is_tensor(output):
+        return output
+    values = output.values() if isinstance(output, dict) else output
+    return next(value for value in values if torch.is_tensor(value))
+
+
 @torch.no_grad()
 def first_outputs(modules, forward):
     """What some modules return when a forward first calls them.
@@ -20,13 +43,12 @@ def first_outputs(modules, forward):
     Returns
     -------
     list of torch.Tensor or None
-        Per module the tensor (of a tuple the first), None if it did not run.
+        Per module the `first_tensor`, None if it did not run.
     """
     outputs = {}
 
     def listen(module, args, output):
-        first = output[0] if isinstance(output, tuple) else output
-        outputs.setdefault(module, first.clone())
+        outputs.setdefault(module, first_tensor(output).clone())
 
     handles = [module.register_forward_hook(listen) for module in modules]
     forward()

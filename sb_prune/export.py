@@ -4,12 +4,14 @@ The recipe gives the YAML with which it would publish the *dense* model: an
 ordinary inference `hyperparams.yaml`, whose `!PLACEHOLDER` scalars take their
 values from the training YAML. The export is that file with the pruned module
 built by `build_cut` and every file loaded by `load_verified`, beside them the
-weights, the normaliser, the tokenizer and a card.
+weights, the normaliser, the tokenizer and a card. Where a Hugging Face lobe of
+SpeechBrain was cut, the folder is one of its kind too: see `lobes.py`.
 """
 
 import hashlib
 import re
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +28,9 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.logger import get_logger
 
 from sb_prune.durable import naming_what_fails, rename_
+from sb_prune.folding import fold_, folded_state
 from sb_prune.loading import BUILDER, load_export, tag_of
+from sb_prune.parallel import unwrap
 from sb_prune.plan import Plan
 from sb_prune.roots import entries_of
 from sb_prune.snapshots import generators_untouched
@@ -79,6 +83,7 @@ def build_cut(factory, structures, plan):
     with torch.device("meta"):
         module = factory()
     cut_(structures(module), Plan.from_dict(plan))
+    fold_(module)
     return module
 
 
@@ -101,11 +106,7 @@ def load_verified(loaded, path, sha256):
     ValueError
         If the file was truncated or edited, or does not fit the module.
     """
-    if file_hash(path) != sha256:
-        raise ValueError(
-            f"{path} is not the file that was exported (truncated, edited or "
-            "of another export); copy the whole folder again"
-        )
+    check_exported(path, sha256)
     if _is_plain_module(loaded):
         _assign_weights(loaded, path)
         return
@@ -129,6 +130,27 @@ def _assign_weights(module, path):
     empty = [name for name, tensor in tensors if tensor.is_meta]
     if empty:
         raise ValueError(f"{path} has no values for {empty}")
+
+
+def check_exported(path, sha256):
+    """Refuses a file that is not the one exported.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    sha256 : str
+        What it must hash to.
+
+    Raises
+    ------
+    ValueError
+    """
+    if file_hash(path) != sha256:
+        raise ValueError(
+            f"{path} is not the file that was exported (truncated, edited or "
+            "of another export); copy the whole folder again"
+        )
 
 
 def file_hash(path):
@@ -174,11 +196,17 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
     document = prepare_document(folder, inference, brain, module)
     place = folder.resolve()  # a link to another disk stays one
     aside = place.with_name(place.name + ".incomplete")
+    encoders = _encoders(brain, module, inference)
+    for entry, lobe in encoders.items():
+        _describe_encoder(document, entry, lobe)
     _wrap_cut_modules(document, module, structures, plan)
     with naming_what_fails(folder):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         _save_loadables(document, inference, brain, aside)
+        for entry, lobe in encoders.items():
+            inside = _plan_inside(plan, module, f"{entry}.model.")
+            _save_encoder(document, entry, lobe, inside, aside)
         _write_yaml(aside / "hyperparams.yaml", document)
     with generators_untouched():
         loaded = load_export(aside)
@@ -250,6 +278,13 @@ def prepare_document(folder, inference, brain, module):
     for key, reference in document["pretrainer"]["loadables"].items():
         loaded = _find(brain, reference.value.strip("<>"), inference)
         _saver(loaded, key, inference)
+    for entry in _encoders(brain, module, inference):
+        if _key_of(document, entry) is None:
+            raise ValueError(
+                f"inference: {inference}: the pretrainer needs a loadable of "
+                f"its own for the encoder; add {entry}: !ref <{entry}>, and "
+                "leave it out of the others"
+            )
     return document
 
 
@@ -359,6 +394,77 @@ def _factory(stock):
     return stock
 
 
+# A Hugging Face lobe of SpeechBrain reads its shapes from a source; an export
+# has them in its YAML, and its weights where the lobes of sb_prune look.
+
+
+def _encoders(brain, module, inference):
+    """Entry -> lobe, of the cut modules that are Hugging Face lobes."""
+    lobes = sys.modules.get("speechbrain.integrations.huggingface.huggingface")
+    if lobes is None:  # so nothing can be one; transformers is not needed
+        return {}
+    found = {
+        entry: unwrap(_find(brain, entry, inference))
+        for entry in entries_of(module)
+    }
+    return {
+        entry: lobe
+        for entry, lobe in found.items()
+        if isinstance(lobe, lobes.HFTransformersInterface)
+    }
+
+
+def _describe_encoder(document, entry, lobe):
+    """entry: !new:Lobe with a source becomes one made from its config."""
+    from sb_prune import lobes  # it needs transformers, an extra
+
+    stock = document[entry]
+    sources = [stock.pop(key, None) for key in ("source", "save_path")]
+    config, preprocessor = lobes.describe(lobe)
+    document[entry] = _tagged(
+        "!new:sb_prune.lobes.skeleton",
+        lobe=_factory(stock),
+        config=config,
+        preprocessor=preprocessor,
+    )
+    for key in _references(sources) - _references(document):
+        del document[key]  # nothing else needs to know where it came from
+
+
+def _plan_inside(plan, module, prefix):
+    """The part of a plan that lies in one module, by names from there."""
+    if isinstance(module, str):  # names start inside the entry
+        _, _, prefix = prefix.partition(".")
+    return Plan(
+        {
+            name.removeprefix(prefix): kept
+            for name, kept in plan.keep.items()
+            if name.startswith(prefix)
+        }
+    )
+
+
+def _key_of(document, entry):
+    """Under which key the pretrainer loads exactly one entry, if it does."""
+    loadables = document["pretrainer"]["loadables"]
+    keys = [k for k, node in loadables.items() if _references(node) == {entry}]
+    return keys[0] if keys else None
+
+
+def _save_encoder(document, entry, lobe, plan, folder):
+    """The encoder's weights in a file of their own instead of a checkpoint."""
+    from sb_prune import lobes
+
+    pretrainer, key = document["pretrainer"], _key_of(document, entry)
+    (folder / f"{key}.ckpt").unlink()
+    file = lobes.write_encoder(folder, lobe, plan)
+    pretrainer.yaml_set_ctag(Tag(suffix="!new:sb_prune.loading.Pretrainer"))
+    pretrainer["files"] = {key: file}
+    pretrainer["custom_hooks"][key] = _tagged(
+        "!name:sb_prune.lobes.load_verified", sha256=file_hash(folder / file)
+    )
+
+
 def _builder(factory, structures, plan):
     return _tagged(
         BUILDER,
@@ -421,7 +527,8 @@ def _is_plain_module(loaded):
 
 
 def _cpu_state(module):
-    return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+    state = folded_state(module)
+    return {k: v.detach().cpu().clone() for k, v in state.items()}
 
 
 def _find(brain, name, inference):

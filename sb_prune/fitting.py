@@ -8,7 +8,8 @@ from sb_prune.plan import Plan, full_plan
 def fit_plan(declaration, groups, scores, shares=None, min_keep=1):
     """The best plan within the budget: one threshold, then a greedy finish.
 
-    Units stay in the order of their scores. A module that would stay without
+    Units stay in the order of their scores, those of a structure with a
+    `multiple` in blocks of so many. A module that would stay without
     any of its units goes; where it must stay, `min_keep` units do. What is
     then left of the budget is filled with the best-scored units that fit; if
     all the cheapest are open already, some make room for something dearer. So
@@ -46,7 +47,7 @@ def fit_plan(declaration, groups, scores, shares=None, min_keep=1):
 
 
 def leaf_prices(declaration, group, plan):
-    """Cost of one more unit of each leaf structure of a group left open.
+    """Cost of one more unit, or block, of each leaf of a group left open.
 
     Arguments
     ---------
@@ -60,10 +61,11 @@ def leaf_prices(declaration, group, plan):
     Returns
     -------
     dict
-        Structure name -> cost of a unit.
+        Structure name -> cost of a unit, or block.
     """
     counts = plan.kept_counts(declaration)
-    one_more = group.cost.of_kept(counts + torch.eye(len(counts)).double())
+    multiples = torch.tensor([s.multiple for s in declaration.structures])
+    one_more = group.cost.of_kept(counts + torch.diag(multiples.double()))
     prices = one_more - group.cost.of_kept(counts)
     members = declaration.split(group.members)
     return {
@@ -88,6 +90,23 @@ def _ranks(declaration, scores):
     return ranks
 
 
+def _in_blocks(ranks, multiple):
+    """Ranks in which the best `multiple` units are alike, then the next.
+
+    Example
+    -------
+    >>> _in_blocks(torch.tensor([3, 9, 1, 4]), 2)
+    tensor([3, 9, 3, 9])
+    """
+    if multiple == 1:
+        return ranks
+    best_first = ranks.argsort(descending=True)
+    blocks = torch.empty_like(ranks)
+    for block in best_first.split(multiple):
+        blocks[block] = ranks[block[0]]
+    return blocks
+
+
 class _Fit:
     """Fits one group's part of a plan, in place.
 
@@ -109,11 +128,15 @@ class _Fit:
         self.limit = limit
         self.min_keep = min_keep
         self.plan = plan
-        self.ranks = declaration.split(ranks)  # name -> (units,)
         members = declaration.split(group.members)
         self.structures = [
             s for s in declaration.structures if members[s.name].any()
         ]
+        ranks = declaration.split(ranks)
+        self.ranks = {  # name -> (units,); those of a block are alike
+            s.name: _in_blocks(ranks[s.name], s.multiple)
+            for s in self.structures
+        }
 
     def run_(self):
         """Threshold, greedy finish, exchanges."""
@@ -165,27 +188,34 @@ class _Fit:
     def _top_up(self, name, kept):
         if kept.sum() < self.min_keep:
             count = min(self.min_keep, len(kept))
-            kept[self.ranks[name].topk(count).indices] = True
+            ranks = self.ranks[name]
+            kept[ranks >= ranks.topk(count).values[-1]] = True
+
+    def _block(self, name, rank):
+        """Which units of a structure have a rank."""
+        return self.ranks[name] == rank
 
     def _fill(self):
         """Opens the best-ranked units that fit; returns whether any did."""
         gap = self.gap()
         closed = [
-            (int(self.ranks[name][unit]), price, name, unit)
+            (rank, price, name)
             for name, price in self._prices().items()
             if price <= gap
-            for unit in (~self.plan.keep[name]).nonzero().flatten().tolist()
+            for rank in self.ranks[name][~self.plan.keep[name]]
+            .unique()
+            .tolist()
         ]
         opened = []
-        for _, price, name, unit in sorted(closed, reverse=True):
+        for rank, price, name in sorted(closed, reverse=True):
             if price <= gap:
-                self.plan.keep[name][unit] = True
-                opened.append((name, unit))
+                self.plan.keep[name][self._block(name, rank)] = True
+                opened.append((name, rank))
                 gap -= price
         # prices rise where a tensor is cut along two axes: take back
         while opened and self.gap() < 0:
-            name, unit = opened.pop()
-            self.plan.keep[name][unit] = False
+            name, rank = opened.pop()
+            self.plan.keep[name][self._block(name, rank)] = False
         return bool(opened)
 
     def _open_module(self):
@@ -243,8 +273,8 @@ class _Fit:
         for name in self._prices():
             kept = self.plan.keep[name].clone()
             if not kept.all():
-                best = self.ranks[name].masked_fill(kept, -1).argmax()
-                kept[best] = True
+                best = int(self.ranks[name].masked_fill(kept, -1).max())
+                kept[self._block(name, best)] = True
                 found.append({name: kept})
         gap = self.gap()
         priced = [
@@ -254,15 +284,16 @@ class _Fit:
 
     def _make_room(self, missing, prices, opening):
         """Closes the cheapest, worst-ranked units until enough is free."""
-        open_units = sorted(
-            (price, int(self.ranks[name][unit]), name, unit)
+        still_open = sorted(
+            (price, rank, name)
             for name, price in prices.items()
             if name not in opening
-            for unit in self.plan.keep[name].nonzero().flatten().tolist()
+            for rank in self.ranks[name][self.plan.keep[name]].unique().tolist()
         )
-        for price, _, name, unit in open_units:
+        for price, rank, name in still_open:
             if missing <= 0:
                 return
-            if self.plan.keep[name].sum() > self.min_keep:
-                self.plan.keep[name][unit] = False
+            kept = self.plan.keep[name] & ~self._block(name, rank)
+            if kept.sum() >= self.min_keep:
+                self.plan.keep[name] = kept
                 missing -= price

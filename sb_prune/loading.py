@@ -8,13 +8,49 @@ from pathlib import Path
 import ruamel.yaml
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
-from speechbrain.utils.parameter_transfer import Pretrainer
+from speechbrain.utils import parameter_transfer
+from speechbrain.utils.checkpoints import PARAMFILE_EXT
 
 from sb_prune.durable import reason
 from sb_prune.plan import Plan
 from sb_prune.structure import Declaration
 
 BUILDER = "!apply:sb_prune.export.build_cut"
+
+
+class Pretrainer(parameter_transfer.Pretrainer):
+    """SpeechBrain's, with files that are not called `<key>.ckpt`.
+
+    Arguments
+    ---------
+    files : dict
+        Key of a loadable -> name of its file in the source.
+    **kwargs
+        As SpeechBrain's.
+
+    Example
+    -------
+    >>> linear = torch.nn.Linear(1, 1)
+    >>> folder = getfixture("tmp_path")
+    >>> torch.save(linear.state_dict(), folder / "weights.pt")
+    >>> pretrainer = Pretrainer(
+    ...     files={"linear": "weights.pt"}, loadables={"linear": linear}
+    ... )
+    >>> paths = pretrainer.collect_files(default_source=str(folder))
+    >>> paths["linear"].name
+    'weights.pt'
+    """
+
+    def __init__(self, files=None, **kwargs):
+        super().__init__(**kwargs)
+        self.files = files or {}
+
+    def collect_files(self, default_source=None, **kwargs):
+        """As SpeechBrain's."""
+        if default_source is not None:
+            for key, file in self.files.items():
+                self.paths.setdefault(key, f"{default_source}/{file}")
+        return super().collect_files(default_source, **kwargs)
 
 
 def tag_of(node):
@@ -100,9 +136,11 @@ def load_export(folder):
         with open(yaml_file, encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file)
         torch.nn.ModuleDict(hparams["modules"]).eval()
-        loadables = hparams["pretrainer"].loadables
-    for name, loadable in loadables.items():
-        _load_file(yaml_file.with_name(f"{name}.ckpt"), loadable, hparams)
+        pretrainer = hparams["pretrainer"]
+    files = getattr(pretrainer, "files", {})
+    for name in pretrainer.loadables:
+        file = files.get(name, f"{name}{PARAMFILE_EXT}")
+        _load_file(yaml_file.with_name(file), name, pretrainer)
     if any(p.is_meta for p in hparams[key].parameters()):
         raise ExportError(
             f"{yaml_file}: no loadable of its pretrainer holds {key}; add a "
@@ -153,16 +191,17 @@ def _read_plan(yaml_file):
     return keys[0], declaration, Plan.from_dict(parts["plan"])
 
 
-def _load_file(path, loadable, hparams):
+def _load_file(path, key, pretrainer):
     """Loads one file as the folder's own Pretrainer would."""
     if not path.is_file():
         raise ExportError(
             f"{path} is missing; copy the whole export folder again"
         )
     with _blaming(path):
-        pretrainer = Pretrainer(
-            loadables={path.stem: loadable},
-            custom_hooks=hparams["pretrainer"].custom_hooks,
+        alone = Pretrainer(
+            files={key: path.name},
+            loadables={key: pretrainer.loadables[key]},
+            custom_hooks=pretrainer.custom_hooks,
         )
-        pretrainer.collect_files(default_source=str(path.parent))
-        pretrainer.load_collected()
+        alone.collect_files(default_source=str(path.parent))
+        alone.load_collected()

@@ -114,16 +114,22 @@ def count_frames(encoder, module, wavs):
     ... )
     5
     """
-    frames = []
 
-    def listen(module, args, kwargs):
+    def stop(module, args, kwargs):
         inputs = [*args, *kwargs.values()]
-        frames.append(next(x for x in inputs if torch.is_tensor(x)).shape[1])
+        raise _Reached(next(x for x in inputs if torch.is_tensor(x)).shape[1])
 
-    handle = module.register_forward_pre_hook(listen, with_kwargs=True)
-    encoder(wavs, torch.ones(len(wavs)))
-    handle.remove()
-    return frames[0]
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        encoder(wavs, torch.ones(len(wavs)))
+    except _Reached as reached:
+        return reached.args[0]
+    finally:
+        handle.remove()
+
+
+class _Reached(Exception):
+    """Ends a forward: what follows is not needed."""
 
 
 @torch.no_grad()

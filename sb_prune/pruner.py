@@ -54,7 +54,9 @@ class BasePruner:
         self.step = 0
         self._costs = {
             "parameters": parameter_cost(declaration),
-            "MACs": mac_cost(declaration, budget.frames),
+            "MACs": mac_cost(
+                declaration, budget.frames or declaration.usual_frames
+            ),
         }
         self.saliency = torch.zeros(declaration.total_units)
         self._decay = decay

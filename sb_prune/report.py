@@ -27,6 +27,8 @@ from sb_prune.measure import (
 from sb_prune.pictures import draw_curves, draw_structure, read_log
 from sb_prune.table import GONE, format_table, kept_units, structure_table
 
+LENGTHS = (1, 10, 30)  # seconds: attention grows with the square
+
 # ---------------------------------------------------------------- measuring
 
 
@@ -45,17 +47,24 @@ def cost_table(export, seconds=10):
     list of list of str
         The header, then the rows. What lies outside the pruned scope is the
         same in both, and counted in the loaded model. MACs are those of the
-        encoder's call; searching with a decoder is not in them.
+        encoder's call; searching with a decoder is not in them. For short and
+        long audio there is a row of the scope each.
     """
     declaration = export.declaration
-    wavs = noise(seconds, export.hparams.get("sample_rate", 16000))
-    frames = count_frames(export.encoder, export.scope[0], wavs)
+    sample_rate = export.hparams.get("sample_rate", 16000)
+    wavs = noise(seconds, sample_rate)
     kept = export.plan.kept_counts(declaration)
     parameters = parameter_cost(declaration)
-    macs = mac_cost(declaration, frames)
     size = count_parameters(export.hparams["modules"].values())
     done = count_macs(export.encoder, wavs) / seconds
-    scope = ", ".join(declaration.scope) or export.key
+    scope = ", ".join(filter(None, declaration.scope)) or export.key
+
+    def macs(seconds):
+        wavs = noise(seconds, sample_rate)
+        frames = count_frames(export.encoder, export.scope[0], wavs)
+        cost = mac_cost(declaration, frames)
+        return float(cost.of_kept(kept)) / seconds, cost.dense() / seconds
+
     return [
         ["cost", "pruned", "dense", "left"],
         *_cost_rows(
@@ -66,9 +75,12 @@ def cost_table(export, seconds=10):
         ),
         *_cost_rows(
             (f"MACs per second, {scope}", "MACs per second, from the audio"),
-            macs.of_kept(kept) / seconds,
-            macs.dense() / seconds,
+            *macs(seconds),
             done,
+        ),
+        *(
+            _cost_row(f"MACs per second, {scope}, of {length} s", *macs(length))
+            for length in LENGTHS
         ),
     ]
 
@@ -77,10 +89,11 @@ def _cost_rows(names, now, dense, whole):
     """A row for the scope; one that adds what is the same in both."""
     now = float(now)
     pairs = [(now, dense), (whole, dense + whole - now)]
-    return [
-        [name, f"{a:,.0f}", f"{b:,.0f}", f"{a / b:.1%}"]
-        for name, (a, b) in zip(names, pairs)
-    ]
+    return [_cost_row(name, *pair) for name, pair in zip(names, pairs)]
+
+
+def _cost_row(name, now, dense):
+    return [name, f"{now:,.0f}", f"{dense:,.0f}", f"{now / dense:.1%}"]
 
 
 def measurement_table(folder, export, seconds=10):

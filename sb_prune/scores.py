@@ -10,7 +10,6 @@ Shapes: N units of the whole declaration.
 import torch
 
 from sb_prune.pruner import BasePruner
-from sb_prune.structure import below
 
 
 def random_score(pruner):
@@ -79,7 +78,7 @@ def _mean_square(structure, parameters):
         gone = [
             parameter
             for name, parameter in parameters.items()
-            if any(below(name, module) for module, _ in structure.removes)
+            if structure.takes(name)
         ]
         total = sum(p.square().sum() for p in gone)
         return (total / sum(p.numel() for p in gone)).view(1)

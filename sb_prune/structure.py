@@ -60,14 +60,22 @@ class Structure:
         address their `normalized_shape`.
     counts : tuple of (str, str)
         (module, attribute) pairs set to the number of kept units.
+    positions : tuple of (str, str)
+        (module, attribute) pairs set to the list of kept units.
     adapters : tuple of (str, type)
         (module, class) pairs: the class the module takes once units are cut,
         where the stock forward cannot run with fewer.
     removes : tuple of (str, callable)
-        (module, factory) pairs: what takes a module's place when the (only)
-        unit is cut. Everything below those modules is this structure's.
+        (module, factory) pairs: makes, of the stock module, what takes its
+        place when the (only) unit is cut. Everything below those modules is
+        this structure's.
+    stays : tuple of str
+        What lies below those modules and stays nevertheless.
     parent : str, optional
         Structure that must be open for this one to matter.
+    multiple : int
+        Plans keep multiples of so many units: convolutions of some widths are
+        much faster than those of others.
 
     Example
     -------
@@ -86,14 +94,32 @@ class Structure:
     cuts: tuple = ()
     norms: tuple = ()
     counts: tuple = ()
+    positions: tuple = ()
     adapters: tuple = ()
     removes: tuple = ()
+    stays: tuple = ()
     parent: Optional[str] = None
+    multiple: int = 1
 
     @property
     def is_leaf(self):
         """Whether the units are slices, not whole modules."""
         return not self.removes
+
+    def takes(self, name):
+        """Whether a module or tensor goes when this structure is removed.
+
+        Arguments
+        ---------
+        name : str
+            Dotted, from the root.
+
+        Returns
+        -------
+        bool
+        """
+        gone = any(below(name, module) for module, _ in self.removes)
+        return gone and not any(below(name, kept) for kept in self.stays)
 
 
 @dataclass(frozen=True)
@@ -142,6 +168,9 @@ class Declaration:
         Modules that reports show, but distillation does not compare.
     output_frames : callable
         frames (int) at the input of the scope -> frames at its output.
+    usual_frames : int
+        Length at which MACs are stated where nobody names another: those of
+        10 s.
 
     Raises
     ------
@@ -157,6 +186,7 @@ class Declaration:
     layerdrop: float = 0.0
     blocks: tuple = ()
     output_frames: Callable = lambda frames: frames
+    usual_frames: int = 250
     by_name: dict = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -261,6 +291,7 @@ def joined_structures(root, parts):
         layerdrop=max(d.layerdrop for d in declarations),
         blocks=all_of("blocks"),
         output_frames=partial(_frames_behind, declarations),
+        usual_frames=declarations[0].usual_frames,
     )
 
 
@@ -298,6 +329,17 @@ def _check_apart(declarations):
                         "another function declares; give their kinds to one "
                         "function"
                     )
+
+
+def dotted(*names):
+    """A name from its parts; empty ones are left out.
+
+    Example
+    -------
+    >>> dotted("", "encoder", "layers", "0")
+    'encoder.layers.0'
+    """
+    return ".".join(filter(None, names))
 
 
 def below(name, module):

@@ -15,8 +15,10 @@ class Absent(nn.Module):
 
     Arguments
     ---------
+    stock : torch.nn.Module, optional
+        The module that was here; not kept.
     extra_outputs : int
-        How many more values (None) the stock module returned.
+        How many more values (None) it returned.
     **attributes
         What other modules read of the one that was here.
 
@@ -26,7 +28,7 @@ class Absent(nn.Module):
     tensor(0.)
     """
 
-    def __init__(self, extra_outputs=0, **attributes):
+    def __init__(self, stock=None, extra_outputs=0, **attributes):
         super().__init__()
         self.extra_outputs = extra_outputs
         for name, value in attributes.items():
@@ -73,12 +75,15 @@ def cut_(declaration, plan):
             continue
         if not structure.is_leaf:
             for name, factory in structure.removes:
-                _replace_module(root, name, factory())
+                _replace_module(root, name, factory)
             continue
         for cut in structure.cuts:
             _cut_tensor(root, cut, kept)
         for name, attribute in structure.counts:
             setattr(root.get_submodule(name), attribute, int(kept.sum()))
+        for name, attribute in structure.positions:
+            stay = kept.nonzero().flatten().tolist()
+            setattr(root.get_submodule(name), attribute, stay)
         for name, adapter in structure.adapters:
             root.get_submodule(name).__class__ = adapter
 
@@ -107,9 +112,10 @@ def _without(tensor, cut, kept):
     return flat.view(*tensor.shape[:-1], -1)
 
 
-def _replace_module(root, name, module):
+def _replace_module(root, name, factory):
     parent, _, child = name.rpartition(".")
-    setattr(root.get_submodule(parent), child, module)
+    parent = root.get_submodule(parent)
+    setattr(parent, child, factory(getattr(parent, child)))
 
 
 def _refresh_sizes(module):

@@ -3,11 +3,18 @@
 Shapes: B utterances, T frames, f features, d model width.
 """
 
+from functools import partial
+
 import pytest
 import torch
+import transformers
 from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
-from speechbrain.lobes.models.transformer.Transformer import TransformerDecoder
+from speechbrain.lobes.models.transformer.Transformer import (
+    TransformerDecoder,
+    TransformerEncoder,
+)
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
+from speechbrain.lobes.models.wav2vec import EncoderWrapper, W2VLatentExtractor
 from speechbrain.nnet.attention import RelPosEncXL
 from speechbrain.nnet.containers import ModuleList
 from speechbrain.nnet.linear import Linear
@@ -219,5 +226,86 @@ def encode_features():
         features = torch.randn(shape, generator=generator)[:batch]
         lengths = torch.linspace(1, 0.5, batch) if padded else None
         return root["Transformer"].encode(root["CNN"](features), lengths)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_wav2vec2():
+    """Factory of a small wav2vec 2.0-like encoder in eval mode.
+
+    `family` is that of a Hugging Face model, or "SpeechBrain" for its own.
+    """
+
+    def make(family="Wav2Vec2", seed=0, **options):
+        make = _speechbrain_wav2vec2
+        if family != "SpeechBrain":
+            make = partial(_hugging_face, family)
+        model = make(**options)
+        _redraw_(model, torch.Generator().manual_seed(seed))
+        return model.eval()
+
+    return make
+
+
+def _hugging_face(
+    family, norms_first=False, attention="eager", layers=2, dropout=0.0
+):
+    config = getattr(transformers, f"{family}Config")(
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=32,
+        conv_dim=(6, 5, 4),
+        conv_kernel=(10, 3, 2),
+        conv_stride=(5, 2, 2),
+        conv_bias=norms_first,
+        feat_extract_norm="layer" if norms_first else "group",
+        do_stable_layer_norm=norms_first,
+        num_conv_pos_embeddings=6,
+        num_conv_pos_embedding_groups=2,
+        hidden_dropout=dropout,
+        attention_dropout=dropout,
+        activation_dropout=dropout,
+        feat_proj_dropout=dropout,
+        layerdrop=0.0,
+        mask_time_prob=0.0,
+        attn_implementation=attention,
+        **{"num_buckets": 8} if family == "WavLM" else {},
+    )
+    return getattr(transformers, f"{family}Model")(config)
+
+
+def _speechbrain_wav2vec2(norms_first=True, layers=2, dropout=0.0):
+    extractor = W2VLatentExtractor([6, 5, 4], [10, 3, 2], [5, 2, 2], dropout)
+    encoder = TransformerEncoder(
+        layers,
+        nhead=4,
+        d_ffn=32,
+        d_model=16,
+        dropout=dropout,
+        normalize_before=norms_first,
+    )
+    wrapper = EncoderWrapper(4, 16, encoder, dropout_encoder_input=dropout)
+    return torch.nn.ModuleDict(
+        {"latent_extractor": extractor, "latent_encoder": wrapper}
+    )
+
+
+@pytest.fixture(scope="session")
+def encode_waveform():
+    """Function: encoder -> its encoding (B, T, d) of fixed random input."""
+
+    def run(model, batch=3, samples=700, padded=True):
+        generator = torch.Generator().manual_seed(99)
+        wavs = torch.randn(4, samples, generator=generator)[:batch]
+        lengths = torch.linspace(1, 0.5, batch) if padded else None
+        if "latent_extractor" in dict(model.named_children()):
+            latents = model["latent_extractor"](wavs)
+            return model["latent_encoder"](latents, lengths)["embeddings"]
+        mask = None
+        if padded:
+            mask = torch.arange(samples) < (lengths * samples)[:, None]
+        return model(wavs, attention_mask=mask).last_hidden_state
 
     return run

@@ -11,6 +11,7 @@ from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
+SAMPLE_RATE = 16000  # Hz, of LibriSpeech and of all that is trained on it
 COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 MARKER = "librispeech_prepare.json"
 
@@ -45,7 +46,7 @@ def prepare_librispeech(
     FileNotFoundError
         If a split, a transcript or an audio file is missing.
     ValueError
-        If an audio file is empty or corrupt.
+        If an audio file is empty, corrupt or not sampled at 16 kHz.
 
     Example
     -------
@@ -150,7 +151,7 @@ def duration(path):
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is empty, truncated or no audio.
+        If the file is empty, truncated, no audio, or not sampled at 16 kHz.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -161,13 +162,22 @@ def duration(path):
         with soundfile.SoundFile(path) as audio:
             # The header alone does not show that a download was cut short.
             audio.seek(max(audio.frames - 1, 0))
-            if len(audio.read(1)) == 1:
-                return audio.frames / audio.samplerate
+            complete = len(audio.read(1)) == 1
+            rate, seconds = audio.samplerate, audio.frames / audio.samplerate
     except soundfile.SoundFileError as err:
-        reason = str(err)
-    else:
-        reason = "there are no samples to read"
-    raise ValueError(
+        raise ValueError(_bad_audio(path, str(err))) from err
+    if not complete:
+        raise ValueError(_bad_audio(path, "there are no samples to read"))
+    if rate != SAMPLE_RATE:
+        raise ValueError(
+            f"{path} is sampled at {rate} Hz, not {SAMPLE_RATE}: resample the "
+            f"audio, e.g. ffmpeg -i IN.flac -ar {SAMPLE_RATE} OUT.flac"
+        )
+    return seconds
+
+
+def _bad_audio(path, reason):
+    return (
         f"{path} is empty or corrupt ({reason}): unpack the archive of its "
         "split again, or remove the file and its line in the transcripts."
     )

@@ -6,36 +6,18 @@ cannot tell the difference: a few voices read sentences of a small grammar.
     python -m sb_prune.demo.corpus FOLDER [--seed 1234 ...]
 """
 
-import argparse
-import inspect
-import json
-import os
 import random
-import shutil
+from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
-import soundfile
-import torch
-from torchaudio.functional import resample
-from tqdm import tqdm
 
-from sb_prune.demo.espeak import Speaker, speak_all
-
-SAMPLE_RATE = 16000
-MARKER = "synthesis.json"
-
-SPEAKERS = {
-    19: Speaker("en-us", 165, 45),
-    26: Speaker("en-us+f3", 160, 55),
-    32: Speaker("en-gb-x-rp+m7", 155, 40),
-    39: Speaker("en-us+f5", 175, 50),
-    40: Speaker("en-gb-scotland+m3", 170, 50),
-    60: Speaker("en-us+m1", 180, 60),
-    78: Speaker("en-029+f2", 165, 60),
-    83: Speaker("en-us-nyc+Annie", 170, 45),
-}
+from sb_prune.demo.synthesis import (
+    SPEAKERS,
+    run_from_command_line,
+    write_audio,
+    write_once,
+)
 
 WORDS = {
     "who": "TEACHER FARMER DOCTOR SISTER BROTHER NEIGHBOUR CAPTAIN ARTIST "
@@ -124,40 +106,25 @@ def synthesise_librispeech(
     >>> print(*sorted(path.name for path in folder.iterdir()))
     dev-clean synthesis.json test-clean train-clean-100
     """
-    folder = Path(folder).resolve()
     splits = {
         "train-clean-100": train_utterances,
         "dev-clean": dev_utterances,
         "test-clean": test_utterances,
     }
     settings = {"seed": seed, **splits}
-    if _is_complete(folder, settings):
-        return
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    write_once(folder, settings, partial(_write, splits=splits, seed=seed))
+
+
+def _write(folder, splits, seed):
+    """Writes all files of the corpus but the marker."""
     utterances = _plan(splits, random.Random(seed))
-    _write_audio(partial, utterances, np.random.default_rng(seed))
-    _write_transcripts(partial, utterances)
-    (partial / MARKER).write_text(json.dumps(settings))
-    os.replace(partial, folder)
-
-
-def _is_complete(folder, settings):
-    """Whether the folder is the corpus asked for; raises if another's."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return False
-    if not (folder / MARKER).is_file():
-        raise ValueError(
-            f"{folder} holds files that were not synthesised here: "
-            "name a new folder."
-        )
-    found = json.loads((folder / MARKER).read_text())
-    if found != settings:
-        raise ValueError(
-            f"{folder} was synthesised with {found}, not with {settings}: "
-            "delete it or name a new folder."
-        )
-    return True
+    write_audio(
+        [_path(folder, *where, ".flac") for *where, _ in utterances],
+        [text for *_, text in utterances],
+        [SPEAKERS[speaker] for _, speaker, *_ in utterances],
+        np.random.default_rng(seed),
+    )
+    _write_transcripts(folder, utterances)
 
 
 def _plan(splits, rng):
@@ -171,70 +138,19 @@ def _plan(splits, rng):
     ]
 
 
-def _write_audio(folder, utterances, rng):
-    """Speaks all utterances into flac files, with a little noise."""
-    texts = [text for *_, text in utterances]
-    speakers = [SPEAKERS[speaker] for _, speaker, *_ in utterances]
-    spoken = speak_all(texts, speakers)
-    progress = tqdm(utterances, desc="Synthesising", unit="utt")
-    for (split, speaker, chapter, number, _), (samples, rate) in zip(
-        progress, spoken, strict=True
-    ):
-        samples = resample(torch.from_numpy(samples), rate, SAMPLE_RATE)
-        path = folder / split / str(speaker) / str(chapter)
-        path.mkdir(parents=True, exist_ok=True)
-        soundfile.write(
-            path / f"{speaker}-{chapter}-{number:04d}.flac",
-            add_noise(samples.numpy(), rng),
-            SAMPLE_RATE,
-        )
+def _path(folder, split, speaker, chapter, number, suffix):
+    name = f"{speaker}-{chapter}-{number:04d}{suffix}"
+    return folder / split / str(speaker) / str(chapter) / name
 
 
 def _write_transcripts(folder, utterances):
     """Writes one `<speaker>-<chapter>.trans.txt` beside its flac files."""
     for split, speaker, chapter, number, text in utterances:
-        stem = f"{speaker}-{chapter}"
-        path = folder / split / str(speaker) / str(chapter)
-        with open(path / f"{stem}.trans.txt", "a", encoding="utf-8") as fout:
-            fout.write(f"{stem}-{number:04d} {text}\n")
-
-
-def add_noise(samples, rng):
-    """Adds white noise 20 to 35 dB below the speech.
-
-    Arguments
-    ---------
-    samples : numpy.ndarray
-        Speech of shape (time,).
-    rng : numpy.random.Generator
-        Where the noise comes from.
-
-    Returns
-    -------
-    numpy.ndarray
-        Of the same shape, with its largest magnitude at 0.5.
-
-    Example
-    -------
-    >>> float(add_noise(np.ones(4), np.random.default_rng(0)).max())
-    0.5
-    """
-    level = samples.std() * 10 ** (-rng.uniform(20, 35) / 20)
-    noisy = samples + level * rng.standard_normal(len(samples))
-    return 0.5 * noisy / np.abs(noisy).max()
-
-
-def main():
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder")
-    for name, default in inspect.signature(
-        synthesise_librispeech
-    ).parameters.items():
-        if name != "folder":
-            parser.add_argument(f"--{name}", type=int, default=default.default)
-    synthesise_librispeech(**vars(parser.parse_args()))
+        path = _path(folder, split, speaker, chapter, number, "")
+        transcript = path.with_name(f"{speaker}-{chapter}.trans.txt")
+        with open(transcript, "a", encoding="utf-8") as fout:
+            fout.write(f"{path.name} {text}\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_from_command_line(synthesise_librispeech, __doc__.splitlines()[0])

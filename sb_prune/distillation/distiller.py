@@ -36,7 +36,8 @@ class Distiller:
         if declaration.layerdrop and distillation.hidden_weight:
             raise ValueError(
                 f"layerdrop_prob: {declaration.layerdrop} skips layers that "
-                "layerwise distillation needs; write layerdrop_prob: 0.0"
+                "layerwise distillation needs; write layerdrop_prob: 0.0, or "
+                "layerdrop: 0.0 under one of sb_prune.lobes"
             )
         self.distillation = distillation
         layers = by_entry(module, declaration.layers)

@@ -11,6 +11,7 @@ import copy
 import torch
 from torch.utils._pytree import tree_map
 
+from sb_prune.exactness import first_tensor
 from sb_prune.parallel import unwrap
 
 
@@ -27,7 +28,7 @@ class Teacher:
         are a stack; encoder and decoder are two.
     padding : tuple of str
         Keywords under which a layer may receive the padding mask of what it
-        outputs, (B, T) bool.
+        outputs, as `padded_frames` reads it.
 
     Example
     -------
@@ -46,7 +47,11 @@ class Teacher:
         self,
         modules,
         layers=None,
-        padding=("src_key_padding_mask", "tgt_key_padding_mask"),
+        padding=(
+            "src_key_padding_mask",
+            "tgt_key_padding_mask",
+            "attention_mask",
+        ),
     ):
         self._layers = layers or {}
         self._padding = padding
@@ -129,16 +134,15 @@ class Teacher:
     def _keep(self, store):
         def hook(module, args, output):
             if self._active:
-                first = output[0] if isinstance(output, tuple) else output
-                store().append(first)
+                store().append(first_tensor(output))
 
         return hook
 
     def _read_padding(self, stack):
         def hook(module, args, kwargs):
-            pads = [kwargs[k] for k in self._padding if k in kwargs]
-            if self._active and pads:
-                self.pads[stack] = pads[0]
+            for key in self._padding:
+                if self._active and kwargs.get(key) is not None:
+                    self.pads[stack] = padded_frames(key, kwargs[key])
 
         return hook
 
@@ -165,12 +169,47 @@ class Teacher:
         elif isinstance(output, (tuple, list)):
             for student, teacher in zip(output, own):
                 self._remember(student, teacher)
+        elif isinstance(output, dict):
+            for key in output:
+                self._remember(output[key], own[key])
 
     def _translate(self, value):
         if torch.is_tensor(value) and id(value) in self._own:
             self._translated += 1
             return self._own[id(value)][1]
         return value
+
+
+def padded_frames(keyword, mask):
+    """Which frames of a layer's output are padding.
+
+    Arguments
+    ---------
+    keyword : str
+        Under which the layer received the mask: an `attention_mask`, as in
+        transformers, says what is *not* padding.
+    mask : torch.Tensor
+        (B, T), or (B, 1, T or 1, T): True (0 if additive) where a key may be
+        attended to.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, T) bool.
+
+    Example
+    -------
+    >>> additive = torch.tensor([0.0, -1e9]).view(1, 1, 1, 2)
+    >>> padded_frames("attention_mask", additive)
+    tensor([[False,  True]])
+    """
+    if keyword != "attention_mask":
+        return mask
+    if mask.dim() == 4:
+        mask = mask[:, 0, -1]  # every query sees the same keys
+        if mask.is_floating_point():
+            return mask < 0
+    return mask == 0
 
 
 def _stack(key, layer):

@@ -21,7 +21,13 @@ from speechbrain.nnet.CNN import Conv2d, get_padding_elem
 from speechbrain.nnet.normalization import LayerNorm
 
 from sb_prune.convolution import FewerChannels
-from sb_prune.structure import Declaration, Operation, Slices, Structure
+from sb_prune.structure import (
+    Declaration,
+    Operation,
+    Slices,
+    Structure,
+    dotted,
+)
 
 KIND = "front_end_channels"
 
@@ -68,7 +74,7 @@ def front_end_structures(root, reader=None):
     name, front_end = _only(root, ConvolutionFrontEnd)
     if reader is None:
         transformer, _ = _only(root, TransformerASR)
-        reader = _join(transformer, "custom_src_module.layers.0.w")
+        reader = dotted(transformer, "custom_src_module.layers.0.w")
     convolutions = _convolutions(name, front_end)
     last = convolutions[-1].makes
     shapes = partial(_shapes, convolutions, front_end.input_shape[2])
@@ -83,7 +89,8 @@ def front_end_structures(root, reader=None):
             convolutions, shapes(frames), reader, reader_size
         ),
         output_frames=lambda frames: shapes(frames)[last][0],
-        blocks=tuple(_join(name, block) for block in front_end),
+        blocks=tuple(dotted(name, block) for block in front_end),
+        usual_frames=1000,
     )
 
 
@@ -113,10 +120,6 @@ class _Convolution:
     makes: int
 
 
-def _join(*names):
-    return ".".join(filter(None, names))
-
-
 def _only(root, kind):
     """Name and module of the one instance of a class below root."""
     found = {n: m for n, m in root.named_modules() if isinstance(m, kind)}
@@ -139,7 +142,7 @@ def _convolutions(name, front_end):
     """Every convolution, in the order in which channels are made."""
     found, made = [], 0
     for block_name, block in front_end.items():
-        prefix, entry = _join(name, block_name), made
+        prefix, entry = dotted(name, block_name), made
         if not isinstance(block, ConvBlock):
             raise ValueError(
                 f"{prefix}: a front-end with a {type(block).__name__} cannot "

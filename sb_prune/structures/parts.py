@@ -134,9 +134,34 @@ def feed_forward(name, ffn, path=None, norm=None, steps=same_length):
     """
     if not isinstance(ffn, PositionalwiseFeedForward):
         return None
+    return two_linears(name, ffn, ("ffn.0", "ffn.3"), path, norm, steps)
+
+
+def two_linears(name, ffn, linears, path=None, norm=None, steps=same_length):
+    """Hidden units between two linear layers.
+
+    Arguments
+    ---------
+    name : str
+        Module that goes when all of it is cut.
+    ffn : torch.nn.Module
+        Holds both.
+    linears : (str, str)
+        Their names inside it, in the order in which data flow.
+    path : str, optional
+        Name of `ffn`, if it lies below `name`.
+    norm : str, optional
+        Norm that feeds nothing else.
+    steps : callable
+        frames -> steps that they run over.
+
+    Returns
+    -------
+    Part
+    """
     path = path or name
-    first, second = f"{path}.ffn.0", f"{path}.ffn.3"
-    each = consecutive(ffn.ffn[0].out_features)
+    first, second = (f"{path}.{linear}" for linear in linears)
+    each = consecutive(ffn.get_submodule(linears[0]).out_features)
     units = Structure(
         name=f"{name}.units",
         kind="ffn_units",
@@ -152,10 +177,9 @@ def feed_forward(name, ffn, path=None, norm=None, steps=same_length):
         name=name,
         kind="ffn_modules",
         units=1,
-        masks=whole_linear(second, ffn.ffn[3]),
-        removes=((name, Absent), *_identity(norm)),
+        masks=whole_linear(second, ffn.get_submodule(linears[1])),
+        removes=((name, Absent), *identity(norm)),
     )
-    linears = ["ffn.0", "ffn.3"]
     return Part(
         module, units, weight_operations(name, ffn, linears, steps, path)
     )
@@ -196,7 +220,7 @@ def attention(name, module, norm=None, steps=same_length, memory=None):
         kind="cross_attention_modules" if cross else "attention_modules",
         units=1,
         masks=whole_linear(f"{path}.out_proj", inner.out_proj),
-        removes=((name, absent), *_identity(norm)),
+        removes=((name, absent), *identity(norm)),
     )
     return Part(
         whole,
@@ -208,7 +232,8 @@ def attention(name, module, norm=None, steps=same_length, memory=None):
 _absent_self_attention = partial(Absent, extra_outputs=1)
 
 
-def _identity(norm):
+def identity(norm):
+    """What a norm that feeds one module only becomes, if there is one."""
     return ((norm, torch.nn.Identity),) if norm else ()
 
 

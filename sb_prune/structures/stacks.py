@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Callable
 
-from sb_prune.structure import Declaration, Structure
+from sb_prune.structure import Declaration, Structure, dotted
 
 
 def no_operations(frames):
@@ -68,8 +68,14 @@ class Layer:
             )
         modules = [part.module for part in self.parts]
         masks = self.masks or sum((m.masks for m in modules), ())
-        removes = sum((m.removes for m in modules), self.removes)
-        return Structure(name, "layers", 1, masks=masks, removes=removes)
+        return Structure(
+            name=name,
+            kind="layers",
+            units=1,
+            masks=masks,
+            removes=sum((m.removes for m in modules), self.removes),
+            stays=sum((m.stays for m in modules), ()),
+        )
 
     def all_operations(self, frames):
         """MACs of the layer on one utterance.
@@ -148,7 +154,7 @@ def declare(root, architectures, known, kinds=None, only=""):
         If there is no such stack, a kind is unknown, or a kind or `only`
         matches nothing.
     """
-    _check_known(kinds, known)
+    check_known(kinds, known)
     stacks = find_stacks(root, architectures)
     layers = {}
     for prefix, stack in stacks.items():
@@ -156,7 +162,7 @@ def declare(root, architectures, known, kinds=None, only=""):
             architectures[c] for c in architectures if isinstance(stack, c)
         )
         for index, layer in enumerate(stack.layers):
-            name = ".".join(filter(None, [prefix, "layers", str(index)]))
+            name = dotted(prefix, "layers", str(index))
             layers[name] = describe(name, layer)
     structures = [
         structure
@@ -165,11 +171,11 @@ def declare(root, architectures, known, kinds=None, only=""):
             name, known if kinds is None else kinds
         )
     ]
-    _check_matched(structures, kinds or ())
+    check_matched(structures, kinds or ())
     return Declaration(
         root=root,
         scope=tuple(stacks),
-        structures=_select(structures, only),
+        structures=select(structures, only),
         operations=lambda frames: [
             operation
             for layer in layers.values()
@@ -180,7 +186,20 @@ def declare(root, architectures, known, kinds=None, only=""):
     )
 
 
-def _check_known(kinds, known):
+def check_known(kinds, known):
+    """Refuses kinds that an architecture does not have.
+
+    Arguments
+    ---------
+    kinds : list of str or None
+        What the user named.
+    known : tuple of str
+        What there is.
+
+    Raises
+    ------
+    ValueError
+    """
     unknown = [kind for kind in kinds or () if kind not in known]
     if unknown:
         raise ValueError(
@@ -188,7 +207,20 @@ def _check_known(kinds, known):
         )
 
 
-def _check_matched(structures, kinds):
+def check_matched(structures, kinds):
+    """Refuses kinds that a model does not have.
+
+    Arguments
+    ---------
+    structures : list of Structure
+        What was found.
+    kinds : list of str
+        What the user named.
+
+    Raises
+    ------
+    ValueError
+    """
     missing = set(kinds) - {s.kind for s in structures}
     if missing:
         raise ValueError(
@@ -198,7 +230,25 @@ def _check_matched(structures, kinds):
         )
 
 
-def _select(structures, only):
+def select(structures, only):
+    """The structures whose names match.
+
+    Arguments
+    ---------
+    structures : list of Structure
+        Parents before their children.
+    only : str
+        Regular expression that names must contain; empty: all.
+
+    Returns
+    -------
+    tuple of Structure
+
+    Raises
+    ------
+    ValueError
+        If it matches nothing, or leaves out a parent.
+    """
     chosen = [s for s in structures if re.search(only, s.name)]
     if not chosen:
         raise ValueError(

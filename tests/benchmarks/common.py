@@ -1,15 +1,20 @@
-"""What the benchmarks share: one switch, one JSON line, one Conformer."""
+"""What the benchmarks share: one switch, one JSON line, the models."""
 
 import argparse
 import ctypes
 import json
 
 import torch
+import transformers
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.nnet.activations import Swish
 
 ATTENTIONS = ("RelPosMHAXL", "RoPEMHA", "regularMHA")
-
+FAMILIES = {
+    "Wav2Vec2": ("eager", "sdpa"),
+    "Hubert": ("eager", "sdpa"),
+    "WavLM": ("eager",),
+}
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -61,6 +66,39 @@ def conformer(
         normalize_before=True,
         causal=causal,
     )
+
+
+def encoders(full):
+    """Small encoders of waveforms, or of 12 layers with their usual front-end.
+
+    Arguments
+    ---------
+    full : bool
+
+    Returns
+    -------
+    iterator of torch.nn.Module
+        Every family, norm mode and attention, in eval mode.
+    """
+    shape = {"num_hidden_layers": 12} if full else {"num_hidden_layers": 3}
+    if not full:
+        shape |= {"conv_dim": (32,) * 7}
+    for family, attentions in FAMILIES.items():
+        for attention in attentions:
+            for norms_first in (False, True):
+                torch.manual_seed(0)
+                config = getattr(transformers, f"{family}Config")(
+                    hidden_size=192,
+                    num_attention_heads=6,
+                    intermediate_size=768,
+                    num_conv_pos_embeddings=32,  # it stays, so let it be small
+                    feat_extract_norm="layer" if norms_first else "group",
+                    do_stable_layer_norm=norms_first,
+                    attn_implementation=attention,
+                    **shape,
+                )
+                model = getattr(transformers, f"{family}Model")(config)
+                yield model.eval()
 
 
 def random_scores(declaration, seed, spread=1.0):

@@ -2,13 +2,14 @@
 
     python tests/benchmarks/cost.py [--full]
 
-Dense and cut at random plans, every attention type, causal or not.
+Dense and cut at random plans: Conformers of every attention type, causal or
+not, and wav2vec 2.0, HuBERT and WavLM of every norm mode and attention.
 """
 
 import copy
 
 import torch
-from common import ATTENTIONS, conformer, random_scores, run
+from common import ATTENTIONS, conformer, encoders, random_scores, run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,15 +19,16 @@ from sb_prune import (
     cut_,
     mac_cost,
     parameter_cost,
+    wav2vec2_structures,
 )
 from sb_prune.fitting import fit_plan
 from sb_prune.plan import full_plan
 
 
-def errors(dense, target, frames):
+def errors(dense, structures, count, frames, target):
     """Relative errors of parameters and MACs at one plan; target 0: dense."""
     model = copy.deepcopy(dense).eval()
-    declaration = conformer_structures(model)
+    declaration = structures(model)
     plan = full_plan(declaration)
     if target:
         groups = ParameterBudget(target).groups(declaration)
@@ -36,32 +38,54 @@ def errors(dense, target, frames):
     parameters = float(parameter_cost(declaration).of_kept(kept))
     macs = float(mac_cost(declaration, frames).of_kept(kept))
     cut_(declaration, plan)
-    counted = sum(p.numel() for p in model.encoder.parameters())
+    (scope,) = declaration.scope
+    scope = model.get_submodule(scope)
+    counted = sum(p.numel() for p in scope.parameters())
     return (
         abs(parameters / counted - 1),
-        abs(macs / counted_macs(model, frames) - 1),
+        abs(macs / count(model, frames) - 1),
     )
 
 
-def counted_macs(model, frames):
-    """MACs of the encoder, op by op, for one utterance."""
+def conformer_macs(model, frames):
+    """MACs of a Conformer, op by op, for one utterance."""
     source = torch.randn(1, frames, model.encoder.norm.norm.weight.numel())
+    return count_by_class(lambda: model.encode(source))["ConformerEncoder"]
+
+
+def waveform_macs(model, samples):
+    """MACs of a Hugging Face encoder, op by op, for one utterance."""
+    return count_by_class(lambda: model(torch.randn(1, samples)))["Global"]
+
+
+def count_by_class(forward):
+    """Class of a module -> MACs of a forward in it."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        model.encode(source)
-    return sum(counter.get_flop_counts()["ConformerEncoder"].values()) / 2
+        forward()
+    counts = counter.get_flop_counts()
+    return {name: sum(ops.values()) / 2 for name, ops in counts.items()}
+
+
+def cases(full):
+    """(dense model, its structures, what counts its MACs, length)."""
+    shape = {} if full else {"layers": 3, "width": 64, "hidden": 128}
+    frames = 250 if full else 50
+    for attention in ATTENTIONS:
+        for causal in (False, True):
+            dense = conformer(attention=attention, causal=causal, **shape)
+            yield dense, conformer_structures, conformer_macs, frames
+    for dense in encoders(full):
+        yield dense, wav2vec2_structures, waveform_macs, 640 * frames
 
 
 def measure(full):
     """Largest relative errors over all cases."""
-    shape = {} if full else {"layers": 3, "width": 64, "hidden": 128}
-    frames = 250 if full else 50
-    found = []
-    for attention in ATTENTIONS:
-        for causal in (False, True):
-            dense = conformer(attention=attention, causal=causal, **shape)
-            for target in (0, 0.3, 0.5, 0.7, 0.9):
-                found.append(errors(dense, target, frames))
+    found = [
+        errors(*case, target)
+        for case in cases(full)
+        for target in (0, 0.3, 0.5, 0.7, 0.9)
+    ]
     parameters, macs = zip(*found)
     return {
         "cases": len(found),

@@ -2,16 +2,23 @@
 
     python tests/benchmarks/export_exactness.py [--full]
 
-Every attention type, causal or not, over random plans; `--full` has the shape
-of Conformer-small and more plans.
+Conformers of every attention type, causal or not, and wav2vec 2.0, HuBERT and
+WavLM of every norm mode and attention, padded batches, over random plans;
+`--full` has the shape of Conformer-small, 12 layers and more plans.
 """
 
 import copy
 
 import torch
-from common import ATTENTIONS, conformer, random_scores, run
+from common import ATTENTIONS, conformer, encoders, random_scores, run
 
-from sb_prune import ParameterBudget, attach_, conformer_structures, cut_
+from sb_prune import (
+    ParameterBudget,
+    attach_,
+    conformer_structures,
+    cut_,
+    wav2vec2_structures,
+)
 from sb_prune.fitting import fit_plan
 from sb_prune.masking import detach_
 
@@ -19,31 +26,56 @@ TARGETS = (0.3, 0.5, 0.7, 0.9)
 
 
 @torch.no_grad()
-def difference(dense, target, seed, frames=100):
+def difference(dense, structures, encode, target, seed):
     """Largest difference of one random plan at one target."""
     model = copy.deepcopy(dense).eval()
-    declaration = conformer_structures(model)
+    declaration = structures(model)
     groups = ParameterBudget(target).groups(declaration)
     plan = fit_plan(declaration, groups, random_scores(declaration, seed))
-    source = torch.randn(3, frames, model.encoder.norm.norm.weight.numel())
-    lengths = torch.tensor([1.0, 0.8, 0.5])
     attach_(declaration).set_(plan.values(declaration))
-    masked = model.encode(source, lengths)
+    masked = encode(model)
     detach_(model)
     cut_(declaration, plan)
-    return (masked - model.encode(source, lengths)).abs().max().item()
+    return (masked - encode(model)).abs().max().item()
+
+
+LENGTHS = torch.tensor([1.0, 0.8, 0.5])
+
+
+def encode_features(model, frames=100):
+    """A padded batch through a Conformer."""
+    torch.manual_seed(0)
+    source = torch.randn(3, frames, model.encoder.norm.norm.weight.numel())
+    return model.encode(source, LENGTHS)
+
+
+def encode_waveform(model, samples=16000):
+    """A padded batch of 1 s through a Hugging Face encoder."""
+    torch.manual_seed(0)
+    mask = torch.arange(samples) < (LENGTHS * samples)[:, None]
+    output = model(torch.randn(3, samples), attention_mask=mask)
+    return output.last_hidden_state
+
+
+def cases(full):
+    """(dense model, its structures, what runs it)."""
+    shape = {} if full else {"layers": 3, "width": 64, "hidden": 128}
+    for attention in ATTENTIONS:
+        for causal in (False, True):
+            dense = conformer(attention=attention, causal=causal, **shape)
+            yield dense, conformer_structures, encode_features
+    for dense in encoders(full):
+        yield dense, wav2vec2_structures, encode_waveform
 
 
 def measure(full):
     """Largest difference over all cases."""
-    shape = {} if full else {"layers": 3, "width": 64, "hidden": 128}
-    found = []
-    for attention in ATTENTIONS:
-        for causal in (False, True):
-            dense = conformer(attention=attention, causal=causal, **shape)
-            for target in TARGETS:
-                for seed in range(5 if full else 3):
-                    found.append(difference(dense, target, seed))
+    found = [
+        difference(*case, target, seed)
+        for case in cases(full)
+        for target in TARGETS
+        for seed in range(5 if full else 3)
+    ]
     return {"cases": len(found), "max_abs_diff": max(found)}
 
 

@@ -1,7 +1,13 @@
-"""A small synthesised corpus and runs of the recipe on it."""
+"""Small synthesised corpora, a tiny encoder, and runs of the recipes."""
 
 import pytest
+import torch
 from recipe_runs import RECIPE, ROOT, TINY, TINY_PRUNE, options, run_python
+from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+)
 
 
 @pytest.fixture(scope="session")
@@ -62,4 +68,39 @@ def pruned_run(tmp_path_factory, prune):
     """Output folder of a finished, uninterrupted pruning run."""
     folder = tmp_path_factory.mktemp("pruned") / "run"
     prune(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def slurp_corpus(tmp_path_factory):
+    """A few utterances in the layout of SLURP."""
+    folder = tmp_path_factory.mktemp("speech") / "slurp"
+    run_python(
+        ROOT / "sb_prune/demo/slurp.py",
+        folder,
+        "--train_utterances=24",
+        "--devel_utterances=6",
+        "--test_utterances=6",
+        cwd=ROOT,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_wav2vec2(tmp_path_factory):
+    """A Hugging Face folder of a random wav2vec 2.0 of width 16."""
+    folder = tmp_path_factory.mktemp("encoder") / "tiny_wav2vec2"
+    config = Wav2Vec2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=32,
+        conv_dim=[8] * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Wav2Vec2Model(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
     return folder

@@ -1,8 +1,8 @@
-"""The recipe's train.py, killed (SIGKILL) at the start of one epoch.
+"""A recipe's training script, killed (SIGKILL) at the start of one epoch.
 
-Environment: KILL_EPOCH; or KILL_PHASE=cut for the moment after the cut; or
-KILL_SAVING for the moment when the first weights below a folder of that name
-are written by half.
+Environment: TRAIN, the script (train.py); KILL_EPOCH; or KILL_PHASE=cut for
+the moment after the cut; or KILL_SAVING for the moment when the first weights
+below a folder of that name are written by half.
 """
 
 import os
@@ -49,5 +49,5 @@ if __name__ == "__main__":
     PruningMixin.on_stage_start = start
     PruningRun.start_finetuning_ = start_finetuning
     torch.save = save
-    sys.argv[0] = "train.py"
-    runpy.run_path("train.py", run_name="__main__")
+    sys.argv[0] = os.environ.get("TRAIN", "train.py")
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,4 +1,4 @@
-"""Runs the LibriSpeech recipe at debug size."""
+"""Runs the recipes at debug size."""
 
 import os
 import signal
@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
+CTC = ROOT / "recipes/LibriSpeech/ASR/CTC"
+SLURP = ROOT / "recipes/SLURP/direct"
 TIMEOUT = 300  # seconds; a run takes about ten
 
 # Scalars that make demo_train.yaml and demo_prune.yaml run in seconds.
@@ -48,6 +50,44 @@ JOINT = {
     "test_splits": "[test-clean]",
 }
 JOINT_PRUNE = {**JOINT, "prune_epochs": 1, "schedule_steps": 2}
+# The same for finetune.yaml and demo_finetune.yaml of CTC,
+TINY_CTC = {
+    "number_of_epochs": 3,
+    "freeze_wav2vec_steps": 2,
+    "total_steps": 20,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+    "max_batch_length": 12,
+    "num_buckets": 4,
+    "num_workers": 0,
+    "encoder_dim": 16,
+    "dnn_layers": 1,
+    "dnn_neurons": 32,
+    "token_type": "unigram",
+    "output_neurons": 40,
+}
+# and for demo_encoder.yaml.
+TINY_ENCODER = {**TINY_CTC, "number_of_epochs": 1, "encoder_dim": 128}
+# The same for finetune.yaml and demo_finetune.yaml of SLURP; enough to write
+# semantics, though not those of the utterance.
+TINY_SLURP = {
+    "number_of_epochs": 5,
+    "lr": 0.01,
+    "total_steps": 1000,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+    "max_batch_length": 5,
+    "num_buckets": 4,
+    "num_workers": 0,
+    "test_batch_size": 1,
+    "encoder_dim": 16,
+    "emb_size": 8,
+    "dec_neurons": 64,
+    "dec_layers": 1,
+    "attn_dim": 16,
+    "output_neurons": 60,
+    "test_beam_size": 2,
+}
 
 
 def run_python(

@@ -12,14 +12,18 @@ from recipe_runs import (
     JOINT_PRUNE,
     ROOT,
     TINY,
+    TINY_CTC,
+    TINY_ENCODER,
     TINY_PRUNE,
+    TINY_SLURP,
     options,
     run_python,
 )
 
 CORPUS = ["--train_utterances=24", "--dev_utterances=8", "--test_utterances=8"]
 TEST = "[results/{}/1234/test-clean.csv]"
-# What debug size adds to a command, by the words it holds
+TWO_EPOCHS = {"number_of_epochs": 2, "prune_epochs": 1, "schedule_steps": 2}
+# What debug size adds to a command, by words that it holds
 SMALLER = {
     "sb_prune.demo.corpus": CORPUS,
     "hparams/train.yaml": options(
@@ -28,8 +32,50 @@ SMALLER = {
     "hparams/prune.yaml": options(
         JOINT_PRUNE, number_of_epochs=2, test_csv=TEST.format("prune")
     ),
+    "train_with_wav2vec.py hparams/prune_mac.yaml": options(
+        TINY_CTC,
+        **TWO_EPOCHS,
+        test_csv=TEST.format("prune_mac"),
+        test_splits="[test-clean]",
+        wav2vec2_hub="/path/to/small_wav2vec2",
+    ),
+    "train_with_wav2vec.py hparams/demo_prune.yaml": options(
+        TINY_CTC, **TWO_EPOCHS, encoder_dim=128
+    ),
+    "train_with_wav2vec2.py hparams/prune_mac.yaml": options(
+        TINY_SLURP,
+        **TWO_EPOCHS,
+        wav2vec2_hub="/path/to/small_wav2vec2",
+    ),
+    "train_with_wav2vec2.py hparams/demo_prune.yaml": options(
+        TINY_SLURP, **TWO_EPOCHS
+    ),
     "hparams/demo_train.yaml": options(TINY),
-    "hparams/demo_prune.yaml": options(TINY_PRUNE),
+    "train.py hparams/demo_prune.yaml": options(TINY_PRUNE),
+    "sb_prune.demo.slurp": [
+        "--train_utterances=24",
+        "--devel_utterances=6",
+        "--test_utterances=6",
+    ],
+    "train_with_wav2vec.py hparams/finetune.yaml": options(
+        TINY_CTC,
+        number_of_epochs=1,
+        test_csv=TEST.format("finetune"),
+        test_splits="[test-clean]",
+        wav2vec2_hub="/path/to/small_wav2vec2",
+    ),
+    "train_with_wav2vec.py hparams/demo_encoder.yaml": options(TINY_ENCODER),
+    "train_with_wav2vec.py hparams/demo_finetune.yaml": options(
+        TINY_CTC, number_of_epochs=1, encoder_dim=128
+    ),
+    "train_with_wav2vec2.py hparams/finetune.yaml": options(
+        TINY_SLURP,
+        number_of_epochs=1,
+        wav2vec2_hub="/path/to/small_wav2vec2",
+    ),
+    "train_with_wav2vec2.py hparams/demo_finetune.yaml": options(
+        TINY_SLURP, number_of_epochs=1
+    ),
     "sb_prune.report": ["--seconds=2"],
 }
 
@@ -41,18 +87,19 @@ def commands(readme):
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory, corpus):
-    """A copy of the tree's recipes, and a corpus at the READMEs' paths."""
+def checkout(tmp_path_factory, corpus, slurp_corpus, tiny_wav2vec2):
+    """A copy of the tree's recipes, and data at the READMEs' paths."""
     folder = tmp_path_factory.mktemp("checkout")
     for part in ("recipes", "hparams"):
         shutil.copytree(ROOT / part, folder / part, symlinks=True)
     shutil.copytree(corpus, folder / "LibriSpeech")
+    shutil.copytree(slurp_corpus, folder / "slurp")
+    shutil.copytree(tiny_wav2vec2, folder / "small_wav2vec2")
     return folder
 
 
 def run_line(line, checkout, cwd):
     """Runs one command in cwd; returns where the next one runs."""
-    line = line.replace("/path/to/", f"{checkout}/")
     first, *words = line.split()
     if first == "cd":
         return checkout / words[0]
@@ -63,14 +110,26 @@ def run_line(line, checkout, cwd):
         assert done.returncode == 0, done.stderr
         return cwd
     assert first == "python", f"no test knows how to run: {line}"
-    smaller = [more for key, more in SMALLER.items() if key in words]
+    smaller = [
+        more for key, more in SMALLER.items() if set(key.split()) <= {*words}
+    ]
     assert smaller, f"no test knows how to run: {line}"
-    run_python(*words, *smaller[0], cwd=cwd)
+    words = [
+        word.replace("/path/to/", f"{checkout}/")
+        for word in [*words, *smaller[0]]
+    ]
+    run_python(*words, cwd=cwd)
     return cwd
 
 
 @pytest.mark.parametrize(
-    "readme", ["README.md", "recipes/LibriSpeech/ASR/transformer/README.md"]
+    "readme",
+    [
+        "README.md",
+        "recipes/LibriSpeech/ASR/CTC/README.md",
+        "recipes/LibriSpeech/ASR/transformer/README.md",
+        "recipes/SLURP/direct/README.md",
+    ],
 )
 def test_commands_run(readme, checkout):
     cwd = (checkout / readme).parent

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from hyperpyyaml import load_hyperpyyaml
-from recipe_runs import RECIPE, ROOT
+from recipe_runs import ROOT
 
 YAMLS = sorted(
     path
@@ -13,38 +13,72 @@ YAMLS = sorted(
 )
 
 
-def placeholders(path, folder):
-    """A value for each !PLACEHOLDER: folders, or what train.yaml says."""
+# Inference YAMLs take scalars from these.
+TRAINING = {
+    "recipes/LibriSpeech/ASR/CTC/hparams/inference_ctc": "demo_finetune",
+    "recipes/LibriSpeech/ASR/transformer/hparams/inference": "train",
+    "recipes/LibriSpeech/ASR/transformer/hparams/inference_ctc": "demo_train",
+    "recipes/SLURP/direct/hparams/inference": "finetune",
+}
+
+
+def name_of(path):
+    """A YAML's path in the repository, without its suffix."""
+    return path.relative_to(ROOT).with_suffix("").as_posix()
+
+
+def overrides(path, folder, encoder):
+    """A value for each !PLACEHOLDER, and an encoder that needs no network."""
     names = re.findall(r"^(\w+): !PLACEHOLDER", path.read_text(), re.M)
-    train = "demo_train.yaml" if path.stem.endswith("ctc") else "train.yaml"
     values = {}
     for name in names:
         if name.endswith("folder"):
             values[name] = str(folder)
-        else:
-            text = (RECIPE / "hparams" / train).read_text()
-            (found,) = re.findall(rf"^{name}: (\S+)", text, re.M)
+        elif name != "wav2vec2_hub":
+            training = path.with_name(f"{TRAINING[name_of(path)]}.yaml")
+            (found,) = re.findall(
+                rf"^{name}: (\S+)", training.read_text(), re.M
+            )
             values[name] = float(found) if "." in found else int(found)
+    if re.search("^wav2vec2_hub:", path.read_text(), re.M):
+        values["wav2vec2_hub"] = str(encoder)
     return values
 
 
-@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
-def test_yaml_loads(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", YAMLS, ids=name_of)
+def test_yaml_loads(path, tmp_path, monkeypatch, tiny_wav2vec2):
     monkeypatch.chdir(tmp_path)  # Checkpointers make their folders
     with open(path) as file:
-        hparams = load_hyperpyyaml(file, placeholders(path, tmp_path))
+        hparams = load_hyperpyyaml(
+            file, overrides(path, tmp_path, tiny_wav2vec2)
+        )
     assert hparams
 
 
 def test_there_are_yamls():
-    assert len(YAMLS) >= 7
+    assert len(YAMLS) >= 14
 
 
-@pytest.mark.parametrize("kind", ["", "demo_"])
-def test_prune_yaml_is_train_yaml_and_the_block(kind):
+TRANSFORMER = "recipes/LibriSpeech/ASR/transformer/hparams"
+SLURP = "recipes/SLURP/direct/hparams"
+CTC = "recipes/LibriSpeech/ASR/CTC/hparams"
+PAIRS = [
+    (f"{TRANSFORMER}/train", f"{TRANSFORMER}/prune"),
+    (f"{TRANSFORMER}/demo_train", f"{TRANSFORMER}/demo_prune"),
+    *((f"{f}/demo_finetune", f"{f}/demo_prune") for f in (SLURP, CTC)),
+    *(
+        (f"{folder}/finetune", f"{folder}/prune_{variant}")
+        for folder in (SLURP, CTC)
+        for variant in ("size", "mac", "sepsize", "transformer_only")
+    ),
+]
+
+
+@pytest.mark.parametrize("dense, pruned", PAIRS)
+def test_prune_yaml_is_the_dense_one_and_the_block(dense, pruned):
     """Nothing else may drift apart: the dense run must load."""
-    train = (RECIPE / f"hparams/{kind}train.yaml").read_text().splitlines()
-    prune = (RECIPE / f"hparams/{kind}prune.yaml").read_text()
+    train = (ROOT / f"{dense}.yaml").read_text().splitlines()
+    prune = (ROOT / f"{pruned}.yaml").read_text()
     prune = re.sub(r"#+ Pruning #+\n\npruning: .*?\n\n", "", prune, flags=re.S)
     changed = {
         re.match(r"\w*", line).group()
@@ -55,9 +89,12 @@ def test_prune_yaml_is_train_yaml_and_the_block(kind):
         "output_folder",
         "tokenizer_folder",
         "dense_folder",
+        "freeze_feature_extractor",
+        "freeze_wav2vec_steps",
         "number_of_epochs",
         "prune_epochs",
         "target",
+        "target_front_end",
         "schedule_steps",
         "warmup_steps",
         "cooldown_steps",

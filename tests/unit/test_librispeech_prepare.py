@@ -94,3 +94,10 @@ def test_bad_audio_is_named(prepare, data, tmp_path, damage, error):
     with pytest.raises(error, match=f"{FIRST}.*split again"):
         prepare(data, tmp_path / "out", **SPLITS)
     assert not (tmp_path / "out").exists()
+
+
+def test_other_sampling_rate_is_refused(prepare, data, tmp_path):
+    soundfile.write(data / FIRST, np.zeros(8000), 8000)
+    with pytest.raises(ValueError, match=f"{FIRST}.*8000 Hz.*ffmpeg"):
+        prepare(data, tmp_path / "out", **SPLITS)
+    assert not (tmp_path / "out").exists()

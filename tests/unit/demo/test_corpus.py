@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sb_prune.demo import corpus
+from sb_prune.demo import corpus, synthesis
 from sb_prune.demo.espeak import Speaker, speak, speak_all
 
 SIZES = {"train_utterances": 12, "dev_utterances": 4, "test_utterances": 4}
@@ -61,7 +61,7 @@ def test_no_sentence_in_two_splits(folder):
 
 
 def test_complete_folder_is_left_alone(folder, monkeypatch):
-    monkeypatch.setattr(corpus, "speak_all", None)
+    monkeypatch.setattr(synthesis, "speak_all", None)
     corpus.synthesise_librispeech(folder, seed=1, **SIZES)
 
 
@@ -85,11 +85,11 @@ def test_interrupted_synthesis_starts_again(folder, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     target = tmp_path / "LibriSpeech"
-    monkeypatch.setattr(corpus, "speak_all", say_one_then_stop)
+    monkeypatch.setattr(synthesis, "speak_all", say_one_then_stop)
     with pytest.raises(KeyboardInterrupt):
         corpus.synthesise_librispeech(target, seed=1, **SIZES)
     assert not target.exists()
-    monkeypatch.setattr(corpus, "speak_all", say)
+    monkeypatch.setattr(synthesis, "speak_all", say)
     corpus.synthesise_librispeech(target, seed=1, **SIZES)
     assert files_of(target) == files_of(folder)
     assert list(tmp_path.iterdir()) == [target]

@@ -1,0 +1,1 @@
+../slurp_metrics.py
