@@ -164,7 +164,8 @@ def dataio_prepare(hparams):
         If `output_neurons` is not the number of tokens, which for characters
         follows from the transcripts.
     """
-    tokenizer = hparams["tokenizer"]().sp
+    # One process trains it; the others must not find half of it.
+    tokenizer = run_on_main(hparams["tokenizer"]).sp
     tokens, outputs = tokenizer.vocab_size(), hparams["output_neurons"]
     if tokens != outputs:
         raise ValueError(

@@ -151,7 +151,8 @@ def dataio_prepare(hparams):
     tokenizer : sentencepiece.SentencePieceProcessor
         Between words and tokens.
     """
-    tokenizer = hparams["tokenizer"]().sp
+    # One process trains it; the others must not find half of it.
+    tokenizer = run_on_main(hparams["tokenizer"]).sp
 
     @sb.utils.data_pipeline.takes("wav")
     @sb.utils.data_pipeline.provides("sig")
