@@ -22,7 +22,7 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	for script in $(if $(NAME),tests/benchmarks/$(NAME).py,\
-	$(filter-out %/common.py,$(wildcard tests/benchmarks/*.py))); do \
+	$(filter-out %/cells.py %/common.py,$(wildcard tests/benchmarks/*.py))); do \
 		$(BIN)/python $$script $(if $(FULL),--full) || exit 1; \
 	done
 

@@ -9,26 +9,19 @@ fine-tuning; only how structures are chosen and what is distilled differ. Each
 is compared with a dense model of the same size trained from scratch
 (`small_dense`) for all those epochs together, as `dense_longer` is.
 
-A cell is one run of train.py. Finished cells are read from, and added to,
-`conformer_methods.json` beside this file, so that a stopped benchmark
-continues; a run that was killed continues too. Without --full: one seed, one
-level, and only what is quick to compare.
+A cell is one run of train.py; `cells.py` keeps them. Without --full: one seed,
+one level, and only what is quick to compare.
 """
 
-import argparse
 import json
-import os
 import re
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean
-from threading import Lock
+
+from cells import ROOT, Runs, Table, read_command_line, spread
 
 from sb_prune.demo.corpus import synthesise_librispeech
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 TABLE = Path(__file__).with_suffix(".json")
 WORD_ERRORS = "wer_test-clean.txt"
@@ -67,8 +60,8 @@ def all_methods():
 # --------------------------------------------------------------------- runs
 
 
-class Runs:
-    """Runs of train.py in one folder.
+class Cells:
+    """Computes cells from runs of train.py.
 
     Arguments
     ---------
@@ -77,7 +70,7 @@ class Runs:
     """
 
     def __init__(self, folder):
-        self.folder = folder
+        self.runs = Runs(folder)
         self.corpus = folder / "corpus"
         synthesise_librispeech(
             self.corpus, 1234, test_utterances=TEST_UTTERANCES
@@ -97,22 +90,21 @@ class Runs:
             Word error rate on the test set, in %.
         """
         method, *level, seed = key.split("/")
-        name, seed = key.replace("/", "-"), int(seed)
+        name = key.replace("/", "-")
         if method == "dense":
-            return self._train(name, seed, DENSE_EPOCHS)
-        if method == "dense_longer":
-            return self._train(name, seed, ALL_EPOCHS)
-        level = float(level[0])
-        if method == "small_dense":
-            return self._train(name, seed, ALL_EPOCHS, small_model(level))
-        return self._prune(name, method, level, seed)
+            output = self._dense(seed)
+        elif method == "dense_longer":
+            output = self._train(name, seed, ALL_EPOCHS)
+        elif method == "small_dense":
+            model = small_model(float(level[0]))
+            output = self._train(name, seed, ALL_EPOCHS, model)
+        else:
+            output = self._prune(name, method, float(level[0]), seed)
+        text = (output / WORD_ERRORS).read_text("utf-8")
+        return float(re.match(r"%WER (\S+)", text)[1])
 
-    def has_finished(self, key):
-        """Whether a run stands in this folder, evaluated."""
-        return (self._output(key.replace("/", "-")) / WORD_ERRORS).is_file()
-
-    def _output(self, name):
-        return self.folder / name
+    def _dense(self, seed):
+        return self._train(f"dense-{seed}", seed, DENSE_EPOCHS)
 
     def _train(self, name, seed, epochs, model=None):
         options = {
@@ -125,7 +117,7 @@ class Runs:
         return self._run(name, yaml, seed, options)
 
     def _prune(self, name, method, level, seed):
-        yaml = self.folder / f"{method}.yaml"
+        yaml = self.runs.folder / f"{method}.yaml"
         yaml.write_text(pruning_yaml(method), encoding="utf-8")
         options = {
             "number_of_epochs": PRUNE_EPOCHS + TUNE_EPOCHS,
@@ -136,31 +128,15 @@ class Runs:
             "target": level,
             "d_model": WIDTH,
             "d_ffn": 4 * WIDTH,
-            "dense_folder": self._output(f"dense-{seed}"),
+            "dense_folder": self._dense(seed),
         }
         return self._run(name, yaml, seed, options)
 
     def _run(self, name, yaml, seed, options):
-        """Starts, or continues, a run; returns its test WER in %."""
-        options = {
-            **options,
-            "seed": seed,
-            "data_folder": self.corpus,
-            "output_folder": self._output(name),
-        }
-        flags = [f"--{key}={value}" for key, value in options.items()]
-        with open(self.folder / f"{name}.log", "a", encoding="utf-8") as log:
-            subprocess.run(
-                [sys.executable, "train.py", yaml]
-                + ["--device=cpu", "--noprogressbar", *flags],
-                cwd=RECIPE,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=True,
-            )
-        text = (self._output(name) / WORD_ERRORS).read_text("utf-8")
-        return float(re.match(r"%WER (\S+)", text)[1])
+        options = {**options, "seed": seed, "data_folder": self.corpus}
+        return self.runs.run(
+            name, RECIPE / "train.py", yaml, WORD_ERRORS, options
+        )
 
 
 def pruning_yaml(method):
@@ -200,34 +176,17 @@ def encoder_parameters(d, h):
 # -------------------------------------------------------------------- table
 
 
-class Table:
-    """Finished cells, kept in a JSON file."""
-
-    def __init__(self, path):
-        self.path = path
-        self.cells = json.loads(path.read_text()) if path.is_file() else {}
-        self._lock = Lock()
-
-    def add(self, key, value):
-        """Keeps a cell, on disk too."""
-        with self._lock:
-            self.cells[key] = value
-            text = json.dumps(dict(sorted(self.cells.items())), indent=1)
-            aside = self.path.with_suffix(".tmp")
-            aside.write_text(text + "\n")
-            os.replace(aside, self.path)
-
-    def summary(self):
-        """{table: method -> sparsity -> list of WER, dense, dense_longer}."""
-        result = {"table": {}, "dense": [], "dense_longer": []}
-        for key, wer in sorted(self.cells.items()):
-            name, *rest = key.split("/")
-            if name in result:
-                result[name].append(wer)
-            else:
-                rows = result["table"].setdefault(name, {})
-                rows.setdefault(rest[0], []).append(wer)
-        return result
+def summarise(cells):
+    """{table: method -> sparsity -> list of WER, dense, dense_longer}."""
+    result = {"table": {}, "dense": [], "dense_longer": []}
+    for key, wer in sorted(cells.items()):
+        name, *rest = key.split("/")
+        if name in result:
+            result[name].append(wer)
+        else:
+            rows = result["table"].setdefault(name, {})
+            rows.setdefault(rest[0], []).append(wer)
+    return result
 
 
 def plan_cells(full):
@@ -246,28 +205,6 @@ def plan_cells(full):
     return [f"dense/{seed}" for seed in seeds] + keys
 
 
-def fill(table, runs, keys, jobs):
-    """Runs what is missing; dense models first, as pruning needs them."""
-    missing = [key for key in keys if key not in table.cells]
-    first = [f"dense/{seed}" for seed in seeds_to_prune(missing)]
-    first = [key for key in first if not runs.has_finished(key)]
-
-    def run(key):
-        table.add(key, runs.run(key))
-        print(f"{key}: {table.cells[key]}", file=sys.stderr, flush=True)
-
-    for together in (first, [key for key in missing if key not in first]):
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(run, together))
-
-
-def seeds_to_prune(keys):
-    """Seeds of the cells that start from a dense model."""
-    trained = ("dense", "dense_longer", "small_dense")
-    pruned = [key for key in keys if key.split("/")[0] not in trained]
-    return dict.fromkeys(int(key.rpartition("/")[2]) for key in pruned)
-
-
 def as_markdown(summary):
     """The table for a README, means with their spread."""
     levels = [str(level) for level in sorted(LEVELS)]
@@ -281,28 +218,14 @@ def as_markdown(summary):
     return "\n".join(lines)
 
 
-def spread(values):
-    """'mean +- half the range (n)'."""
-    if not values:
-        return "-"
-    half = (max(values) - min(values)) / 2
-    return f"{mean(values):.2f} ± {half:.2f} ({len(values)})"
-
-
 def main():
     """Reads the command line, runs what is missing, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--folder", default=ROOT / "results/conformer_methods")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    given = parser.parse_args()
-    folder = Path(given.folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    table = Table(TABLE)
-    keys = plan_cells(given.full)
-    if any(key not in table.cells for key in keys):
-        fill(table, Runs(folder), keys, given.jobs)
-    summary = table.summary()
+    script = Path(__file__)
+    given = read_command_line(script, __doc__.splitlines()[0])
+    table, keys = Table(TABLE), plan_cells(given.full)
+    if not table.cells.keys() >= set(keys):
+        table.fill(keys, Cells(given.folder).run, given.jobs)
+    summary = summarise(table.cells)
     print(as_markdown(summary), file=sys.stderr)
     print(json.dumps(summary), flush=True)
 

@@ -1,26 +1,35 @@
-"""The benchmark of methods: its runs are what its table says they are."""
+"""The benchmarks of methods: their runs are what their tables say they are."""
 
-import importlib.util
-from functools import partial
+import importlib
 from pathlib import Path
 
 import pytest
+import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 
-from sb_prune import taylor_score
+from sb_prune import MACBudget, ParameterBudget, magnitude_score, taylor_score
+from sb_prune.demo.encoder import write_untrained
 from sb_prune.run import PruningRun
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def methods():
-    path = ROOT / "tests/benchmarks/conformer_methods.py"
-    spec = importlib.util.spec_from_file_location("conformer_methods", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def benchmark_module(monkeypatch):
+    """Function: imports a benchmark as if it were run as a script."""
+    monkeypatch.syspath_prepend(ROOT / "tests/benchmarks")
+    return importlib.import_module
+
+
+@pytest.fixture
+def methods(benchmark_module):
+    return benchmark_module("conformer_methods")
+
+
+@pytest.fixture
+def variants(benchmark_module):
+    return benchmark_module("hj_variants")
 
 
 @pytest.fixture
@@ -75,17 +84,117 @@ def test_cells_are_kept_and_only_the_missing_are_run(methods, tmp_path):
     again = methods.Table(tmp_path / "table.json")
     ran = []
 
-    class Runs:
-        has_finished = staticmethod(lambda key: key == "dense/2")
-
-        def run(self, key):
-            ran.append(key)
-            return 1.0
+    def run(key):
+        ran.append(key)
+        return 1.0
 
     keys = ["dense/1", "taylor/0.5/1", "random/0.5/1", "random/0.5/2"]
-    fill = partial(methods.fill, again, Runs(), jobs=1)
-    fill([*keys, "small_dense/0.5/3"])
-    # seed 1 is known, but its model must be there to start from
-    assert ran == ["dense/1", *keys[2:], "small_dense/0.5/3"]
-    assert again.summary()["table"]["random"] == {"0.5": [1.0, 1.0]}
-    assert again.summary()["dense"] == [1.0]
+    again.fill(keys, run, jobs=1)
+    assert ran == keys[2:]
+    summary = methods.summarise(methods.Table(table.path).cells)
+    assert summary["table"]["random"] == {"0.5": [1.0, 1.0]}
+    assert summary["dense"] == [2.0]
+
+
+def test_a_run_that_two_cells_start_from_runs_once(methods, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import pathlib, sys, time\n"
+        "folder = pathlib.Path(sys.argv[-1].partition('=')[2])\n"
+        "folder.mkdir()\n"  # a second one would fail
+        "time.sleep(0.5)\n"
+        "(folder / 'done').write_text(' '.join(sys.argv[1:3]))\n"
+    )
+    runs = methods.Runs(tmp_path)
+    table = methods.Table(tmp_path / "table.json")
+
+    def run(key):
+        output = runs.run("dense", script, "my.yaml", "done", {"seed": 3})
+        return (output / "done").read_text()
+
+    table.fill(["a", "b"], run, jobs=2)
+    assert table.cells == dict.fromkeys("ab", "my.yaml --device=cpu")
+
+
+# -------------------------------------------------------------- hj_variants
+
+
+@pytest.mark.parametrize("task", ["asr", "slu"])
+def test_variants_differ_in_what_their_names_say(
+    variants, task, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_untrained(str(tmp_path / "encoder"), **variants.shape(16))
+    values = {
+        "dense_folder": "dense",
+        "data_folder": "data",
+        "wav2vec2_hub": str(tmp_path / "encoder"),
+        "encoder_dim": 16,
+        "target": 0.6,
+    }
+    blocks = {}
+    for variant in variants.VARIANTS:
+        if variant != "small_dense":
+            text = variants.pruning_yaml(task, variant)
+            monkeypatch.syspath_prepend(variants.SLURP)
+            blocks[variant] = load_hyperpyyaml(text, values)["pruning"]
+            PruningRun.from_block(blocks[variant])
+
+    def kinds(variant):
+        return blocks[variant]["structures"].keywords["kinds"]
+
+    for variant in ("mac", "transformer_only", "magnitude"):
+        budget = blocks[variant]["budget"](0.6)
+        assert isinstance(budget, MACBudget)
+        assert budget.frames == variants.SAMPLES
+    for variant in ("size", "sepsize"):
+        budget = blocks[variant].get("budget", ParameterBudget)
+        assert budget is ParameterBudget
+    assert len(blocks["sepsize"]["target"]) == 2
+    assert {*kinds("mac")} - {*kinds("transformer_only")} == {
+        "front_end_channels"
+    }
+    assert kinds("size") == kinds("sepsize") == kinds("mac")
+    assert blocks["magnitude"]["score"] is magnitude_score
+    assert "gates" not in blocks["magnitude"]
+    assert blocks["magnitude"]["distillation"] and blocks["mac"]["distillation"]
+
+
+def test_macs_of_width_are_those_that_count(variants, tmp_path):
+    torch.manual_seed(0)
+    write_untrained(str(tmp_path), **variants.shape(24))
+    assert variants.encoder_macs(tmp_path) == variants.macs_of_width(24)
+
+
+@pytest.mark.parametrize("level", ["0.4", "0.6"])
+def test_small_encoder_has_the_macs_that_pruning_leaves(variants, level):
+    left = variants.DENSE_MACS * (1 - float(level))
+    width = variants.small_width(float(level))
+    assert variants.macs_of_width(width) <= left
+    assert variants.macs_of_width(width + 4) > left
+
+
+def test_shape_is_that_of_the_encoder_in_the_yaml(variants):
+    assert variants.macs_of_width(128) == variants.DENSE_MACS
+    yaml = variants.ASR.yaml("demo_encoder.yaml").read_text()
+    for key, value in variants.shape(128).items():
+        assert f"    {key}: {value}\n" in yaml
+
+
+def test_summary_has_a_list_for_each_variant(variants):
+    cell = {"wer": 3.0, "macs_reduction": 0.6}
+    slu = {"intent_accuracy": 90.0, "SLU_F1": 70.0, "macs_reduction": 0.61}
+    cells = {
+        "asr/dense/1": cell,
+        "asr/mac/0.6/1": cell,
+        "asr/mac/0.6/2": cell,
+        "asr/mac/0.4/1": cell,
+        "slu/mac/0.6/1": slu,
+    }
+    summary = variants.summarise(cells)
+    assert summary["asr"] == {"dense": [3.0], "mac": [3.0, 3.0]}
+    assert summary["asr_at_0.4"] == {"mac": [3.0]}
+    assert summary["slu"] == {"mac": [90.0]}
+    assert summary["slu_f1"] == {"mac": [70.0]}
+    assert summary["macs_reduction"]["slu"] == {"mac": [0.61]}
+    assert "3.00 ± 0.00 (2)" in variants.as_markdown(summary)

@@ -1,0 +1,150 @@
+"""Tables whose cells are runs of a recipe: long, resumable, side by side.
+
+Finished cells are read from, and added to, a JSON file beside the benchmark,
+so that a stopped benchmark continues; a run that was killed continues too.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean
+from threading import Lock
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Runs:
+    """Runs of recipes in one folder, each in a process of one thread.
+
+    Arguments
+    ---------
+    folder : Path
+        Where runs and logs go.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self._locks = defaultdict(Lock)  # one run that two cells start from
+
+    def run(self, name, script, yaml, last, options):
+        """Runs, or continues, one training unless it is finished.
+
+        Arguments
+        ---------
+        name : str
+            Of its folder.
+        script, yaml : Path
+            The recipe.
+        last : str
+            The file that stands in the folder when the run is finished.
+        options : dict
+            Overrides of the YAML.
+
+        Returns
+        -------
+        Path
+            The output folder.
+        """
+        output = self.folder / name
+        with self._locks[name]:
+            if not (output / last).is_file():
+                self._run(script, yaml, {**options, "output_folder": output})
+        return output
+
+    def _run(self, script, yaml, options):
+        flags = [f"--{key}={value}" for key, value in options.items()]
+        log = options["output_folder"].with_name(
+            options["output_folder"].name + ".log"
+        )
+        with open(log, "a", encoding="utf-8") as file:
+            subprocess.run(
+                [sys.executable, script, yaml]
+                + ["--device=cpu", "--noprogressbar", *flags],
+                cwd=script.parent,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=True,
+            )
+
+
+class Table:
+    """Finished cells, kept in a JSON file.
+
+    Arguments
+    ---------
+    path : Path
+        Of the file; it need not exist.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self.cells = json.loads(path.read_text()) if path.is_file() else {}
+        self._lock = Lock()
+
+    def add(self, key, value):
+        """Keeps a cell, on disk too."""
+        with self._lock:
+            self.cells[key] = value
+            text = json.dumps(dict(sorted(self.cells.items())), indent=1)
+            aside = self.path.with_suffix(".tmp")
+            aside.write_text(text + "\n")
+            os.replace(aside, self.path)
+
+    def fill(self, keys, run, jobs):
+        """Runs what is missing, `jobs` at a time.
+
+        Arguments
+        ---------
+        keys : list of str
+            In the order in which they are worth running.
+        run : callable
+            key -> value of the cell.
+        jobs : int
+        """
+
+        def add(key):
+            self.add(key, run(key))
+            print(f"{key}: {self.cells[key]}", file=sys.stderr, flush=True)
+
+        missing = [key for key in keys if key not in self.cells]
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(add, missing))
+
+
+def spread(values):
+    """'mean +- half the range (n)'."""
+    if not values:
+        return "-"
+    half = (max(values) - min(values)) / 2
+    return f"{mean(values):.2f} ± {half:.2f} ({len(values)})"
+
+
+def read_command_line(script, about):
+    """--full, --folder and --jobs.
+
+    Arguments
+    ---------
+    script : Path
+        The benchmark; names its folder in `results`.
+    about : str
+        One line.
+
+    Returns
+    -------
+    argparse.Namespace
+        `folder` exists and is absolute.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--folder", default=ROOT / "results" / script.stem)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    given = parser.parse_args()
+    given.folder = Path(given.folder).resolve()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    return given
