@@ -33,6 +33,7 @@ def point_to(monkeypatch):
 
     def use(address):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
     return use
 
