@@ -257,13 +257,8 @@ def pruning_yaml(task, variant):
         kinds = "[layers, ffn_modules, attention_modules, ffn_units, heads]"
         text = added(text, "structures:", f"    kinds: {kinds}")
     if variant == "magnitude":
-        text = text.replace("wav2vec2_l0.yaml", "conformer_score.yaml")
-        text = added(
-            text,
-            "score: !name:sb_prune.magnitude_score",
-            "structures: !name:sb_prune.wav2vec2_structures",
-            "    kinds: [front_end_channels, ffn_units, heads]",
-        )
+        text = text.replace("wav2vec2_l0.yaml", "wav2vec2_score.yaml")
+        text = added(text, "score: !name:sb_prune.magnitude_score")
     return text
 
 

@@ -8,7 +8,13 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 
-from sb_prune import MACBudget, ParameterBudget, magnitude_score, taylor_score
+from sb_prune import (
+    MACBudget,
+    ParameterBudget,
+    magnitude_score,
+    taylor_score,
+    wav2vec2_structures,
+)
 from sb_prune.demo.encoder import write_untrained
 from sb_prune.run import PruningRun
 
@@ -141,7 +147,9 @@ def test_variants_differ_in_what_their_names_say(
             PruningRun.from_block(blocks[variant])
 
     def kinds(variant):
-        return blocks[variant]["structures"].keywords["kinds"]
+        structures = blocks[variant]["structures"]
+        assert structures.func is wav2vec2_structures
+        return structures.keywords["kinds"]
 
     for variant in ("mac", "transformer_only", "magnitude"):
         budget = blocks[variant]["budget"](0.6)
@@ -155,6 +163,7 @@ def test_variants_differ_in_what_their_names_say(
         "front_end_channels"
     }
     assert kinds("size") == kinds("sepsize") == kinds("mac")
+    assert "front_end_channels" in kinds("magnitude")
     assert blocks["magnitude"]["score"] is magnitude_score
     assert "gates" not in blocks["magnitude"]
     assert blocks["magnitude"]["distillation"] and blocks["mac"]["distillation"]
