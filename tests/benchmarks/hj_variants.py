@@ -113,7 +113,7 @@ def understanding(output):
 ASR = Task(
     CTC / "train_with_wav2vec.py",
     607,
-    (2, 1, 2),
+    (2, 1, 1),
     "wer_test-clean.txt",
     word_errors,
     {"freeze_wav2vec_steps": 0},
