@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 NAME ?=
 FULL ?=
 
-.PHONY: demo test bench style
+.PHONY: demo demo-wav2vec2 demo-slurp test bench style
 
 # The one set-up step: everything comes from setup.cfg.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -14,6 +14,12 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 demo: $(VENV)/installed
 	$(BIN)/python recipes/LibriSpeech/ASR/transformer/demo.py results/demo
+
+demo-wav2vec2: $(VENV)/installed
+	$(BIN)/python recipes/LibriSpeech/ASR/CTC/demo.py results/demo-wav2vec2
+
+demo-slurp: $(VENV)/installed
+	$(BIN)/python recipes/SLURP/direct/demo.py results/demo-slurp
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -1,10 +1,26 @@
-"""A wav2vec 2.0 of any size that has learnt nothing yet."""
+"""Small wav2vec 2.0 encoders, where none can be downloaded."""
 
 from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
 )
+
+from sb_prune.demo.comparison import read_yaml
+from sb_prune.demo.corpus import synthesise_librispeech
+from sb_prune.demo.runs import Run, say, train
+
+UTTERANCES = 2700  # to train on, as the schedules of the demo YAMLs expect
+# What makes everything tiny, for tests.
+DEBUG_SIZES = (24, 8, 8)
+DEBUG_OPTIONS = {
+    "number_of_epochs": 1,
+    "total_steps": 20,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+    "token_type": "unigram",
+    "output_neurons": 40,
+}
 
 
 def write_untrained(folder, **shape):
@@ -38,3 +54,49 @@ def write_untrained(folder, **shape):
     Wav2Vec2Model(Wav2Vec2Config(**shape)).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
     return folder
+
+
+def train_encoder(recipe, folder, seed=1234, debug_size=False):
+    """Synthesises speech and trains a small encoder on it.
+
+    Arguments
+    ---------
+    recipe : Path
+        Folder of the CTC recipe, whose demo_encoder.yaml it is.
+    folder : Path
+        For `corpus`, in the layout of LibriSpeech, and for the run `encoder`;
+        what is finished there is left as it is.
+    seed : int
+    debug_size : bool
+        Tiny, for tests.
+
+    Returns
+    -------
+    dict
+        Overrides of the recipes' YAMLs: `data_folder` and `wav2vec2_hub`, a
+        Hugging Face folder.
+    """
+    corpus = folder / "corpus"
+    sizes = DEBUG_SIZES if debug_size else (UTTERANCES,)
+    synthesise_librispeech(corpus, seed, *sizes)
+    say("encoder: training a small wav2vec 2.0")
+    name = "demo_encoder.yaml"
+    options = {
+        "data_folder": corpus,
+        "seed": seed,
+        **(DEBUG_OPTIONS if debug_size else {}),
+    }
+    epochs = {**read_yaml(recipe / "hparams" / name), **options}[
+        "number_of_epochs"
+    ]
+    run = Run(
+        folder / "encoder",
+        recipe / "train_with_wav2vec.py",
+        name,
+        epochs,
+        "WER",
+        options,
+        threads=2,
+    )
+    train([[run]])
+    return {"data_folder": corpus, "wav2vec2_hub": run.folder / "encoder"}

@@ -1,15 +1,16 @@
-"""The demo at debug size: what `make demo` runs."""
+"""The demos at debug size: what `make demo` and its sisters run."""
 
 import json
 import shutil
 import subprocess
 
 import pytest
-from recipe_runs import RECIPE, ROOT, run_python
+from recipe_runs import CTC, RECIPE, ROOT, SLURP, run_python
 
 DEMO = RECIPE / "demo.py"
-MODEL = {
-    "wer": float,
+ASR = {"wer": float}
+SLU = {"intent_accuracy": float, "SLU_F1": float}
+COSTS = {
     "encoder_params": int,
     "total_params": int,
     "gmacs_per_second": float,
@@ -21,26 +22,49 @@ MODEL = {
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """Folder of a finished demo, its stdout, and where it was started."""
-    place = tmp_path_factory.mktemp("demo")
+    return run_demo(DEMO, tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="module", params=[CTC, SLURP], ids=["ctc", "slurp"])
+def wav2vec2_demo(request, tmp_path_factory):
+    """Report and stdout of a demo that makes its own encoder."""
+    demo = request.param / "demo.py"
+    folder, stdout, started_in = run_demo(demo, tmp_path_factory.mktemp("demo"))
+    assert list(started_in.iterdir()) == []
+    return json.loads((folder / "report.json").read_text()), stdout
+
+
+def run_demo(script, place):
     started_in = place / "cwd"
     started_in.mkdir()
     done = run_python(
-        DEMO, "../demo", "--debug_size", "--seed=5", cwd=started_in
+        script, "../demo", "--debug_size", "--seed=5", cwd=started_in
     )
     return place / "demo", done.stdout, started_in
 
 
-def test_report(demo):
-    report = json.loads((demo[0] / "report.json").read_text())
+def check_report(report, figures):
     for name in ("dense", "dense_longer", "pruned"):
-        assert {k: type(v) for k, v in report[name].items()} == MODEL
+        types = {key: type(value) for key, value in report[name].items()}
+        assert types == {**figures, **COSTS}
         assert report[name]["rtf"] > 0
     assert [report[n]["epochs"] for n in ("dense", "dense_longer")] == [2, 4]
     assert report["pruned"]["epochs"] == 4
     assert report["seed"] == 5
     assert 0 <= report["export_max_abs_diff"] <= 1e-5
     assert report["export_is_evaluated"] is True
-    assert report["export_wer"] == pytest.approx(report["pruned"]["wer"], 0.1)
+    for figure in figures:
+        evaluated = report["pruned"][figure]
+        assert report[f"export_{figure}"] == pytest.approx(evaluated, 0.1)
+
+
+def test_report(demo):
+    check_report(json.loads((demo[0] / "report.json").read_text()), ASR)
+
+
+def test_report_of_wav2vec2(wav2vec2_demo):
+    report, _ = wav2vec2_demo
+    check_report(report, ASR if "wer" in report["dense"] else SLU)
 
 
 def test_sizes(demo):
@@ -54,6 +78,18 @@ def test_sizes(demo):
     assert pruned["gmacs_per_second"] < dense["gmacs_per_second"]
     for key in ("encoder_params", "total_params", "gmacs_per_second"):
         assert report["dense_longer"][key] == dense[key]
+
+
+def test_macs_of_wav2vec2(wav2vec2_demo):
+    report, stdout = wav2vec2_demo
+    assert "encoder: epoch 1 of 1, valid WER" in stdout
+    dense, pruned = report["dense"], report["pruned"]
+    assert dense["encoder_params"] == 1_330_448
+    gone = dense["encoder_params"] - pruned["encoder_params"]
+    assert dense["total_params"] - pruned["total_params"] == gone
+    # 40% of the encoder's; the CTC head stays
+    left = pruned["gmacs_per_second"] / dense["gmacs_per_second"]
+    assert 0.59 < left < 0.61
 
 
 def test_pictures_logs_and_tables(demo):
@@ -108,7 +144,7 @@ def test_a_failing_run_shows_its_last_words(demo):
     assert done.stderr.splitlines()[-1].startswith("error: pruned failed with")
 
 
-def test_make_runs_this_demo_and_these_tests():
+def test_make_runs_these_demos_and_these_tests():
     def plan(goal):
         return subprocess.run(
             ["make", "--dry-run", goal],
@@ -119,5 +155,7 @@ def test_make_runs_this_demo_and_these_tests():
         ).stdout
 
     assert "transformer/demo.py results/demo" in plan("demo")
+    assert "CTC/demo.py results/demo-wav2vec2" in plan("demo-wav2vec2")
+    assert "direct/demo.py results/demo-slurp" in plan("demo-slurp")
     assert "-m pytest" in plan("test")
     assert "tests/benchmarks/cost.py" in plan("bench")

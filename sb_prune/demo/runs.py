@@ -1,0 +1,156 @@
+"""Trainings of recipes side by side, each in a process of its own."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sb_prune.pictures import read_log
+
+STARTED = time.monotonic()
+
+
+def say(text):
+    """Prints a line of progress.
+
+    Arguments
+    ---------
+    text : str
+    """
+    print(f"[{time.monotonic() - STARTED:5.0f} s] {text}", flush=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a recipe.
+
+    Arguments
+    ---------
+    folder : Path
+        Its output folder; the name of the run.
+    script : Path
+        Of the recipe.
+    yaml : str
+        In the recipe's `hparams/`.
+    epochs : int
+        How many it trains.
+    watched : str
+        The figure of the validation set that tells how it goes, as in the
+        run's train_log.txt.
+    options : dict
+        Overrides of the YAML.
+    threads : int
+        That it may use.
+
+    Example
+    -------
+    >>> run = Run(
+    ...     Path("results/dense"), Path("train.py"), "train.yaml", 2, "WER"
+    ... )
+    >>> run.name, run.progress()
+    ('dense', 'starting')
+    """
+
+    folder: Path
+    script: Path
+    yaml: str
+    epochs: int
+    watched: str
+    options: dict = field(default_factory=dict)
+    threads: int = 1
+
+    @property
+    def name(self):
+        """Of the folder."""
+        return self.folder.name
+
+    @property
+    def log(self):
+        """Where the output of its process goes."""
+        return self.folder.with_suffix(".log")
+
+    @property
+    def marker(self):
+        """Stands when the run is finished."""
+        return self.folder / "finished"
+
+    def start(self):
+        """Starts, or continues, the run in a process of its own."""
+        options = {**self.options, "output_folder": self.folder}
+        with open(self.log, "a", encoding="utf-8") as log:
+            return subprocess.Popen(
+                [
+                    sys.executable,
+                    self.script.name,
+                    f"hparams/{self.yaml}",
+                    "--device=cpu",
+                    "--noprogressbar",
+                    *(f"--{key}={value}" for key, value in options.items()),
+                ],
+                cwd=self.script.parent,
+                env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def progress(self):
+        """The last epoch in the run's log, in words."""
+        log = self.folder / "train_log.txt"
+        curves = read_log(log) if log.is_file() else {}
+        figures = curves.get(f"valid {self.watched}")
+        if not figures:
+            return "starting"
+        epoch = max(figures)
+        return (
+            f"epoch {epoch} of {self.epochs}, "
+            f"valid {self.watched} {figures[epoch]:.2f}"
+        )
+
+
+def train(chains):
+    """Trains chains of runs side by side; finished ones are left alone.
+
+    Arguments
+    ---------
+    chains : list of list of Run
+        The runs of a chain follow one another.
+
+    Raises
+    ------
+    SystemExit
+        If a run fails; its last words are printed.
+    """
+    waiting = [
+        [run for run in chain if not run.marker.is_file()] for chain in chains
+    ]
+    current, shown = {}, {}
+    try:
+        while any(waiting):
+            for chain in filter(None, waiting):
+                run = chain[0]
+                process = current.setdefault(run.name, None)
+                if process is None:
+                    current[run.name] = process = run.start()
+                status = process.poll()
+                if shown.get(run.name) != run.progress():
+                    shown[run.name] = run.progress()
+                    say(f"{run.name}: {shown[run.name]}")
+                if status == 0:
+                    run.marker.touch()
+                    say(f"{run.name}: finished")
+                    del chain[0]
+                elif status is not None:
+                    _fail(run, status)
+            time.sleep(0.5)
+    finally:
+        for process in current.values():
+            process.terminate()
+
+
+def _fail(run, status):
+    """Ends the program with the last words of a run."""
+    last = run.log.read_text(encoding="utf-8").splitlines()[-20:]
+    print(*last, sep="\n", file=sys.stderr)
+    sys.exit(f"error: {run.name} failed with status {status}, see {run.log}")
