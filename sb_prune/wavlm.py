@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
+from sb_prune.attention import UnequalHeads, attend_with_weights
 from sb_prune.surgery import Absent
 
 
@@ -61,17 +62,21 @@ class FewerBiasedHeads(WavLMAttention):
         if attention_mask is not None:
             padded = attention_mask.ne(1)[:, None, None]
             bias = bias.masked_fill(padded, -torch.inf)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (project(hidden_states) for project in projections)
+        output, weights = self._attend(q, k, v, bias)
+        return self.out_proj(output), weights, position_bias
+
+    def _attend(self, q, k, v, bias):
+        """(B, T, Hk) and the weights (B, H, T, T)."""
         q, k, v = (
-            project(hidden_states)
-            .view(batch, frames, self.num_heads, self.head_dim)
-            .transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for x in (q, k, v)
         )
         scores = q * self.scaling @ k.transpose(2, 3) + bias
         weights = scores.softmax(-1)
         dropped = F.dropout(weights, self.dropout, self.training)
-        output = (dropped @ v).transpose(1, 2).flatten(2)  # (B, T, Hk)
-        return self.out_proj(output), weights, position_bias
+        return (dropped @ v).transpose(1, 2).flatten(2), weights
 
     def _gate(self, hidden_states):
         """How much of the bias each frame takes: (B, H, T, 1)."""
@@ -80,6 +85,18 @@ class FewerBiasedHeads(WavLMAttention):
         halves = self.gru_rel_pos_linear(slices).unflatten(-1, (2, 4)).sum(-1)
         a, b = halves.sigmoid().chunk(2, dim=-1)
         return a * (b * self.gru_rel_pos_const - 1) + 2
+
+
+class UnequalBiasedHeads(UnequalHeads, FewerBiasedHeads):
+    """`WavLMAttention` whose heads differ in width."""
+
+    kept_heads = slice(None)
+
+    def _attend(self, q, k, v, bias):
+        dropout = self.dropout if self.training else 0.0
+        return attend_with_weights(
+            q, k, v, self.widths, self.scaling, bias, dropout
+        )
 
 
 class AbsentBiasedAttention(Absent):
