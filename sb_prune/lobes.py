@@ -26,7 +26,7 @@ from transformers.utils import cached_file
 from sb_prune.export import check_exported
 from sb_prune.folding import fold_, folded_state
 from sb_prune.plan import Plan, full_plan
-from sb_prune.structures.wav2vec2 import wav2vec2_structures
+from sb_prune.structures.wav2vec2 import kinds_of, wav2vec2_structures
 from sb_prune.surgery import cut_
 
 PLAN = "sb_prune_plan"  # key of config.json
@@ -248,8 +248,8 @@ def _cut_skeleton(config, **attention):
     """The small model on the meta device, by the plan in its config."""
     with torch.device("meta"):
         model = AutoModel.from_config(config, **attention)
-    declaration = wav2vec2_structures(model)
     plan = Plan.from_dict(getattr(config, PLAN))
+    declaration = wav2vec2_structures(model, kinds_of(plan))
     kept = {**full_plan(declaration).keep, **plan.keep}
     cut_(declaration, Plan(kept))
     fold_(model)

@@ -140,6 +140,31 @@ def wav2vec2_structures(root, kinds=None, only="", channel_multiple=1):
     )
 
 
+def kinds_of(plan):
+    """All kinds that a plan can be for, those inside heads if it has them.
+
+    Arguments
+    ---------
+    plan : Plan
+        Of a Hugging Face encoder.
+
+    Returns
+    -------
+    tuple of str
+
+    Example
+    -------
+    >>> from sb_prune.plan import Plan
+    >>> plan = Plan.from_dict(
+    ...     {"encoder.layers.0.attention.value": "3 of 4: 0-2"}
+    ... )
+    >>> kinds_of(plan)[-1]
+    'value_dims'
+    """
+    last = {f"{name.rpartition('.')[2]}_dims" for name in plan.keep}
+    return KINDS + tuple(kind for kind in INSIDE_HEADS if kind in last)
+
+
 @dataclass(frozen=True)
 class _Convolution:
     """One convolution of the front-end.
