@@ -411,13 +411,27 @@ def _hidden(attn_mask, key_padding_mask, like):
     if attn_mask is not None:
         if attn_mask.dim() == 3:  # one mask per utterance and dense head
             attn_mask = attn_mask.unflatten(0, (like.shape[0], -1))[:, :1]
-        bias = bias + _additive(attn_mask, like)
+        bias = bias + additive(attn_mask, like)
     if key_padding_mask is not None:
-        bias = bias + _additive(key_padding_mask, like)[:, None, None]
+        bias = bias + additive(key_padding_mask, like)[:, None, None]
     return bias
 
 
-def _additive(mask, like):
+def additive(mask, like):
+    """A mask as a bias of the scores.
+
+    Arguments
+    ---------
+    mask : torch.Tensor
+        Bool, True where attention is not allowed; others are returned.
+    like : torch.Tensor
+        Of the scores' type.
+
+    Returns
+    -------
+    torch.Tensor
+        -inf where attention is not allowed, else 0.
+    """
     if mask.dtype != torch.bool:
         return mask.to(like)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(

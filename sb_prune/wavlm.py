@@ -57,11 +57,9 @@ class FewerBiasedHeads(WavLMAttention):
         batch, frames, _ = hidden_states.shape
         if position_bias is None:
             position_bias = dense_bias(self, batch, frames)
-        bias = position_bias.view(batch, -1, frames, frames)
-        bias = self._gate(hidden_states) * bias[:, self.kept_heads]
-        if attention_mask is not None:
-            padded = attention_mask.ne(1)[:, None, None]
-            bias = bias.masked_fill(padded, -torch.inf)
+        bias = gated_bias(
+            self, hidden_states, position_bias, attention_mask, self.kept_heads
+        )
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (project(hidden_states) for project in projections)
         output, weights = self._attend(q, k, v, bias)
@@ -77,14 +75,6 @@ class FewerBiasedHeads(WavLMAttention):
         weights = scores.softmax(-1)
         dropped = F.dropout(weights, self.dropout, self.training)
         return (dropped @ v).transpose(1, 2).flatten(2), weights
-
-    def _gate(self, hidden_states):
-        """How much of the bias each frame takes: (B, H, T, 1)."""
-        slices = hidden_states.unflatten(-1, (-1, self.head_dim))
-        slices = slices[:, :, self.kept_heads].transpose(1, 2)
-        halves = self.gru_rel_pos_linear(slices).unflatten(-1, (2, 4)).sum(-1)
-        a, b = halves.sigmoid().chunk(2, dim=-1)
-        return a * (b * self.gru_rel_pos_const - 1) + 2
 
 
 class UnequalBiasedHeads(UnequalHeads, FewerBiasedHeads):
@@ -153,3 +143,43 @@ def dense_bias(attention, batch, frames):
     """
     bias = attention.compute_bias(frames, frames)
     return bias.expand(batch, -1, -1, -1).reshape(-1, frames, frames)
+
+
+def gated_bias(
+    attention,
+    hidden_states,
+    position_bias,
+    attention_mask=None,
+    heads=slice(None),
+):
+    """What a layer adds to its scores.
+
+    Arguments
+    ---------
+    attention : WavLMAttention
+        Of the layer.
+    hidden_states : torch.Tensor
+        (B, T, d)
+    position_bias : torch.Tensor
+        (B D, T, T)
+    attention_mask : torch.Tensor, optional
+        (B, T), 1 or True where not padded.
+    heads : slice or list of int
+        Those that were kept; all slice the hidden states as the dense ones.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, H, T, T), -inf where padded.
+    """
+    batch, frames, _ = hidden_states.shape
+    bias = position_bias.view(batch, -1, frames, frames)[:, heads]
+    slices = hidden_states.unflatten(-1, (-1, attention.head_dim))
+    slices = slices[:, :, heads].transpose(1, 2)
+    halves = attention.gru_rel_pos_linear(slices).unflatten(-1, (2, 4)).sum(-1)
+    a, b = halves.sigmoid().chunk(2, dim=-1)
+    bias = (a * (b * attention.gru_rel_pos_const - 1) + 2) * bias
+    if attention_mask is None:
+        return bias
+    padded = attention_mask.ne(1)[:, None, None]
+    return bias.masked_fill(padded, -torch.inf)
