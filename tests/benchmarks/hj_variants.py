@@ -13,8 +13,10 @@ multiply-accumulates on 10 s of speech:
                        each part; TARGETS are those that leave these MACs
     transformer_only   the front-end stays
     magnitude          as HJ-MAC, but structures are chosen by their L2 norm
-    small_dense        a dense encoder of these MACs, made and fine-tuned like
-                       the large one, as long as all the stages together
+    small_dense        a dense encoder of these MACs, with random weights at
+                       first, trained as long as all the stages together; for
+                       ASR in one go, which suits it better than stages (2.46%
+                       against 8.93% of errors, seed 1)
 
 A cell is the last of these runs; `cells.py` keeps them. Without --full: one
 seed of ASR at one level, and only three variants.
@@ -52,6 +54,7 @@ TARGETS = {
     "0.6": {"size": 0.70, "sepsize": 0.57},
     "0.4": {"size": 0.43, "sepsize": 0.385},
 }
+ENCODER_EPOCHS = 4  # of demo_encoder.yaml
 DENSE_MACS = 1_409_307_520  # its encoder's
 
 
@@ -191,10 +194,14 @@ class Cells:
         untrained = self.runs.folder / f"untrained-{level}"
         write_untrained(str(untrained), **shape(width))
         size = {"wav2vec2_hub": untrained, "encoder_dim": width}
-        encoder = self._encoder(f"encoder-{level}", **size)
-        size["wav2vec2_hub"] = encoder
         chosen = TASKS[task]
         epochs = chosen.dense + chosen.prune + chosen.tune
+        if chosen is ASR:
+            size |= ASR.schedule(ENCODER_EPOCHS + epochs) | {"seed": seed}
+            name = f"asr-small_dense-{level}-{seed}"
+            return self.runs.folder / name, self._encoder(name, **size)
+        encoder = self._encoder(f"encoder-{level}", **size)
+        size["wav2vec2_hub"] = encoder
         name = f"{task}-small_dense-{level}-{seed}"
         return self._train(name, task, seed, epochs, **size), encoder
 
@@ -324,9 +331,9 @@ def plan_cells(full):
         return [f"asr/{variant}/0.6/1" for variant in QUICK]
     keys = [f"asr/{variant}/0.6/1" for variant in VARIANTS]
     keys += [f"slu/{variant}/0.6/1" for variant in VARIANTS]
-    for seed in (2, 3):
-        keys += [f"asr/{variant}/0.6/{seed}" for variant in VARIANTS]
+    keys += [f"asr/{variant}/0.6/2" for variant in VARIANTS]
     keys += [f"asr/{variant}/0.4/1" for variant in VARIANTS]
+    keys += [f"asr/{variant}/0.6/3" for variant in VARIANTS]
     dense = [f"asr/dense/{seed}" for seed in (1, 2, 3)]
     return ["asr/dense/1", "slu/dense/1", *keys, *dense[1:]]
 
