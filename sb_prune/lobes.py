@@ -9,7 +9,8 @@ In any recipe a small encoder takes the place of a dense one by one entry:
 Constructors and outputs are those of the classes with the same names in
 `speechbrain.integrations.huggingface`; a source that is not pruned is loaded
 as there. A pruned one is a Hugging Face folder whose `config.json` is that of
-the dense model with the plan beside it.
+the dense model with the plan beside it; one of a student (`sb_prune.students`)
+says which layers reuse an attention map.
 """
 
 import json
@@ -27,6 +28,7 @@ from sb_prune.export import check_exported
 from sb_prune.folding import fold_, folded_state
 from sb_prune.plan import Plan, full_plan
 from sb_prune.structures.wav2vec2 import kinds_of, wav2vec2_structures
+from sb_prune.students import STUDENT, build_student
 from sb_prune.surgery import cut_
 
 PLAN = "sb_prune_plan"  # key of config.json
@@ -50,12 +52,16 @@ class _PrunedLobe:
     def _from_pretrained(
         self, source, save_path, cache_dir, device=None, **kwargs
     ):
-        if getattr(self.config, PLAN, None) is None:
+        if getattr(self.config, PLAN, None) is not None:
+            self.model = _cut_skeleton(self.config, **_attention(kwargs))
+        elif getattr(self.config, STUDENT, None) is not None:
+            with torch.device("meta"):
+                self.model = build_student(self.config, **_attention(kwargs))
+        else:
             super()._from_pretrained(
                 source, save_path, cache_dir, device, **kwargs
             )
             return
-        self.model = _cut_skeleton(self.config, **_attention(kwargs))
         _assign(self.model, cached_file(source, WEIGHTS, cache_dir=save_path))
         if device is not None:
             self.model.to(device)

@@ -10,13 +10,20 @@ from transformers import (
     HubertConfig,
     HubertModel,
     Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
     WavLMConfig,
     WavLMModel,
 )
 
+from sb_prune import lobes
 from sb_prune.students import STUDENT, build_student, make_student
 
+LOBES = {
+    "Wav2Vec2": lobes.Wav2Vec2,
+    "Hubert": lobes.HuBERT,
+    "WavLM": lobes.WavLM,
+}
 ALTERNATE = [False, True, False, True]
 BUILDS = [
     ("Wav2Vec2", "eager"),
@@ -186,6 +193,29 @@ def test_built_anew_from_its_config(make, encode_waveform, family, attention):
     again = build_student(config, attn_implementation=attention).eval()
     again.load_state_dict(student.state_dict())
     assert torch.equal(encode_waveform(again), encode_waveform(student))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", LOBES)
+def test_the_lobes_load_a_saved_student(make, tmp_path, family):
+    student = make(family, hidden_size=8, reuse=ALTERNATE)
+    student.save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path)
+    lobe = LOBES[family](str(tmp_path), str(tmp_path)).eval()
+    wavs = torch.randn(2, 700)
+    expected = student(wavs).last_hidden_state
+    assert torch.equal(lobe.model(wavs).last_hidden_state, expected)
+    assert not lobe.model.encoder.layers[1].attention._hands_on
+
+
+def test_a_torn_student_is_refused(make, tmp_path):
+    student = make(reuse=ALTERNATE)
+    student.save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="does not fit the encoder"):
+        lobes.HuBERT(str(tmp_path), str(tmp_path))
 
 
 ARM = [[128, 10, 5], [256, 1, 1], *[[256, 3, 2]] * 4]
