@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sb_prune.distillation.masking import (
+from sb_prune.distillation.masked import (
     MaskingDistillation,
     ScaledGradient,
     draw_spans,
