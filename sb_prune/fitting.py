@@ -232,10 +232,8 @@ class _Fit:
 
     def _open(self, name):
         """(units,) those that count."""
-        return (
-            self._reachable(self.declaration.by_name[name])
-            & (self.plan.keep[name])
-        )
+        reachable = self._reachable(self.declaration.by_name[name])
+        return reachable & self.plan.keep[name]
 
     def _block(self, name, rank):
         """Which units of a structure have a rank."""
@@ -298,7 +296,7 @@ class _Fit:
                 continue
             kept = torch.zeros(child.units).bool()
             if structure.holds:
-                kept = self.plan.keep[child.name].clone()
+                kept = keep.get(child.name, self.plan.keep[child.name]).clone()
                 self._by_holder(child, kept)[unit] = False
             keep[child.name] = kept
             if child.removes:
