@@ -42,6 +42,40 @@ class _PrunedLobe:
     def __init__(self, source, save_path, *args, layerdrop=None, **kwargs):
         self._layerdrop = layerdrop
         super().__init__(source, save_path, *args, **kwargs)
+        self._mask = None
+        self.model.register_forward_pre_hook(self._pass_mask, with_kwargs=True)
+
+    def forward(self, wav, wav_lens=None, mask=None):
+        """As that of SpeechBrain's lobe, with frames hidden from the encoder.
+
+        Arguments
+        ---------
+        wav : torch.Tensor
+            (batch, samples)
+        wav_lens : torch.Tensor, optional
+            (batch,) relative lengths.
+        mask : torch.Tensor, optional
+            (batch, frames) bool, True where the front-end's output is replaced
+            by the encoder's learnt vector; `apply_spec_augment` must be True.
+
+        Returns
+        -------
+        torch.Tensor
+        """
+        self._mask = mask
+        try:
+            return super().forward(wav, wav_lens)
+        finally:
+            self._mask = None
+
+    def _pass_mask(self, model, args, kwargs):
+        if self._mask is None:
+            return None
+        if not model.config.apply_spec_augment:
+            raise ValueError(
+                "mask: the encoder ignores it; write apply_spec_augment: True"
+            )
+        return args, {**kwargs, "mask_time_indices": self._mask}
 
     def override_config(self, config):
         """The config, with the layerdrop that was asked for."""
@@ -97,6 +131,20 @@ class WavLM(_PrunedLobe, wavlm.WavLM):
 
     Arguments are those of `Wav2Vec2`.
     """
+
+
+def save_encoder(lobe, folder):
+    """Writes an encoder as a Hugging Face folder, for other recipes.
+
+    Arguments
+    ---------
+    lobe : torch.nn.Module
+        SpeechBrain's or one of these, with the weights to save; not pruned.
+    folder : str
+        The `source` of lobes; those here for a student.
+    """
+    lobe.model.save_pretrained(folder)
+    lobe.feature_extractor.save_pretrained(folder)
 
 
 class _Skeleton:

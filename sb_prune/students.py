@@ -13,9 +13,16 @@ Shapes: B utterances, T frames, d model width, H heads, k head width.
 from copy import deepcopy
 
 import torch
+from speechbrain.utils.distributed import run_on_main
 from torch import nn
 from torch.nn import functional as F
-from transformers import HubertModel, Wav2Vec2Model, WavLMModel
+from transformers import (
+    AutoModel,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WavLMModel,
+)
 from transformers.models.hubert.modeling_hubert import HubertAttention
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Attention
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
@@ -110,6 +117,53 @@ def make_student(
     student = build_student(config)
     copy_what_fits_(student, teacher)
     return student
+
+
+def write_student(folder, teacher, **options):
+    """Writes a student of a Hugging Face encoder as a Hugging Face folder.
+
+    Arguments
+    ---------
+    folder : str
+        What is there is overwritten, by one process of several.
+    teacher : str
+        Hugging Face name or folder.
+    **options
+        Of `make_student`.
+
+    Returns
+    -------
+    str
+        The folder, the `source` of the lobes in `sb_prune.lobes`.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> from transformers import HubertConfig
+    >>> teacher = HubertModel(HubertConfig(
+    ...     hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+    ...     intermediate_size=32, conv_dim=[8, 8], conv_kernel=[10, 3],
+    ...     conv_stride=[5, 2], num_conv_pos_embeddings=4,
+    ...     num_conv_pos_embedding_groups=2,
+    ... ))
+    >>> teacher.save_pretrained(folder / "teacher")
+    >>> _ = Wav2Vec2FeatureExtractor().save_pretrained(folder / "teacher")
+    >>> source = write_student(
+    ...     str(folder / "student"), str(folder / "teacher"),
+    ...     intermediate_size=8,
+    ... )
+    >>> AutoModel.from_pretrained(source).config.intermediate_size
+    8
+    """
+    run_on_main(_write_student, [folder, teacher, options])
+    return folder
+
+
+def _write_student(folder, teacher, options):
+    model = make_student(AutoModel.from_pretrained(teacher), **options)
+    model.save_pretrained(folder)
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(teacher)
+    extractor.save_pretrained(folder)
 
 
 def _check_config(config):

@@ -123,7 +123,9 @@ class MaskingDistillation(nn.Module):
         )
         self.weights = [other_weight] * (layers - 1) + [last_weight]
 
-    def forward(self, student, teacher_masked, teacher_unmasked, mask):
+    def forward(
+        self, student, teacher_masked, teacher_unmasked, mask, padded=None
+    ):
         """Weighted parts of the loss.
 
         Arguments
@@ -135,6 +137,9 @@ class MaskingDistillation(nn.Module):
             gradient reaches them.
         mask : torch.Tensor
             (B, T) bool, True where the input is masked.
+        padded : torch.Tensor, optional
+            (B, T) bool, True where there is no speech: these frames add no
+            error, but count in B T.
 
         Returns
         -------
@@ -159,5 +164,7 @@ class MaskingDistillation(nn.Module):
                 mask[..., None], teacher_unmasked[i], teacher_masked[i]
             ).detach()
             error = head(student[i]).float() - target.float()
+            if padded is not None:
+                error = error.masked_fill(padded[..., None], 0.0)
             parts[f"distill_layer{i}"] = self.weights[i] * error.square().mean()
         return parts

@@ -25,6 +25,8 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils.distributed import run_on_main
 
 from sb_prune import pruned
+from sb_prune.distillation.masked import draw_spans
+from sb_prune.lobes import save_encoder
 
 
 class Compression(sb.Brain):
@@ -38,19 +40,42 @@ class Compression(sb.Brain):
     def compute_forward(self, batch, stage):
         """Hidden states of both, (layers + 1, batch, frames, width)."""
         wavs, wav_lens = batch.to(self.device).sig
+        if hasattr(self.hparams, "mask_share"):
+            return self.forward_masked(wavs, wav_lens, stage), wav_lens
         student = self.modules.wav2vec2(wavs, wav_lens)
         with torch.no_grad():
             teacher = self.hparams.teacher(wavs, wav_lens)
-        return student, teacher, wav_lens
+        return (student, teacher), wav_lens
+
+    def forward_masked(self, wavs, wav_lens, stage):
+        """Those of the masked input, the teacher's of both inputs, the mask.
+
+        Masks depend on seed and step, in evaluation on the batch alone.
+        """
+        lengths = self.hparams.teacher.model._get_feat_extract_output_lengths
+        step = self.optimizer_step if stage == sb.Stage.TRAIN else 0
+        generator = torch.Generator().manual_seed(
+            (self.hparams.seed * 1_000_003 + step) % 2**63
+        )
+        mask = draw_spans(
+            len(wavs),
+            int(lengths(wavs.shape[1])),
+            self.hparams.mask_share,
+            self.hparams.mask_length,
+            generator,
+        ).to(self.device)
+        student = self.modules.wav2vec2(wavs, wav_lens, mask)
+        with torch.no_grad():
+            masked = self.hparams.teacher(wavs, wav_lens, mask)
+            unmasked = self.hparams.teacher(wavs, wav_lens)
+        return student[1:], masked[1:], unmasked[1:], mask
 
     def compute_objectives(self, predictions, batch, stage):
         """The sum of the distillation's parts, whose means are logged."""
-        student, teacher, wav_lens = predictions
-        frames = student.shape[2]
+        states, wav_lens = predictions
+        frames = states[0].shape[2]
         speech = length_to_mask(wav_lens * frames, frames)
-        parts = self.modules.distillation(
-            list(student), list(teacher), padded=~speech.bool()
-        )
+        parts = self.modules.distillation(*states, padded=~speech.bool())
         for name, value in parts.items():
             self.parts.setdefault(name, []).append(value.detach())
         return sum(parts.values())
@@ -179,3 +204,7 @@ if __name__ == "__main__":
         min_key="loss",
         test_loader_kwargs=hparams["valid_dataloader_opts"],
     )
+    if "encoder_folder" in hparams:
+        run_on_main(
+            save_encoder, [hparams["wav2vec2"], hparams["encoder_folder"]]
+        )
