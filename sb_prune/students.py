@@ -68,8 +68,8 @@ def make_student(
     ------
     ValueError
         If the teacher is of another class, the width is not divisible by the
-        heads, or `reuse` has the wrong length or starts with a layer that has
-        none below.
+        heads, the convolutions make another number of frames, or `reuse` has
+        the wrong length or starts with a layer that has none below.
 
     Example
     -------
@@ -105,6 +105,7 @@ def make_student(
             list(values) for values in zip(*conv)
         )
         config.num_feat_extract_layers = len(conv)
+        _check_frames(config, teacher.config)
     for name, value in settings.items():
         if not hasattr(config, name):
             raise ValueError(f"{name}: no entry of the teacher's config")
@@ -174,6 +175,22 @@ def _check_config(config):
             f"{heads} heads; write a multiple, e.g. "
             f"{config.hidden_size // heads * heads}"
         )
+
+
+def _check_frames(config, teacher):
+    """Frame by frame the student is to follow the teacher."""
+    found, wanted = (_frames(c, 160_000) for c in (config, teacher))
+    if found != wanted:
+        raise ValueError(
+            f"conv: these convolutions make {found} frames of 10 s, the "
+            f"teacher's {wanted}; choose kernels and strides that make as many"
+        )
+
+
+def _frames(config, samples):
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride):
+        samples = (samples - kernel) // stride + 1
+    return samples
 
 
 def _check_pattern(reuse, layers):

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 CTC = ROOT / "recipes/LibriSpeech/ASR/CTC"
 SLURP = ROOT / "recipes/SLURP/direct"
+COMPRESSION = ROOT / "recipes/LibriSpeech/self-supervised-learning/compression"
 TIMEOUT = 300  # seconds; a run takes about ten
 
 # Scalars that make demo_train.yaml and demo_prune.yaml run in seconds.
@@ -87,6 +88,17 @@ TINY_SLURP = {
     "attn_dim": 16,
     "output_neurons": 60,
     "test_beam_size": 2,
+}
+# The same for the YAMLs of compression.
+TINY_COMPRESSION = {
+    "train_splits": "[train-clean-100]",
+    "lr": 0.005,
+    "total_steps": 1000,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+    "max_batch_length": 12,
+    "num_buckets": 4,
+    "num_workers": 0,
 }
 
 

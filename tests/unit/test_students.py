@@ -251,6 +251,10 @@ def test_published_sizes(hubert_base, name):
         ({"reuse": [True, False, True, False]}, "first layer has none below"),
         ({"reuse": [False, True]}, "2 entries for 4 layers; write one each"),
         ({"hidden_size": 18}, "18 is not divisible by the 4 heads.*16"),
+        (
+            {"conv": [[4, 10, 5], [8, 3, 2]]},
+            "make 15999 frames of 10 s, the teacher's 7999",
+        ),
         ({"depth": 3}, "depth: no entry of the teacher's config"),
     ],
 )
