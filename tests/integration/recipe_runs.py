@@ -100,6 +100,25 @@ TINY_COMPRESSION = {
     "num_buckets": 4,
     "num_workers": 0,
 }
+# The same for those that prune, and those of students; the encoder to compress
+# has two layers of width 16.
+TINY_UNEQUAL = {
+    "encoder_dim": 16,
+    "distilled_layers": "[0, [1, 2]]",
+    "number_of_epochs": 4,
+    "prune_epochs": 2,
+    "schedule_steps": 3,
+}
+TINY_STUDENT = {
+    "teacher_dim": 16,
+    "layers": 2,
+    "encoder_dim": 8,
+    "intermediate_size": 12,
+    "reuse": "[False, True]",
+    "conv": "[[4, 10, 5], [4, 3, 2], [4, 3, 2], [4, 3, 2], [4, 3, 2],"
+    " [4, 2, 2], [8, 2, 2]]",
+    "number_of_epochs": 2,
+}
 
 
 def run_python(

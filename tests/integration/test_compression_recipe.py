@@ -5,30 +5,20 @@ import re
 import pytest
 import soundfile
 import torch
-from recipe_runs import COMPRESSION, TINY_COMPRESSION, options, run_python
+from recipe_runs import (
+    COMPRESSION,
+    TINY_COMPRESSION,
+    TINY_STUDENT,
+    TINY_UNEQUAL,
+    options,
+    run_python,
+)
 from speechbrain.inference.encoders import WaveformEncoder
 
 from sb_prune import lobes
 from sb_prune.attention import UnequalHeads
 
 TRAIN = COMPRESSION / "train.py"
-PRUNED = {
-    "encoder_dim": 16,
-    "distilled_layers": "[0, [1, 2]]",
-    "number_of_epochs": 4,
-    "prune_epochs": 2,
-    "schedule_steps": 3,
-}
-STUDENT = {
-    "teacher_dim": 16,
-    "layers": 2,
-    "encoder_dim": 8,
-    "intermediate_size": 12,
-    "reuse": "[False, True]",
-    "conv": "[[4, 10, 5], [4, 3, 2], [4, 3, 2], [4, 3, 2], [4, 3, 2],"
-    " [4, 2, 2], [8, 2, 2]]",
-    "number_of_epochs": 2,
-}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +52,7 @@ def losses(folder, which="valid loss"):
 def unequal(tmp_path_factory, compress):
     """Output folder of prune_fine_grained.yaml."""
     folder = tmp_path_factory.mktemp("compression") / "unequal"
-    compress(folder, "prune_fine_grained", target=0.3, **PRUNED)
+    compress(folder, "prune_fine_grained", target=0.3, **TINY_UNEQUAL)
     return folder
 
 
@@ -90,7 +80,7 @@ def test_export_of_fine_grained_heads(unequal, tiny_wav2vec2, tmp_path):
 
 def test_a_second_run_trains_nothing(unequal, compress):
     before = (unequal / "train_log.txt").read_text()
-    compress(unequal, "prune_fine_grained", target=0.3, **PRUNED)
+    compress(unequal, "prune_fine_grained", target=0.3, **TINY_UNEQUAL)
     after = (unequal / "train_log.txt").read_text()
     more = after.removeprefix(before).splitlines()
     assert [line.split(":")[0] for line in more] == ["Epoch loaded"]
@@ -102,7 +92,7 @@ def test_the_small_model_comes_closer_to_the_teacher(unequal):
 
 
 def test_dphubert_has_whole_heads(tmp_path, compress):
-    compress(tmp_path / "run", "dphubert", target=0.3, **PRUNED)
+    compress(tmp_path / "run", "dphubert", target=0.3, **TINY_UNEQUAL)
     small = lobes.HuBERT(str(tmp_path / "run/export"), str(tmp_path))
     attentions = [layer.attention for layer in small.model.encoder.layers]
     assert not any(isinstance(each, UnequalHeads) for each in attentions)
@@ -111,8 +101,8 @@ def test_dphubert_has_whole_heads(tmp_path, compress):
 @torch.no_grad()
 def test_a_student_continues_where_its_run_was_stopped(tmp_path, compress):
     run = tmp_path / "run"
-    compress(run, "armhubert", **{**STUDENT, "number_of_epochs": 1})
-    compress(run, "armhubert", **STUDENT)
+    compress(run, "armhubert", **{**TINY_STUDENT, "number_of_epochs": 1})
+    compress(run, "armhubert", **TINY_STUDENT)
     epochs = re.findall(
         r"^epoch: (\d)", (run / "train_log.txt").read_text(), re.M
     )
@@ -126,7 +116,7 @@ def test_a_student_continues_where_its_run_was_stopped(tmp_path, compress):
 
 @pytest.mark.parametrize("yaml", ["armhubert_s", "maskhubert"])
 def test_the_other_students(tmp_path, compress, yaml):
-    options = {**STUDENT, "number_of_epochs": 1}
+    options = {**TINY_STUDENT, "number_of_epochs": 1}
     if yaml == "maskhubert":
         del options["reuse"]
     compress(tmp_path / "run", yaml, **options)
@@ -165,14 +155,16 @@ def test_two_processes(tmp_path, compress):
         processes=2,
         distributed_backend="gloo",
         find_unused_parameters=True,
-        **PRUNED,
+        **TINY_UNEQUAL,
     )
     assert (tmp_path / "run/export/model.safetensors").is_file()
 
 
 def test_bf16(tmp_path, compress):
     run = tmp_path / "run"
-    compress(run, "prune_fine_grained", target=0.3, precision="bf16", **PRUNED)
+    compress(
+        run, "prune_fine_grained", target=0.3, precision="bf16", **TINY_UNEQUAL
+    )
     assert all(abs(loss) < 1e3 for loss in losses(run))
     assert (run / "export/model.safetensors").is_file()
 
