@@ -4,10 +4,10 @@
 
 72% of all parameters gone at random, dims inside heads among them: `slices`
 cuts channels (in multiples of 64), heads, their dims and FFN units, `all_kinds`
-whole modules and layers too, as the preset does; `coarse` is `slices` without dims. One utterance
-of 10 s, two threads, the dense model and the cut ones (as exported) timed in
-turns; `--full` takes more turns. Efficiency is speed-up times MACs left. The
-top level repeats `all_kinds`.
+whole modules and layers too, as the preset does; `coarse` is `slices` without
+dims. One utterance of 10 s, two threads, the dense model and the cut ones (as
+exported) timed in turns; `--full` takes more turns. Efficiency is speed-up
+times MACs left. The top level repeats `all_kinds`.
 
 `loop_over_buckets` is one attention of unequal heads (768 dims, 500 frames,
 one thread): time of a loop over heads, over that of `sb_prune.attention`.
