@@ -1,7 +1,232 @@
-"""Attention with fewer heads, where the stock class cannot run with them."""
+"""Attention with fewer, or unequal, heads, where the stock class cannot run.
+
+Heads whose inner dims were cut differ in width, and query and key may be
+narrower than value or wider. Those of about the same width are computed
+together, padded with zeros (`attend`), which is faster than one by one.
+
+Shapes: B batch, L queries, S keys and values, E embed_dim, H kept heads, k
+dense head_dim; Q the sum of all query (or key) widths, V that of the values.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 
 import torch
+from speechbrain.nnet.attention import RelPosMHAXL
 from torch.nn import functional as F
+
+WIDTH_STEP = 8  # heads are padded to multiples of so many dims
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Heads that are computed together.
+
+    Arguments
+    ---------
+    heads : list of int
+        Which of the kept heads.
+    query_key, value : torch.Tensor
+        (heads, width), where each of their dims stands in (Q,) and in (V,);
+        Q and V themselves where there is none.
+    """
+
+    heads: list
+    query_key: torch.Tensor
+    value: torch.Tensor
+
+
+@lru_cache(maxsize=256)
+def buckets(query_key, value, device):
+    """Sorts heads by their padded width.
+
+    Arguments
+    ---------
+    query_key, value : tuple of int
+        Widths of the kept heads.
+    device : torch.device
+        Of the indices.
+
+    Returns
+    -------
+    found : tuple of Bucket
+    order : torch.Tensor
+        (V,) where each value dim stands once the buckets' outputs (heads x
+        width, one bucket after another) are joined.
+
+    Example
+    -------
+    >>> found, order = buckets((2, 9, 1), (3, 4, 1), torch.device("cpu"))
+    >>> [bucket.heads for bucket in found]
+    [[0, 2], [1]]
+    >>> found[0].value.tolist()
+    [[0, 1, 2, 8, 8, 8, 8, 8], [7, 8, 8, 8, 8, 8, 8, 8]]
+    >>> order.tolist()
+    [0, 1, 2, 16, 17, 18, 19, 8]
+    """
+    by_width = {}
+    for head, widths in enumerate(zip(query_key, value)):
+        width = -(-max(widths) // WIDTH_STEP) * WIDTH_STEP
+        by_width.setdefault(width, []).append(head)
+    found, places = [], []
+    for width, heads in sorted(by_width.items()):
+        rows = [_padded_rows(w, heads, width) for w in (query_key, value)]
+        found.append(Bucket(heads, *(row.to(device) for row in rows)))
+        places.append(rows[1].flatten())
+    places = torch.cat(places)
+    order = torch.empty(sum(value), dtype=torch.int64)
+    real = places < sum(value)
+    order[places[real]] = real.nonzero().flatten()
+    return tuple(found), order.to(device)
+
+
+def _padded_rows(widths, heads, width):
+    """(heads, width) positions of the dims of some heads, then the end."""
+    starts = list(accumulate(widths, initial=0))
+    rows = torch.full((len(heads), width), starts[-1])
+    for row, head in zip(rows, heads):
+        row[: widths[head]] = torch.arange(starts[head], starts[head + 1])
+    return rows
+
+
+def take(x, index):
+    """Dims of some heads, zeros where they have none.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (B, T, Q or V)
+    index : torch.Tensor
+        (heads, width) of a `Bucket`.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, heads, T, width)
+    """
+    padded = F.pad(x, (0, 1))
+    found = padded.index_select(-1, index.flatten())
+    return found.unflatten(-1, index.shape).transpose(1, 2)
+
+
+def attend(query, key, value, widths, scale, bias=None, dropout=0.0):
+    """Scaled dot-product attention over heads of unequal widths.
+
+    Arguments
+    ---------
+    query : torch.Tensor
+        (B, L, Q), head after head.
+    key : torch.Tensor
+        (B, S, Q)
+    value : torch.Tensor
+        (B, S, V)
+    widths : (tuple of int, tuple of int)
+        Of query and key, and of value, per head.
+    scale : float
+        Factor of the scores.
+    bias : torch.Tensor, optional
+        (B or 1, H or 1, L or 1, S), added to the scores; or bool, True where
+        attention is allowed.
+    dropout : float
+        Of the attention weights.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, L, V)
+
+    Example
+    -------
+    >>> q, v = torch.rand(1, 5, 7), torch.rand(1, 5, 4)
+    >>> attend(q, q, v, ((5, 2), (1, 3)), scale=0.5).shape
+    torch.Size([1, 5, 4])
+    """
+    found, order = buckets(*widths, query.device)
+    outputs = [
+        F.scaled_dot_product_attention(
+            take(query, bucket.query_key),
+            take(key, bucket.query_key),
+            take(value, bucket.value),
+            attn_mask=_of_heads(bias, bucket.heads),
+            dropout_p=dropout,
+            scale=scale,
+        )
+        for bucket in found
+    ]
+    return _joined(outputs, order)
+
+
+def attend_with_weights(
+    query, key, value, widths, scale, bias=None, dropout=0.0
+):
+    """As `attend`, and the weights (B, H, L, S) before dropout.
+
+    Arguments
+    ---------
+    query, key, value, widths, scale, bias, dropout
+        As those of `attend`.
+
+    Returns
+    -------
+    output : torch.Tensor
+        (B, L, V)
+    weights : torch.Tensor
+        (B, H, L, S)
+    """
+    found, order = buckets(*widths, query.device)
+    weights, outputs = [], []
+    for bucket in found:
+        q, k = take(query, bucket.query_key), take(key, bucket.query_key)
+        scores = q @ k.transpose(-2, -1) * scale
+        if bias is not None and bias.dtype == torch.bool:
+            hidden = ~_of_heads(bias, bucket.heads)
+            scores = scores.masked_fill(hidden, -torch.inf)
+        elif bias is not None:
+            scores = scores + _of_heads(bias, bucket.heads)
+        weights.append(scores.softmax(-1))
+        dropped = F.dropout(weights[-1], dropout, training=dropout > 0)
+        outputs.append(dropped @ take(value, bucket.value))
+    return _joined(outputs, order), _in_order(weights, found)
+
+
+def _of_heads(bias, heads):
+    if bias is None or bias.shape[1] == 1:
+        return bias
+    return bias[:, heads]
+
+
+def _joined(outputs, order):
+    """(B, L, V) of the buckets' outputs (B, heads, L, width)."""
+    flat = [output.transpose(1, 2).flatten(2) for output in outputs]
+    return torch.cat(flat, dim=-1).index_select(-1, order)
+
+
+def _in_order(weights, found):
+    """(B, H, L, S) of those of the buckets."""
+    heads = torch.tensor([head for bucket in found for head in bucket.heads])
+    joined = torch.cat(weights, dim=1)
+    return joined.index_select(1, heads.argsort().to(joined.device))
+
+
+class UnequalHeads:
+    """Mixin of a cut attention whose heads differ in width.
+
+    Surgery gives a cut instance a class with it, and sets the widths that it
+    changed; those it did not are the dense ones.
+    """
+
+    query_key_widths = None
+    value_widths = None
+
+    @property
+    def widths(self):
+        """((H,) of query and key, (H,) of value), tuples of int."""
+        dense = [self.head_dim] * self.num_heads
+        return (
+            tuple(self.query_key_widths or dense),
+            tuple(self.value_widths or dense),
+        )
 
 
 class FewerHeads(torch.nn.MultiheadAttention):
@@ -56,12 +281,9 @@ class FewerHeads(torch.nn.MultiheadAttention):
         """
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = self._project(query, key, value)  # (B, H, L or S, k)
-        bias = self._bias(attn_mask, key_padding_mask, q)
-        scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5 + bias
-        weights = scores.softmax(-1)
-        dropped = F.dropout(weights, self.dropout, self.training)
-        output = (dropped @ v).transpose(1, 2).flatten(2)  # (B, L, Hk)
+        q, k, v = self._project(query, key, value)  # (B, L or S, Hk)
+        bias = _hidden(attn_mask, key_padding_mask, q)
+        output, weights = self._attend(q, k, v, bias)
         output = self.out_proj(output)
         if not self.batch_first:
             output = output.transpose(0, 1)
@@ -69,32 +291,147 @@ class FewerHeads(torch.nn.MultiheadAttention):
             return output, None
         return output, weights.mean(1) if average_attn_weights else weights
 
+    def _attend(self, q, k, v, bias):
+        """(B, L, Hk) and the weights (B, H, L, S)."""
+        q, k, v = (
+            x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for x in (q, k, v)
+        )
+        scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5 + bias
+        weights = scores.softmax(-1)
+        dropped = F.dropout(weights, self.dropout, self.training)
+        return (dropped @ v).transpose(1, 2).flatten(2), weights
+
     def _project(self, *inputs):
-        weights = self.in_proj_weight.chunk(3)
+        rows = self._rows()
+        weights = self.in_proj_weight.split(rows)
         biases = (None, None, None)
         if self.in_proj_bias is not None:
-            biases = self.in_proj_bias.chunk(3)
-        return (
-            F.linear(x, w, b)
-            .unflatten(-1, (self.num_heads, self.head_dim))
-            .transpose(1, 2)
-            for x, w, b in zip(inputs, weights, biases)
-        )
+            biases = self.in_proj_bias.split(rows)
+        return (F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases))
 
-    def _bias(self, attn_mask, key_padding_mask, like):
-        """Both masks as one additive bias, broadcast to (B, H, L, S)."""
-        bias = like.new_zeros(())
-        if attn_mask is not None:
-            if attn_mask.dim() == 3:  # one mask per utterance and dense head
-                batch = like.shape[0]
-                attn_mask = attn_mask.unflatten(0, (batch, -1))[:, :1]
-            bias = bias + _additive(attn_mask, like)
-        if key_padding_mask is not None:
-            bias = bias + _additive(key_padding_mask, like)[:, None, None]
-        return bias
+    def _rows(self):
+        """Rows of in_proj_weight that make q, k and v."""
+        return [self.num_heads * self.head_dim] * 3
 
 
-def _additive(mask, like):
+class UnequalMultiheadAttention(UnequalHeads, FewerHeads):
+    """`torch.nn.MultiheadAttention` whose heads differ in width."""
+
+    def _attend(self, q, k, v, bias):
+        dropout = self.dropout if self.training else 0.0
+        scale = self.head_dim**-0.5
+        return attend_with_weights(q, k, v, self.widths, scale, bias, dropout)
+
+    def _rows(self):
+        query_key, value = (sum(widths) for widths in self.widths)
+        return [query_key, query_key, value]
+
+
+class UnequalRelPosMHAXL(UnequalHeads, RelPosMHAXL):
+    """`RelPosMHAXL` whose heads differ in width; self-attention only.
+
+    in_proj_weight is laid out per head as [q_h; k_h; v_h], and the position
+    biases are vectors (Q,).
+    """
+
+    def forward(
+        self,
+        query,
+        key,
+        value,
+        pos_embs,
+        key_padding_mask=None,
+        attn_mask=None,
+        return_attn_weights=True,
+    ):
+        """Same contract as the class it replaces.
+
+        Arguments
+        ---------
+        query, key, value : torch.Tensor
+            (B, L, E), the same.
+        pos_embs : torch.Tensor
+            (1, 2 L - 1, E)
+        key_padding_mask : torch.Tensor, optional
+            (B, L), True where padded.
+        attn_mask : torch.Tensor, optional
+            (L, L), or (B * dense heads, L, L) if all heads share it; True (or
+            -inf) where attention is not allowed.
+        return_attn_weights : bool
+            Whether to return the weights too.
+
+        Returns
+        -------
+        output : torch.Tensor
+            (B, L, E)
+        weights : torch.Tensor
+            (B, H, L, L), if asked for.
+        """
+        found, order = buckets(*self.widths, query.device)
+        q, k, v = self._project(query)
+        positions = self.linear_pos(pos_embs)
+        hidden = _hidden(attn_mask, key_padding_mask, q)
+        with_u = (q + self.pos_bias_u.reshape(-1)) * self.scale
+        with_v = (q + self.pos_bias_v.reshape(-1)) * self.scale
+        weights, outputs = [], []
+        for bucket in found:
+            index = bucket.query_key
+            content = take(with_u, index) @ take(k, index).transpose(-2, -1)
+            relative = take(with_v, index) @ take(positions, index).transpose(
+                -2, -1
+            )
+            scores = content + self.rel_shift(relative) + hidden
+            found_weights = F.softmax(scores, dim=-1, dtype=torch.float32)
+            # a frame that may look nowhere, in chunked training
+            found_weights = self.dropout_att(found_weights).masked_fill(
+                hidden == -torch.inf, 0.0
+            )
+            weights.append(found_weights)
+            outputs.append(found_weights @ take(v, bucket.value))
+        output = self.out_proj(_joined(outputs, order))
+        if not return_attn_weights:
+            return output
+        return output, _in_order(weights, found)
+
+    def _project(self, x):
+        """q and k (B, L, Q), v (B, L, V)."""
+        query_key, value = self.widths
+        sizes = [size for q, v in zip(query_key, value) for size in (q, q, v)]
+        pieces = F.linear(x, self.in_proj_weight).split(sizes, dim=-1)
+        q, k, v = (torch.cat(pieces[i::3], dim=-1) for i in range(3))
+        if self.vbias is not None:
+            v = v + self.value_bias_weight
+        return q, k, v
+
+
+def _hidden(attn_mask, key_padding_mask, like):
+    """Both masks as one additive bias, broadcast to (B, 1, L, S)."""
+    bias = like.new_zeros((1, 1, 1, 1))
+    if attn_mask is not None:
+        if attn_mask.dim() == 3:  # one mask per utterance and dense head
+            attn_mask = attn_mask.unflatten(0, (like.shape[0], -1))[:, :1]
+        bias = bias + additive(attn_mask, like)
+    if key_padding_mask is not None:
+        bias = bias + additive(key_padding_mask, like)[:, None, None]
+    return bias
+
+
+def additive(mask, like):
+    """A mask as a bias of the scores.
+
+    Arguments
+    ---------
+    mask : torch.Tensor
+        Bool, True where attention is not allowed; others are returned.
+    like : torch.Tensor
+        Of the scores' type.
+
+    Returns
+    -------
+    torch.Tensor
+        -inf where attention is not allowed, else 0.
+    """
     if mask.dtype != torch.bool:
         return mask.to(like)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(

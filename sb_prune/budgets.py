@@ -197,14 +197,19 @@ def _check_reach(declaration, group, min_keep):
 
 def _fewest(declaration, min_keep, prefix):
     """Kept units when all that may go below prefix has gone."""
-    counts, alive = [], {None: True}
+    counts, alive = {}, {None: True}
     for s in declaration.structures:
         if not below(s.name, prefix):
-            counts.append(s.units)
+            counts[s.name] = s.units
             continue
-        alive[s.name] = alive[s.parent] and s.is_leaf
-        counts.append(min(min_keep, s.units) if alive[s.name] else 0)
-    return torch.tensor(counts).double()
+        alive[s.name] = alive[s.parent] and not s.removes
+        holder = declaration.holder(s)
+        holders, units = 1, s.units
+        if holder:
+            holders, units = counts[holder.name], s.units // holder.units
+        fewest = min(min_keep, units) * holders
+        counts[s.name] = fewest if alive[s.name] else 0
+    return torch.tensor(list(counts.values())).double()
 
 
 def _in_order(declaration, groups):

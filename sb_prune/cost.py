@@ -9,10 +9,13 @@ and the derivative comes from autograd.
 
 import math
 from collections import defaultdict
+from itertools import accumulate
 
 import torch
 
 from sb_prune.structure import below
+
+WHOLE = [(1.0, ())]  # the share of a tensor that nothing cuts
 
 
 class Cost:
@@ -47,6 +50,7 @@ class Cost:
         self._owner = torch.repeat_interleave(
             torch.tensor([s.units for s in declaration.structures])
         )
+        self._holder = _holding_units(declaration)
 
     def of_kept(self, kept):
         """Cost at given numbers of kept units.
@@ -83,6 +87,8 @@ class Cost:
     def sum_units(self, values):
         """Sums a value per gate into a value per structure.
 
+        The value of a gate is that times the value of the unit that holds it.
+
         Arguments
         ---------
         values : torch.Tensor
@@ -94,6 +100,10 @@ class Cost:
             (structures,), float64.
         """
         values = values.double().cpu()
+        if self._holder is not None:
+            values = (
+                values * torch.cat([values, values.new_ones(1)])[self._holder]
+            )
         total = torch.zeros(len(self.declaration.structures)).double()
         return total.index_add(0, self._owner, values)
 
@@ -127,11 +137,12 @@ def parameter_cost(declaration, prefix=""):
     -------
     Cost
     """
-    share = _tensor_shares(declaration)
+    shares = _tensor_shares(declaration)
     terms = [
-        (parameter.numel(), share[name] + _owners(declaration, name))
+        (parameter.numel() * part, factors + _owners(declaration, name))
         for name, parameter in declaration.root.named_parameters()
         if _counted(declaration, name, prefix)
+        for part, factors in shares[name]
     ]
     return Cost(declaration, terms)
 
@@ -152,21 +163,29 @@ def mac_cost(declaration, frames, prefix=""):
     -------
     Cost
     """
-    share = _tensor_shares(declaration)
-    units = {s.name: s.units for s in declaration.structures}
+    shares = _tensor_shares(declaration)
     terms = []
     for operation in declaration.operations(frames):
         if not _counted(declaration, operation.module, prefix):
             continue
-        factors = share[operation.tensor] if operation.tensor else ()
-        factors += tuple(
-            (name, 0.0, 1 / units[name])
-            for name in operation.structures
-            if name in units
-        )
-        owners = _owners(declaration, operation.module)
-        terms.append((operation.macs, factors + owners))
+        more = _scaling(declaration, operation)
+        more += _owners(declaration, operation.module)
+        parts = shares[operation.tensor] if operation.tensor else WHOLE
+        terms += [
+            (operation.macs * part, factors + more) for part, factors in parts
+        ]
     return Cost(declaration, terms)
+
+
+def _scaling(declaration, operation):
+    """Factors of the structures that an operation runs over."""
+    found = []
+    for names in operation.structures:
+        names = (names,) if isinstance(names, str) else names
+        known = [declaration.by_name.get(name) for name in names]
+        known = [structure for structure in known if structure]
+        found += [(s.name, 0.0, 1 / s.units) for s in known[:1]]
+    return tuple(found)
 
 
 def _counted(declaration, name, prefix):
@@ -176,20 +195,69 @@ def _counted(declaration, name, prefix):
 
 
 def _tensor_shares(declaration):
-    """Tensor name -> factors for the share of it that its cuts leave."""
+    """Tensor name -> the share of it that its cuts leave, as terms.
+
+    A term is (coefficient, factors). What is cut along one axis adds up, and
+    the shares of several axes multiply.
+    """
     sizes = {
         name: tuple(p.shape) for name, p in declaration.root.named_parameters()
     }
-    shares = defaultdict(tuple)
+    slopes = defaultdict(list)  # (tensor, axis) -> what each unit is of it
     for structure in declaration.structures:
         for cut in structure.cuts:
             size = sizes[cut.tensor]
             size = math.prod(size) if cut.dim is None else size[cut.dim]
             slope = cut.index.shape[1] / size
-            fixed = 1 - structure.units * slope
-            factor = (structure.name, round(fixed, 12), slope)
-            shares[cut.tensor] += (factor,)
+            slopes[cut.tensor, cut.dim].append((structure, slope))
+    shares = defaultdict(lambda: WHOLE)
+    for (tensor, _), found in slopes.items():
+        shares[tensor] = [
+            (a * b, first + second)
+            for a, first in shares[tensor]
+            for b, second in _axis_share(found)
+        ]
     return shares
+
+
+def _axis_share(found):
+    """Terms of one axis: what is never cut, and what each structure leaves."""
+    fixed = round(1 - sum(s.units * slope for s, slope in found), 12)
+    if len(found) == 1:
+        (structure, slope) = found[0]
+        return [(1.0, ((structure.name, fixed, slope),))]
+    never_cut = [(fixed, ())] if fixed else []
+    return never_cut + [
+        (1.0, ((structure.name, 0.0, slope),)) for structure, slope in found
+    ]
+
+
+def _holding_units(declaration):
+    """(N,) position of the gate that holds each gate, N where none does.
+
+    None if no structure holds others.
+    """
+    structures = declaration.structures
+    if not any(s.holds for s in structures):
+        return None
+    total = declaration.total_units
+    starts = {s.name: p for s, p in zip(structures, _starts(structures))}
+    return torch.cat(
+        [
+            torch.full((s.units,), total)
+            if holder is None
+            else declaration.held(
+                s, starts[holder.name] + torch.arange(holder.units)
+            )
+            for s in structures
+            for holder in [declaration.holder(s)]
+        ]
+    )
+
+
+def _starts(structures):
+    """Position of the first gate of each structure."""
+    return accumulate((s.units for s in structures), initial=0)
 
 
 def _owners(declaration, name):

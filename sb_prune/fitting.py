@@ -43,6 +43,7 @@ def fit_plan(declaration, groups, scores, shares=None, min_keep=1):
     for structure in declaration.structures:
         if not plan.is_open(structure, declaration):
             plan.keep[structure.name][:] = False
+        plan.keep[structure.name] = plan.kept(structure, declaration)
     return plan
 
 
@@ -134,9 +135,19 @@ class _Fit:
         ]
         ranks = declaration.split(ranks)
         self.ranks = {  # name -> (units,); those of a block are alike
-            s.name: _in_blocks(ranks[s.name], s.multiple)
+            s.name: torch.cat(
+                [
+                    _in_blocks(inside, s.multiple)
+                    for inside in self._by_holder(s, ranks[s.name])
+                ]
+            )
             for s in self.structures
         }
+
+    def _by_holder(self, structure, values):
+        """Values of units, a row for each unit that holds some of them."""
+        holder = self.declaration.holder(structure)
+        return values.view(holder.units if holder else 1, -1)
 
     def run_(self):
         """Threshold, greedy finish, exchanges."""
@@ -174,22 +185,55 @@ class _Fit:
         keep = self.plan.keep
         for s in self.structures:
             keep[s.name] = self.ranks[s.name] >= level
+        for s in reversed(self.structures):
+            if s.removes:
+                continue
+            if self.declaration.holder(s):
+                keep[s.parent] &= self._by_holder(s, keep[s.name]).any(1)
+            elif not keep[s.name].any() and self._alone_in_parent(s):
+                keep[s.parent][:] = False
         for s in self.structures:
-            if s.is_leaf:
-                if not keep[s.name].any() and self._alone_in_parent(s):
-                    keep[s.parent][:] = False
-                self._top_up(s.name, keep[s.name])
+            if not s.removes:
+                self._top_up(s, keep[s.name])
 
-    def _alone_in_parent(self, leaf):
-        """Whether the leaf's parent removes just the module it is in."""
-        parent = self.declaration.by_name.get(leaf.parent)
+    def _alone_in_parent(self, units):
+        """Whether the units' parent removes just the module they are in."""
+        parent = self.declaration.by_name.get(units.parent)
         return parent is not None and parent.name in dict(parent.removes)
 
-    def _top_up(self, name, kept):
-        if kept.sum() < self.min_keep:
-            count = min(self.min_keep, len(kept))
-            ranks = self.ranks[name]
-            kept[ranks >= ranks.topk(count).values[-1]] = True
+    def _top_up(self, structure, kept):
+        """Keeps the best `min_keep`, in each unit that holds some."""
+        ranks = self.ranks[structure.name]
+        for inside, ranked in zip(
+            self._by_holder(structure, kept), self._by_holder(structure, ranks)
+        ):
+            if inside.sum() < self.min_keep:
+                count = min(self.min_keep, len(inside))
+                inside[ranked >= ranked.topk(count).values[-1]] = True
+
+    def _has_enough(self, structure, kept):
+        """Whether `min_keep` units stay, in each open unit that holds some."""
+        inside = self._by_holder(structure, kept).sum(1)
+        holder = self.declaration.holder(structure)
+        if holder:
+            inside = inside[self.plan.keep[holder.name]]
+        return bool((inside >= self.min_keep).all())
+
+    def _reachable(self, structure):
+        """(units,) those that are in no closed unit."""
+        everything = torch.ones(structure.units).bool()
+        keep = {**self.plan.keep, structure.name: everything}
+        return Plan(keep).kept(structure, self.declaration)
+
+    def _closed(self, name):
+        """(units,) those that could open where they are."""
+        reachable = self._reachable(self.declaration.by_name[name])
+        return reachable & ~self.plan.keep[name]
+
+    def _open(self, name):
+        """(units,) those that count."""
+        reachable = self._reachable(self.declaration.by_name[name])
+        return reachable & self.plan.keep[name]
 
     def _block(self, name, rank):
         """Which units of a structure have a rank."""
@@ -202,9 +246,7 @@ class _Fit:
             (rank, price, name)
             for name, price in self._prices().items()
             if price <= gap
-            for rank in self.ranks[name][~self.plan.keep[name]]
-            .unique()
-            .tolist()
+            for rank in self.ranks[name][self._closed(name)].unique().tolist()
         ]
         opened = []
         for rank, price, name in sorted(closed, reverse=True):
@@ -221,31 +263,48 @@ class _Fit:
     def _open_module(self):
         """Opens the best-ranked closed module that fits at its smallest."""
         closed = self._closed_modules()
-        for s in sorted(closed, key=lambda s: -int(self.ranks[s.name][0])):
-            opening = self._smallest(s)
+        for s, unit in sorted(
+            closed, key=lambda found: -int(self.ranks[found[0].name][found[1]])
+        ):
+            opening = self._smallest(s, unit)
             if self.gap(Plan({**self.plan.keep, **opening})) >= 0:
                 self.plan.keep.update(opening)
                 return True
         return False
 
     def _closed_modules(self):
+        """(structure, unit) of all that is closed and consists of others."""
         return [
-            s
+            (s, unit)
             for s in self.structures
-            if not s.is_leaf
-            and not self.plan.keep[s.name].all()
-            and self.plan.is_open(s, self.declaration)
+            if not s.is_leaf and self.plan.is_open(s, self.declaration)
+            for unit in (~self.plan.keep[s.name]).nonzero().flatten().tolist()
         ]
 
-    def _smallest(self, module):
-        """What a plan keeps of a module opened with as little as possible."""
-        keep = {module.name: torch.ones(module.units).bool()}
-        for child in self.structures:
-            if child.parent == module.name:
-                keep[child.name] = torch.zeros(child.units).bool()
-                if child.is_leaf:
-                    self._top_up(child.name, keep[child.name])
+    def _smallest(self, structure, unit=0):
+        """What a plan keeps of a unit opened with as little as possible."""
+        kept = self.plan.keep[structure.name].clone()
+        kept[unit] = True
+        keep = {structure.name: kept}
+        self._empty_below(structure, unit, keep)
         return keep
+
+    def _empty_below(self, structure, unit, keep):
+        """Leaves as little as possible in a unit that opens."""
+        for child in self.structures:
+            if child.parent != structure.name:
+                continue
+            kept = torch.zeros(child.units).bool()
+            if structure.holds:
+                kept = keep.get(child.name, self.plan.keep[child.name]).clone()
+                self._by_holder(child, kept)[unit] = False
+            keep[child.name] = kept
+            if child.removes:
+                continue
+            self._top_up(child, kept)
+            if child.holds:
+                for inside in kept.nonzero().flatten().tolist():
+                    self._empty_below(child, inside, keep)
 
     def _exchange(self):
         """Closes cheap units for something dearer, where only that is closed.
@@ -269,12 +328,12 @@ class _Fit:
 
     def _openings(self):
         """(price, kept units) of all that could open next, cheapest first."""
-        found = [self._smallest(s) for s in self._closed_modules()]
+        found = [self._smallest(*closed) for closed in self._closed_modules()]
         for name in self._prices():
-            kept = self.plan.keep[name].clone()
-            if not kept.all():
-                best = int(self.ranks[name].masked_fill(kept, -1).max())
-                kept[self._block(name, best)] = True
+            closed = self._closed(name)
+            if closed.any():
+                best = int(self.ranks[name].masked_fill(~closed, -1).max())
+                kept = self.plan.keep[name] | self._block(name, best)
                 found.append({name: kept})
         gap = self.gap()
         priced = [
@@ -288,12 +347,12 @@ class _Fit:
             (price, rank, name)
             for name, price in prices.items()
             if name not in opening
-            for rank in self.ranks[name][self.plan.keep[name]].unique().tolist()
+            for rank in self.ranks[name][self._open(name)].unique().tolist()
         )
         for price, rank, name in still_open:
             if missing <= 0:
                 return
             kept = self.plan.keep[name] & ~self._block(name, rank)
-            if kept.sum() >= self.min_keep:
+            if self._has_enough(self.declaration.by_name[name], kept):
                 self.plan.keep[name] = kept
                 missing -= price

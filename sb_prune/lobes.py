@@ -9,7 +9,8 @@ In any recipe a small encoder takes the place of a dense one by one entry:
 Constructors and outputs are those of the classes with the same names in
 `speechbrain.integrations.huggingface`; a source that is not pruned is loaded
 as there. A pruned one is a Hugging Face folder whose `config.json` is that of
-the dense model with the plan beside it.
+the dense model with the plan beside it; one of a student (`sb_prune.students`)
+says which layers reuse an attention map.
 """
 
 import json
@@ -26,7 +27,8 @@ from transformers.utils import cached_file
 from sb_prune.export import check_exported
 from sb_prune.folding import fold_, folded_state
 from sb_prune.plan import Plan, full_plan
-from sb_prune.structures.wav2vec2 import wav2vec2_structures
+from sb_prune.structures.wav2vec2 import kinds_of, wav2vec2_structures
+from sb_prune.students import STUDENT, build_student
 from sb_prune.surgery import cut_
 
 PLAN = "sb_prune_plan"  # key of config.json
@@ -40,6 +42,40 @@ class _PrunedLobe:
     def __init__(self, source, save_path, *args, layerdrop=None, **kwargs):
         self._layerdrop = layerdrop
         super().__init__(source, save_path, *args, **kwargs)
+        self._mask = None
+        self.model.register_forward_pre_hook(self._pass_mask, with_kwargs=True)
+
+    def forward(self, wav, wav_lens=None, mask=None):
+        """As that of SpeechBrain's lobe, with frames hidden from the encoder.
+
+        Arguments
+        ---------
+        wav : torch.Tensor
+            (batch, samples)
+        wav_lens : torch.Tensor, optional
+            (batch,) relative lengths.
+        mask : torch.Tensor, optional
+            (batch, frames) bool, True where the front-end's output is replaced
+            by the encoder's learnt vector; `apply_spec_augment` must be True.
+
+        Returns
+        -------
+        torch.Tensor
+        """
+        self._mask = mask
+        try:
+            return super().forward(wav, wav_lens)
+        finally:
+            self._mask = None
+
+    def _pass_mask(self, model, args, kwargs):
+        if self._mask is None:
+            return None
+        if not model.config.apply_spec_augment:
+            raise ValueError(
+                "mask: the encoder ignores it; write apply_spec_augment: True"
+            )
+        return args, {**kwargs, "mask_time_indices": self._mask}
 
     def override_config(self, config):
         """The config, with the layerdrop that was asked for."""
@@ -50,12 +86,16 @@ class _PrunedLobe:
     def _from_pretrained(
         self, source, save_path, cache_dir, device=None, **kwargs
     ):
-        if getattr(self.config, PLAN, None) is None:
+        if getattr(self.config, PLAN, None) is not None:
+            self.model = _cut_skeleton(self.config, **_attention(kwargs))
+        elif getattr(self.config, STUDENT, None) is not None:
+            with torch.device("meta"):
+                self.model = build_student(self.config, **_attention(kwargs))
+        else:
             super()._from_pretrained(
                 source, save_path, cache_dir, device, **kwargs
             )
             return
-        self.model = _cut_skeleton(self.config, **_attention(kwargs))
         _assign(self.model, cached_file(source, WEIGHTS, cache_dir=save_path))
         if device is not None:
             self.model.to(device)
@@ -91,6 +131,20 @@ class WavLM(_PrunedLobe, wavlm.WavLM):
 
     Arguments are those of `Wav2Vec2`.
     """
+
+
+def save_encoder(lobe, folder):
+    """Writes an encoder as a Hugging Face folder, for other recipes.
+
+    Arguments
+    ---------
+    lobe : torch.nn.Module
+        SpeechBrain's or one of these, with the weights to save; not pruned.
+    folder : str
+        The `source` of lobes; those here for a student.
+    """
+    lobe.model.save_pretrained(folder)
+    lobe.feature_extractor.save_pretrained(folder)
 
 
 class _Skeleton:
@@ -248,8 +302,8 @@ def _cut_skeleton(config, **attention):
     """The small model on the meta device, by the plan in its config."""
     with torch.device("meta"):
         model = AutoModel.from_config(config, **attention)
-    declaration = wav2vec2_structures(model)
     plan = Plan.from_dict(getattr(config, PLAN))
+    declaration = wav2vec2_structures(model, kinds_of(plan))
     kept = {**full_plan(declaration).keep, **plan.keep}
     cut_(declaration, Plan(kept))
     fold_(model)

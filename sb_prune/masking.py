@@ -144,18 +144,23 @@ class _Factor:
     shape : broadcastable to the tensor.
     index : gate of each position; None if position i is gate i, or if one
     gate covers all. Most masks are such: then a view replaces the gather.
+    is_partial : whether some positions have the index behind the last gate,
+    which stands for 1.
     """
 
-    def __init__(self, structure, shape, index):
+    def __init__(self, structure, shape, index, is_partial=False):
         self.structure = structure
         self.shape = shape
         self.index = index
+        self.is_partial = is_partial
 
     def __call__(self, gates):
         values = gates[self.structure]
         if self.index is not None:
             if self.index.device != values.device:
                 self.index = self.index.to(values.device)
+            if self.is_partial:
+                values = torch.cat([values, values.new_ones(1)])
             values = values.index_select(0, self.index)
         return values.view(self.shape)
 
@@ -174,19 +179,20 @@ def _factor(structure, slices, tensor):
         shape = [1] * tensor.dim()
         shape[slices.dim] = size
     units, entries = slices.index.shape
-    if units * entries != size:
-        raise ValueError(
-            f"{slices.tensor}: a mask must cover its axis; {units} x {entries} "
-            f"positions for {size}"
-        )
-    if units == 1:
+    if units == 1 and entries == size:
         return _Factor(structure, [1] * tensor.dim(), None)
-    index = torch.empty(size, dtype=torch.int64)
+    if units * entries > size:
+        raise ValueError(
+            f"{slices.tensor}: {units} x {entries} positions of a mask on an "
+            f"axis of {size}"
+        )
+    index = torch.full((size,), units)
     index[slices.index.flatten()] = torch.arange(units).repeat_interleave(
         entries
     )
     ordered = torch.equal(index, torch.arange(size))
-    return _Factor(structure, shape, None if ordered else index)
+    is_partial = units * entries < size
+    return _Factor(structure, shape, None if ordered else index, is_partial)
 
 
 class _Masked:

@@ -87,20 +87,50 @@ class Plan:
                 "structures differ); build the model it was made for"
             )
         for structure in declaration.structures:
-            empty = structure.is_leaf and not self.keep[structure.name].any()
-            if empty and self.is_open(structure, declaration):
+            if structure.removes or not self.is_open(structure, declaration):
+                continue
+            if self._is_empty(structure, declaration):
                 raise ValueError(
-                    f"plan: {structure.name} keeps no unit while its module "
-                    "stays; keep one, or cut the module"
+                    f"plan: {structure.name} keeps no unit while its module, "
+                    "or what holds it, stays; keep one, or cut that"
                 )
+
+    def _is_empty(self, structure, declaration):
+        """Whether nothing is left of it, or in a kept unit of its holder."""
+        kept = self.keep[structure.name]
+        holder = declaration.holder(structure)
+        if holder is None:
+            return not kept.any()
+        inside = kept.view(holder.units, -1).any(1)
+        return bool((self.keep[holder.name] & ~inside).any())
 
     def is_open(self, structure, declaration):
         """Whether every ancestor of a structure stays."""
         while structure.parent:
             structure = declaration.by_name[structure.parent]
-            if not self.keep[structure.name].all():
+            if not self.keep[structure.name].any():
                 return False
         return True
+
+    def kept(self, structure, declaration):
+        """Units that stay, none inside a closed unit of the holder.
+
+        Arguments
+        ---------
+        structure : Structure
+        declaration : Declaration
+            Of the dense model.
+
+        Returns
+        -------
+        torch.Tensor
+            (units,) bool.
+        """
+        kept = self.keep[structure.name]
+        holder = declaration.holder(structure)
+        if holder is None:
+            return kept
+        return kept & declaration.held(structure, self.keep[holder.name])
 
     def kept_counts(self, declaration):
         """Number of kept units, none below a closed module.
@@ -117,7 +147,8 @@ class Plan:
         """
         return torch.tensor(
             [
-                float(self.keep[s.name].sum()) * self.is_open(s, declaration)
+                float(self.kept(s, declaration).sum())
+                * self.is_open(s, declaration)
                 for s in declaration.structures
             ]
         ).double()

@@ -67,7 +67,12 @@ class BasePruner:
         """(N,) what closing one unit alone frees, in the budget's unit."""
         structures = self.declaration.structures
         dense = torch.tensor([s.units for s in structures]).double()
-        one_less = dense - torch.eye(len(structures)).double()
+        gone = torch.eye(len(structures)).double()
+        for i, structure in enumerate(structures):
+            holder = self.declaration.holder(structure)
+            if holder:  # its unit takes along those that it holds
+                gone[structures.index(holder), i] = dense[i] / holder.units
+        one_less = dense - gone
         freed = sum(
             group.dense - group.cost.of_kept(one_less) for group in self.groups
         )

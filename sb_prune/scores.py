@@ -44,13 +44,22 @@ def magnitude_score(pruner):
     torch.Tensor
         (N,)
     """
-    parameters = dict(pruner.declaration.root.named_parameters())
-    return torch.cat(
-        [
-            _mean_square(structure, parameters).sqrt().cpu()
-            for structure in pruner.declaration.structures
-        ]
-    )
+    declaration = pruner.declaration
+    parameters = dict(declaration.root.named_parameters())
+    found = {
+        s.name: _mean_square(s, parameters).cpu()
+        for s in declaration.structures
+        if not s.holds
+    }
+    for holder in declaration.structures:
+        if holder.holds:
+            inside = [
+                found[s.name].view(holder.units, -1).mean(1)
+                for s in declaration.structures
+                if s.parent == holder.name
+            ]
+            found[holder.name] = torch.stack(inside).mean(0)
+    return torch.cat([found[s.name] for s in declaration.structures]).sqrt()
 
 
 def taylor_score(pruner):
@@ -74,7 +83,7 @@ def taylor_score(pruner):
 
 def _mean_square(structure, parameters):
     """(units,) mean square of all that a structure would take away."""
-    if not structure.is_leaf:
+    if structure.removes:
         gone = [
             parameter
             for name, parameter in parameters.items()

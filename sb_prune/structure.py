@@ -29,7 +29,8 @@ class Slices:
     dim : int or None
         Axis that the indices address. None: the flattened tensor, whose last
         axis shrinks when units are cut (RelPosMHAXL stores its position
-        biases (head_dim, heads) but reads the memory as (heads, head_dim)).
+        biases (head_dim, heads) but reads the memory as (heads, head_dim));
+        a vector is left where what stays makes no whole rows.
     index : torch.Tensor
         (units, entries), int64. A row per unit.
     """
@@ -72,10 +73,18 @@ class Structure:
     stays : tuple of str
         What lies below those modules and stays nevertheless.
     parent : str, optional
-        Structure that must be open for this one to matter.
+        Structure that must be open for this one to matter. Where each unit of
+        the parent `holds` units (heads hold their dims), these are spread over
+        the parent's evenly and in order: the first of them lie in its first.
+    holds : bool
+        Whether other structures declare what is inside each unit.
+    widths : tuple of (str, str)
+        (module, attribute) pairs set to the list of units kept inside each
+        kept unit of the parent.
     multiple : int
-        Plans keep multiples of so many units: convolutions of some widths are
-        much faster than those of others.
+        Plans keep multiples of so many units, inside each unit of a parent
+        that holds them: convolutions of some widths are much faster than those
+        of others.
 
     Example
     -------
@@ -99,12 +108,14 @@ class Structure:
     removes: tuple = ()
     stays: tuple = ()
     parent: Optional[str] = None
+    holds: bool = False
+    widths: tuple = ()
     multiple: int = 1
 
     @property
     def is_leaf(self):
-        """Whether the units are slices, not whole modules."""
-        return not self.removes
+        """Whether the units are slices that hold nothing else."""
+        return not self.removes and not self.holds
 
     def takes(self, name):
         """Whether a module or tensor goes when this structure is removed.
@@ -134,8 +145,9 @@ class Operation:
         Module that runs it; whoever removes that module removes the MACs.
     tensor : str, optional
         Weight it multiplies by: MACs shrink as that tensor does.
-    structures : tuple of str
+    structures : tuple of (str or tuple of str)
         Structures whose kept share scales it (attention scores: the heads).
+        Of a tuple the first that is declared (their dims, or else the heads).
     """
 
     macs: float
@@ -194,10 +206,16 @@ class Declaration:
         for structure in self.structures:
             if structure.name in by_name:
                 raise ValueError(f"structure {structure.name} stands twice")
-            if structure.parent and structure.parent not in by_name:
+            parent = by_name.get(structure.parent)
+            if structure.parent and parent is None:
                 raise ValueError(
                     f"parent {structure.parent} of {structure.name} is not "
                     "declared before it"
+                )
+            if parent and parent.holds and structure.units % parent.units:
+                raise ValueError(
+                    f"{structure.units} units of {structure.name} are not "
+                    f"divisible by the {parent.units} of {parent.name}"
                 )
             by_name[structure.name] = structure
         object.__setattr__(self, "by_name", by_name)
@@ -222,6 +240,37 @@ class Declaration:
         """
         pieces = values.split([s.units for s in self.structures])
         return {s.name: p for s, p in zip(self.structures, pieces)}
+
+    def holder(self, structure):
+        """The structure whose units hold those of another, or None.
+
+        Arguments
+        ---------
+        structure : Structure
+
+        Returns
+        -------
+        Structure or None
+        """
+        parent = self.by_name.get(structure.parent)
+        return parent if parent and parent.holds else None
+
+    def held(self, structure, values):
+        """A value per unit of a structure's holder, for each unit it holds.
+
+        Arguments
+        ---------
+        structure : Structure
+            That has a holder.
+        values : torch.Tensor
+            (holder's units,)
+
+        Returns
+        -------
+        torch.Tensor
+            (units,)
+        """
+        return values.repeat_interleave(structure.units // len(values))
 
     def touched_tensors(self):
         """Names of the parameters that training must move for gates to work.

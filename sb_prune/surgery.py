@@ -4,6 +4,7 @@ Stock modules stay stock: weights and a few attributes change, and whole
 modules that go are replaced by `Absent`. No empty tensor is ever built.
 """
 
+from collections import defaultdict
 from itertools import chain
 
 import torch
@@ -67,49 +68,62 @@ def cut_(declaration, plan):
     """
     plan.check(declaration)
     root = declaration.root
+    gone = defaultdict(list)  # (tensor, axis) -> positions, dense ones
     for structure in declaration.structures:
         if not plan.is_open(structure, declaration):
             continue
-        kept = plan.keep[structure.name]
+        kept = plan.kept(structure, declaration)
         if kept.all():
             continue
-        if not structure.is_leaf:
-            for name, factory in structure.removes:
-                _replace_module(root, name, factory)
+        for name, factory in structure.removes:
+            _replace_module(root, name, factory)
+        if structure.removes:
             continue
         for cut in structure.cuts:
-            _cut_tensor(root, cut, kept)
+            gone[cut.tensor, cut.dim].append(cut.index[~kept].flatten())
         for name, attribute in structure.counts:
             setattr(root.get_submodule(name), attribute, int(kept.sum()))
         for name, attribute in structure.positions:
             stay = kept.nonzero().flatten().tolist()
             setattr(root.get_submodule(name), attribute, stay)
+        for name, attribute in structure.widths:
+            inside = _inside_kept_units(declaration, plan, structure)
+            setattr(root.get_submodule(name), attribute, inside)
         for name, adapter in structure.adapters:
             root.get_submodule(name).__class__ = adapter
+    for (tensor, dim), positions in gone.items():
+        _cut_tensor(root, tensor, dim, torch.cat(positions))
 
 
-def _cut_tensor(root, cut, kept):
-    module, _, name = cut.tensor.rpartition(".")
+def _inside_kept_units(declaration, plan, structure):
+    """How many units stay inside each kept unit of the holder."""
+    holder = declaration.holder(structure)
+    inside = plan.kept(structure, declaration).view(holder.units, -1).sum(1)
+    return inside[plan.keep[holder.name]].tolist()
+
+
+def _cut_tensor(root, name, dim, gone):
+    module, _, name = name.rpartition(".")
     module = root.get_submodule(module)
     old = getattr(module, name)
-    new = _without(old, cut, kept)
+    new = _without(old, dim, gone)
     setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
     _refresh_sizes(module)
 
 
-def _without(tensor, cut, kept):
+def _without(tensor, dim, gone):
     """The complement of what is cut, as a fresh tensor."""
-    gone = cut.index[~kept].flatten()
-    if cut.dim is not None:
-        stay = torch.ones(tensor.shape[cut.dim], dtype=torch.bool)
+    if dim is not None:
+        stay = torch.ones(tensor.shape[dim], dtype=torch.bool)
         stay[gone] = False
         stay = stay.nonzero().flatten().to(tensor.device)
-        return tensor.index_select(cut.dim, stay)
+        return tensor.index_select(dim, stay)
     stay = torch.ones(tensor.numel(), dtype=torch.bool)
     stay[gone] = False
     stay = stay.nonzero().flatten().to(tensor.device)
     flat = tensor.reshape(-1).index_select(0, stay)
-    return flat.view(*tensor.shape[:-1], -1)
+    rows = tensor.shape[:-1].numel()
+    return flat if len(flat) % rows else flat.view(*tensor.shape[:-1], -1)
 
 
 def _replace_module(root, name, factory):

@@ -37,7 +37,9 @@ def kept_units(declaration, plan):
     >>> kept_units(declaration, plan)
     {'layers.0': {'mha_layer.heads': (1, 4)}}
     """
-    parents = {structure.parent for structure in declaration.structures}
+    parents = {
+        s.parent for s in declaration.structures if not declaration.holder(s)
+    }
     counts = plan.kept_counts(declaration).int().tolist()
     table = {place: {} for place in _places(declaration)}
     for structure, kept in zip(declaration.structures, counts):

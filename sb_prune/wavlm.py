@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
+from sb_prune.attention import UnequalHeads, attend_with_weights
 from sb_prune.surgery import Absent
 
 
@@ -56,30 +57,36 @@ class FewerBiasedHeads(WavLMAttention):
         batch, frames, _ = hidden_states.shape
         if position_bias is None:
             position_bias = dense_bias(self, batch, frames)
-        bias = position_bias.view(batch, -1, frames, frames)
-        bias = self._gate(hidden_states) * bias[:, self.kept_heads]
-        if attention_mask is not None:
-            padded = attention_mask.ne(1)[:, None, None]
-            bias = bias.masked_fill(padded, -torch.inf)
+        bias = gated_bias(
+            self, hidden_states, position_bias, attention_mask, self.kept_heads
+        )
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (project(hidden_states) for project in projections)
+        output, weights = self._attend(q, k, v, bias)
+        return self.out_proj(output), weights, position_bias
+
+    def _attend(self, q, k, v, bias):
+        """(B, T, Hk) and the weights (B, H, T, T)."""
         q, k, v = (
-            project(hidden_states)
-            .view(batch, frames, self.num_heads, self.head_dim)
-            .transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for x in (q, k, v)
         )
         scores = q * self.scaling @ k.transpose(2, 3) + bias
         weights = scores.softmax(-1)
         dropped = F.dropout(weights, self.dropout, self.training)
-        output = (dropped @ v).transpose(1, 2).flatten(2)  # (B, T, Hk)
-        return self.out_proj(output), weights, position_bias
+        return (dropped @ v).transpose(1, 2).flatten(2), weights
 
-    def _gate(self, hidden_states):
-        """How much of the bias each frame takes: (B, H, T, 1)."""
-        slices = hidden_states.unflatten(-1, (-1, self.head_dim))
-        slices = slices[:, :, self.kept_heads].transpose(1, 2)
-        halves = self.gru_rel_pos_linear(slices).unflatten(-1, (2, 4)).sum(-1)
-        a, b = halves.sigmoid().chunk(2, dim=-1)
-        return a * (b * self.gru_rel_pos_const - 1) + 2
+
+class UnequalBiasedHeads(UnequalHeads, FewerBiasedHeads):
+    """`WavLMAttention` whose heads differ in width."""
+
+    kept_heads = slice(None)
+
+    def _attend(self, q, k, v, bias):
+        dropout = self.dropout if self.training else 0.0
+        return attend_with_weights(
+            q, k, v, self.widths, self.scaling, bias, dropout
+        )
 
 
 class AbsentBiasedAttention(Absent):
@@ -136,3 +143,43 @@ def dense_bias(attention, batch, frames):
     """
     bias = attention.compute_bias(frames, frames)
     return bias.expand(batch, -1, -1, -1).reshape(-1, frames, frames)
+
+
+def gated_bias(
+    attention,
+    hidden_states,
+    position_bias,
+    attention_mask=None,
+    heads=slice(None),
+):
+    """What a layer adds to its scores.
+
+    Arguments
+    ---------
+    attention : WavLMAttention
+        Of the layer.
+    hidden_states : torch.Tensor
+        (B, T, d)
+    position_bias : torch.Tensor
+        (B D, T, T)
+    attention_mask : torch.Tensor, optional
+        (B, T), 1 or True where not padded.
+    heads : slice or list of int
+        Those that were kept; all slice the hidden states as the dense ones.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, H, T, T), -inf where padded.
+    """
+    batch, frames, _ = hidden_states.shape
+    bias = position_bias.view(batch, -1, frames, frames)[:, heads]
+    slices = hidden_states.unflatten(-1, (-1, attention.head_dim))
+    slices = slices[:, :, heads].transpose(1, 2)
+    halves = attention.gru_rel_pos_linear(slices).unflatten(-1, (2, 4)).sum(-1)
+    a, b = halves.sigmoid().chunk(2, dim=-1)
+    bias = (a * (b * attention.gru_rel_pos_const - 1) + 2) * bias
+    if attention_mask is None:
+        return bias
+    padded = attention_mask.ne(1)[:, None, None]
+    return bias.masked_fill(padded, -torch.inf)

@@ -146,8 +146,12 @@ def random_plan():
         for structure in declaration.structures:
             chance = torch.rand(structure.units, generator=generator)
             kept[structure.name] = chance < keep
-            if structure.is_leaf:
-                kept[structure.name][chance.argmin()] = True
+            if structure.removes:
+                continue
+            holder = declaration.holder(structure)
+            rows = holder.units if holder else 1
+            least = chance.view(rows, -1).argmin(1)
+            kept[structure.name].view(rows, -1)[range(rows), least] = True
         return Plan(kept)
 
     return draw

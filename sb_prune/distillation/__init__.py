@@ -6,11 +6,15 @@ from sb_prune.distillation.layerwise import (
     nearest_surviving,
     same_index,
 )
+from sb_prune.distillation.masked import MaskingDistillation
+from sb_prune.distillation.projected import ProjectedDistillation
 from sb_prune.distillation.teacher import Teacher
 
 __all__ = [
     "Distiller",
     "LayerwiseDistillation",
+    "MaskingDistillation",
+    "ProjectedDistillation",
     "Teacher",
     "nearest_surviving",
     "same_index",

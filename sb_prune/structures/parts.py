@@ -4,7 +4,7 @@ Shapes: d model width, h FFN hidden units, H heads, k head width, L queries,
 S keys and values.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Callable
 
@@ -16,9 +16,15 @@ from speechbrain.nnet.attention import (
     RoPEMHA,
 )
 
-from sb_prune.attention import FewerHeads
+from sb_prune.attention import (
+    FewerHeads,
+    UnequalMultiheadAttention,
+    UnequalRelPosMHAXL,
+)
 from sb_prune.structure import Operation, Slices, Structure
 from sb_prune.surgery import Absent
+
+INSIDE_HEADS = ("query_key_dims", "value_dims")
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,67 @@ class Part:
         What it consists of.
     operations : callable
         frames (int) -> list of Operation.
+    inside : tuple of Structure
+        What each unit consists of.
     """
 
     module: Structure
     units: Structure
     operations: Callable
+    inside: tuple = ()
+
+    def structures(self, kinds, parent):
+        """The module, its units and what is inside them, parents first.
+
+        Arguments
+        ---------
+        kinds : list of str
+            Which kinds to list.
+        parent : str or None
+            What must be open for the module to matter.
+
+        Returns
+        -------
+        list of Structure
+
+        Raises
+        ------
+        ValueError
+            If what is inside the units is wanted, but not the units.
+        """
+        found = []
+        if self.module.kind in kinds:
+            found.append(replace(self.module, parent=parent))
+            parent = self.module.name
+        inside = [s for s in self.inside if s.kind in kinds]
+        if self.units.kind in kinds:
+            units = _holding(self.units, inside) if inside else self.units
+            found.append(replace(units, parent=parent))
+        elif inside:
+            raise ValueError(
+                f"kinds: {inside[0].kind} lie inside {self.units.kind}; write "
+                f"{self.units.kind} too"
+            )
+        return found + [replace(s, parent=self.units.name) for s in inside]
+
+
+def _holding(units, inside):
+    """Units that leave to others what those cut; the rest they cut."""
+    others = [cut for structure in inside for cut in structure.cuts]
+    cuts = []
+    for cut in units.cuts:
+        taken = [
+            other.index.flatten()
+            for other in others
+            if (other.tensor, other.dim) == (cut.tensor, cut.dim)
+        ]
+        rest = cut.index
+        if taken:
+            rest = rest[~torch.isin(rest, torch.cat(taken))]
+            rest = rest.view(units.units, -1)
+        if rest.numel():
+            cuts.append(replace(cut, index=rest))
+    return replace(units, cuts=tuple(cuts), holds=True)
 
 
 class AbsentCrossAttention(Absent):
@@ -226,6 +288,7 @@ def attention(name, module, norm=None, steps=same_length, memory=None):
         whole,
         _heads(name, path, inner, cross),
         _attention_operations(name, path, inner, steps, memory or steps),
+        () if cross else _dims(name, path, inner),
     )
 
 
@@ -268,6 +331,106 @@ def _heads(name, path, inner, cross):
     )
 
 
+def _dims(name, path, inner):
+    """Dims inside the heads; those of RoPEMHA rotate in pairs and stay."""
+    if isinstance(inner, RoPEMHA):
+        return ()
+    each = consecutive(inner.num_heads * inner.head_dim)
+    rows = _projection_rows(inner, cross=False)  # (H, 3k)
+    q, k, v = (part.reshape(-1, 1) for part in rows.chunk(3, dim=1))
+    projections = [f"{path}.in_proj_weight"]
+    relative, value = [], [Slices(f"{path}.out_proj.weight", 1, each)]
+    if isinstance(inner, RelPosMHAXL):
+        adapter = UnequalRelPosMHAXL
+        relative.append(Slices(f"{path}.linear_pos.weight", 0, each))
+        biases = [
+            Slices(f"{path}.pos_bias_{letter}", None, each) for letter in "uv"
+        ]
+        if inner.vbias is not None:
+            value.append(Slices(f"{path}.value_bias_weight", 0, each))
+    else:
+        adapter, biases = UnequalMultiheadAttention, []
+        if inner.in_proj_bias is not None:
+            projections.append(f"{path}.in_proj_bias")
+    query_key = torch.cat([q, k], dim=1)
+    return dims_of_heads(
+        name,
+        path,
+        query_key=(
+            (*(Slices(tensor, 0, k) for tensor in projections), *relative),
+            (
+                *(Slices(tensor, 0, query_key) for tensor in projections),
+                *relative,
+                *biases,
+            ),
+        ),
+        value=(
+            value[:1],
+            (*value, *(Slices(tensor, 0, v) for tensor in projections)),
+        ),
+        adapter=adapter,
+    )
+
+
+def dims_of_heads(name, path, query_key, value, adapter):
+    """Dims of query and key, and of value and output, inside every head.
+
+    Wang et al., "Task-Agnostic Structured Pruning of Speech Representation
+    Models" (2023), fine-grained attention heads.
+
+    Arguments
+    ---------
+    name : str
+        Of the attention, whose heads are `name`.heads.
+    path : str
+        Of the module that has them.
+    query_key, value : (tuple of Slices, tuple of Slices)
+        Masks and cuts of each.
+    adapter : type
+        Class of the module once heads differ in width.
+
+    Returns
+    -------
+    tuple of Structure
+    """
+    return tuple(
+        Structure(
+            name=f"{name}.{which}",
+            kind=f"{which}_dims",
+            units=len(masks[0].index),
+            masks=tuple(masks),
+            cuts=tuple(cuts),
+            adapters=((path, adapter),),
+            widths=((path, f"{which}_widths"),),
+        )
+        for which, (masks, cuts) in (
+            ("query_key", query_key),
+            ("value", value),
+        )
+    )
+
+
+def pair_operations(name, scores, values):
+    """MACs of attention over pairs of frames.
+
+    Arguments
+    ---------
+    name : str
+        Of the attention.
+    scores, values : float
+        MACs of the scores, and of the weighted sums.
+
+    Returns
+    -------
+    list of Operation
+    """
+    heads = f"{name}.heads"
+    return [
+        Operation(macs, name, structures=((f"{name}.{which}", heads),))
+        for which, macs in (("query_key", scores), ("value", values))
+    ]
+
+
 def _projection_rows(inner, cross):
     """(H, 3k) rows of in_proj_weight that each head reads.
 
@@ -301,8 +464,9 @@ def _attention_operations(name, path, inner, steps, memory):
             for t in times
             if t in sizes
         ]
-        pairs = queries * (2 * keys + positions)  # scores and values
-        heads = (f"{name}.heads",)
-        return found + [Operation(pairs * width, name, structures=heads)]
+        scores, values = keys + positions, keys
+        return found + pair_operations(
+            name, queries * scores * width, queries * values * width
+        )
 
     return operations

@@ -1,10 +1,11 @@
 """From the parts of layers to a declaration: what all architectures share."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Callable
 
 from sb_prune.structure import Declaration, Structure, dotted
+from sb_prune.structures.parts import INSIDE_HEADS
 
 
 def no_operations(frames):
@@ -51,12 +52,7 @@ class Layer:
         whole = "layers" in kinds
         found = [self._whole(name)] if whole else []
         for part in filter(None, self.parts):
-            parent = name if whole else None
-            if part.module.kind in kinds:
-                found.append(replace(part.module, parent=parent))
-                parent = part.module.name
-            if part.units.kind in kinds:
-                found.append(replace(part.units, parent=parent))
+            found += part.structures(kinds, name if whole else None)
         return found
 
     def _whole(self, name):
@@ -140,7 +136,8 @@ def declare(root, architectures, known, kinds=None, only=""):
     known : tuple of str
         Kinds that these architectures have.
     kinds : list of str, optional
-        Which of them to declare; by default all that this model has.
+        Which of them to declare, by default all that this model has;
+        query_key_dims and value_dims beside heads let these become unequal.
     only : str
         Regular expression that structure names must contain; empty: all.
 
@@ -154,7 +151,7 @@ def declare(root, architectures, known, kinds=None, only=""):
         If there is no such stack, a kind is unknown, or a kind or `only`
         matches nothing.
     """
-    check_known(kinds, known)
+    check_known(kinds, (*known, *INSIDE_HEADS))
     stacks = find_stacks(root, architectures)
     layers = {}
     for prefix, stack in stacks.items():

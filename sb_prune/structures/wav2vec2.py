@@ -29,9 +29,12 @@ from sb_prune.structure import (
     dotted,
 )
 from sb_prune.structures.parts import (
+    INSIDE_HEADS,
     Part,
     consecutive,
+    dims_of_heads,
     identity,
+    pair_operations,
     two_linears,
     weight_operations,
     whole_linear,
@@ -66,7 +69,10 @@ def wav2vec2_structures(root, kinds=None, only="", channel_multiple=1):
         E.g. one of SpeechBrain's lobes `Wav2Vec2`, `HuBERT` or `WavLM`, or a
         ModuleDict of a `W2VLatentExtractor` and an `EncoderWrapper`.
     kinds : list of str, optional
-        Which of `KINDS` to declare; by default all.
+        Which of `KINDS` to declare, by default all; query_key_dims and
+        value_dims beside heads let these become unequal (Wang et al.,
+        "Task-Agnostic Structured Pruning of Speech Representation Models",
+        Interspeech 2023, 2306.01385).
     only : str
         Regular expression that structure names must contain; empty: all.
     channel_multiple : int
@@ -104,7 +110,7 @@ def wav2vec2_structures(root, kinds=None, only="", channel_multiple=1):
     encoder.layers.0.feed_forward 1
     encoder.layers.0.feed_forward.units 16
     """
-    check_known(kinds, KINDS)
+    check_known(kinds, KINDS + INSIDE_HEADS)
     if channel_multiple < 1:
         raise ValueError(
             f"channel_multiple: {channel_multiple}; write 1 or more channels"
@@ -132,6 +138,31 @@ def wav2vec2_structures(root, kinds=None, only="", channel_multiple=1):
         ],
         usual_frames=TEN_SECONDS,
     )
+
+
+def kinds_of(plan):
+    """All kinds that a plan can be for, those inside heads if it has them.
+
+    Arguments
+    ---------
+    plan : Plan
+        Of a Hugging Face encoder.
+
+    Returns
+    -------
+    tuple of str
+
+    Example
+    -------
+    >>> from sb_prune.plan import Plan
+    >>> plan = Plan.from_dict(
+    ...     {"encoder.layers.0.attention.value": "3 of 4: 0-2"}
+    ... )
+    >>> kinds_of(plan)[-1]
+    'value_dims'
+    """
+    last = {f"{name.rpartition('.')[2]}_dims" for name in plan.keep}
+    return KINDS + tuple(kind for kind in INSIDE_HEADS if kind in last)
 
 
 @dataclass(frozen=True)
@@ -448,7 +479,8 @@ def _attention(name, module, norm, absent=_absent_attention, more=0):
         removes=((name, absent), *identity(norm)),
     )
     operations = _attention_operations(name, module, more)
-    return Part(whole, _heads(name, module), operations)
+    inside = _dims(name, module)
+    return Part(whole, _heads(name, module), operations, inside)
 
 
 def _biased_attention(name, module, norm):
@@ -457,6 +489,7 @@ def _biased_attention(name, module, norm):
         AbsentBiasedAttention,
         BiasOnly,
         FewerBiasedHeads,
+        UnequalBiasedHeads,
     )
 
     has_bias = hasattr(module, "rel_attn_embed")
@@ -479,6 +512,10 @@ def _biased_attention(name, module, norm):
             positions=((name, "kept_heads"),),
             adapters=((name, FewerBiasedHeads),),
         ),
+        inside=tuple(
+            replace(dims, adapters=((name, UnequalBiasedHeads),))
+            for dims in part.inside
+        ),
     )
 
 
@@ -500,15 +537,40 @@ def _heads(name, module):
     )
 
 
+def _dims(name, module):
+    """Dims inside the heads."""
+    from sb_prune.hugging_face import unequal
+
+    each = consecutive(module.num_heads * module.head_dim)
+    made = {
+        p: tuple(
+            Slices(f"{name}.{p}_proj.{tensor}", 0, each)
+            for tensor in ("weight", "bias")
+        )
+        for p in "qkv"
+    }
+    out = Slices(f"{name}.out_proj.weight", 1, each)
+    return dims_of_heads(
+        name,
+        name,
+        query_key=(made["k"], made["q"] + made["k"]),
+        value=((out,), (out, *made["v"])),
+        adapter=unequal(module),
+    )
+
+
 def _attention_operations(name, module, more):
     """frames -> MACs; `more` per frame, shared evenly by the heads."""
     projections = ["q_proj", "k_proj", "v_proj", "out_proj"]
     linears = weight_operations(name, module, projections)
-    width, heads = module.embed_dim, (f"{name}.heads",)
+    width = module.embed_dim
 
     def operations(frames):
-        pairs = 2 * frames * frames * width  # scores and values
-        macs = pairs + more * frames
-        return [*linears(frames), Operation(macs, name, structures=heads)]
+        pairs = frames * frames * width
+        return [
+            *linears(frames),
+            *pair_operations(name, pairs, pairs),
+            Operation(more * frames, name, structures=(f"{name}.heads",)),
+        ]
 
     return operations

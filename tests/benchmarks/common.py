@@ -9,6 +9,17 @@ import transformers
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.nnet.activations import Swish
 
+from sb_prune import (
+    ParameterBudget,
+    cut_,
+    mac_cost,
+    parameter_cost,
+    wav2vec2_structures,
+)
+from sb_prune.fitting import fit_plan
+from sb_prune.folding import fold_
+from sb_prune.measure import measure_speed
+
 ATTENTIONS = ("RelPosMHAXL", "RoPEMHA", "regularMHA")
 FAMILIES = {
     "Wav2Vec2": ("eager", "sdpa"),
@@ -111,3 +122,68 @@ def random_scores(declaration, seed, spread=1.0):
             for s in declaration.structures
         ]
     )
+
+
+def compare_speed(make, plans, full, seconds=10):
+    """Real speed of cut encoders of waveforms, beside the share of MACs left.
+
+    Two threads, one utterance, the dense encoder and the cut ones (as
+    exported) timed in turns.
+
+    Arguments
+    ---------
+    make : callable
+        Makes the dense Hugging Face model.
+    plans : dict
+        Name -> (target of the parameters, kinds, multiple of the channels);
+        what is cut is drawn, structures with different means where whole
+        modules may go.
+    full : bool
+        More turns.
+    seconds : float
+        Of the utterance.
+
+    Returns
+    -------
+    dict
+        Name -> params_reduction, macs_ratio, speedup, efficiency.
+    """
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    models, left = {"dense": make().eval()}, {}
+    for name, plan in plans.items():
+        torch.manual_seed(0)
+        models[name] = make().eval()
+        left[name] = _cut_at_random_(models[name], *plan, 16000 * seconds)
+    speed = measure_speed(
+        {
+            name: lambda wavs, _, model=model: model(wavs)
+            for name, model in models.items()
+        },
+        seconds,
+        runs=25 if full else 5,
+    )
+    found = {}
+    for name, (parameters, macs) in left.items():
+        speedup = speed["dense"] / speed[name]
+        found[name] = {
+            "params_reduction": round(1 - parameters, 4),
+            "macs_ratio": round(macs, 4),
+            "speedup": round(speedup, 3),
+            "efficiency": round(speedup * macs, 3),
+        }
+    return found
+
+
+def _cut_at_random_(model, target, kinds, multiple, samples):
+    """Cuts a model; returns the shares of parameters and MACs left."""
+    declaration = wav2vec2_structures(model, kinds, channel_multiple=multiple)
+    groups = ParameterBudget(target).groups(declaration)
+    whole = any(s.removes for s in declaration.structures)
+    scores = random_scores(declaration, seed=0, spread=float(whole))
+    plan = fit_plan(declaration, groups, scores)
+    kept = plan.kept_counts(declaration)
+    costs = parameter_cost(declaration), mac_cost(declaration, samples)
+    cut_(declaration, plan)
+    fold_(model)
+    return [float(cost.of_kept(kept)) / cost.dense() for cost in costs]

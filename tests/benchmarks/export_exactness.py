@@ -3,14 +3,17 @@
     python tests/benchmarks/export_exactness.py [--full]
 
 Conformers of every attention type, causal or not, and wav2vec 2.0, HuBERT and
-WavLM of every norm mode and attention, padded batches, over random plans;
-`--full` has the shape of Conformer-small, 12 layers and more plans.
+WavLM of every norm mode and attention, padded batches, over random plans, with
+whole and with unequal heads; `--full` has the shape of Conformer-small, 12
+layers and more plans.
 """
 
 import copy
+from functools import partial
 
 import torch
-from common import ATTENTIONS, conformer, encoders, random_scores, run
+from common import ATTENTIONS, encoders, random_scores, run
+from common import conformer as make_conformer
 
 from sb_prune import (
     ParameterBudget,
@@ -21,6 +24,8 @@ from sb_prune import (
 )
 from sb_prune.fitting import fit_plan
 from sb_prune.masking import detach_
+from sb_prune.structures import conformer, wav2vec2
+from sb_prune.structures.parts import INSIDE_HEADS
 
 TARGETS = (0.3, 0.5, 0.7, 0.9)
 
@@ -62,10 +67,21 @@ def cases(full):
     shape = {} if full else {"layers": 3, "width": 64, "hidden": 128}
     for attention in ATTENTIONS:
         for causal in (False, True):
-            dense = conformer(attention=attention, causal=causal, **shape)
+            dense = make_conformer(attention=attention, causal=causal, **shape)
             yield dense, conformer_structures, encode_features
+            if attention != "RoPEMHA":
+                yield dense, unequal(conformer_structures), encode_features
     for dense in encoders(full):
         yield dense, wav2vec2_structures, encode_waveform
+        yield dense, unequal(wav2vec2_structures), encode_waveform
+
+
+def unequal(structures):
+    """The same kinds and those inside heads."""
+    known = conformer.KINDS
+    if structures is wav2vec2_structures:
+        known = wav2vec2.KINDS
+    return partial(structures, kinds=[*known, *INSIDE_HEADS])
 
 
 def measure(full):

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 CTC = ROOT / "recipes/LibriSpeech/ASR/CTC"
 SLURP = ROOT / "recipes/SLURP/direct"
+COMPRESSION = ROOT / "recipes/LibriSpeech/self-supervised-learning/compression"
 TIMEOUT = 300  # seconds; a run takes about ten
 
 # Scalars that make demo_train.yaml and demo_prune.yaml run in seconds.
@@ -87,6 +88,36 @@ TINY_SLURP = {
     "attn_dim": 16,
     "output_neurons": 60,
     "test_beam_size": 2,
+}
+# The same for the YAMLs of compression.
+TINY_COMPRESSION = {
+    "train_splits": "[train-clean-100]",
+    "lr": 0.005,
+    "total_steps": 1000,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+    "max_batch_length": 12,
+    "num_buckets": 4,
+    "num_workers": 0,
+}
+# The same for those that prune, and those of students; the encoder to compress
+# has two layers of width 16.
+TINY_UNEQUAL = {
+    "encoder_dim": 16,
+    "distilled_layers": "[0, [1, 2]]",
+    "number_of_epochs": 4,
+    "prune_epochs": 2,
+    "schedule_steps": 3,
+}
+TINY_STUDENT = {
+    "teacher_dim": 16,
+    "layers": 2,
+    "encoder_dim": 8,
+    "intermediate_size": 12,
+    "reuse": "[False, True]",
+    "conv": "[[4, 10, 5], [4, 3, 2], [4, 3, 2], [4, 3, 2], [4, 3, 2],"
+    " [4, 2, 2], [8, 2, 2]]",
+    "number_of_epochs": 2,
 }
 
 

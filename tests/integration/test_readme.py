@@ -13,10 +13,13 @@ from recipe_runs import (
     JOINT_PRUNE,
     ROOT,
     TINY,
+    TINY_COMPRESSION,
     TINY_CTC,
     TINY_ENCODER,
     TINY_PRUNE,
     TINY_SLURP,
+    TINY_STUDENT,
+    TINY_UNEQUAL,
     options,
     run_python,
 )
@@ -77,6 +80,16 @@ SMALLER = {
     "train_with_wav2vec2.py hparams/demo_finetune.yaml": options(
         TINY_SLURP, number_of_epochs=1
     ),
+    "train.py hparams/prune_fine_grained.yaml": options(
+        TINY_COMPRESSION,
+        **TINY_UNEQUAL,
+        wav2vec2_hub="/path/to/small_wav2vec2",
+    ),
+    "train.py hparams/armhubert.yaml": options(
+        TINY_COMPRESSION,
+        **TINY_STUDENT,
+        wav2vec2_hub="/path/to/small_wav2vec2",
+    ),
     "sb_prune.report": ["--seconds=2"],
 }
 
@@ -128,6 +141,7 @@ def run_line(line, checkout, cwd):
     [
         "recipes/LibriSpeech/ASR/CTC/README.md",
         "recipes/LibriSpeech/ASR/transformer/README.md",
+        "recipes/LibriSpeech/self-supervised-learning/compression/README.md",
         "recipes/SLURP/direct/README.md",
         "README.md",  # the last: its results are read below
     ],

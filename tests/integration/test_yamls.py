@@ -18,6 +18,8 @@ TRAINING = {
     "recipes/LibriSpeech/ASR/CTC/hparams/inference_ctc": "demo_finetune",
     "recipes/LibriSpeech/ASR/transformer/hparams/inference": "train",
     "recipes/LibriSpeech/ASR/transformer/hparams/inference_ctc": "demo_train",
+    "recipes/LibriSpeech/self-supervised-learning/compression/hparams/"
+    "inference": "prune_fine_grained",
     "recipes/SLURP/direct/hparams/inference": "finetune",
 }
 
@@ -42,6 +44,8 @@ def overrides(path, folder, encoder):
             values[name] = float(found) if "." in found else int(found)
     if re.search("^wav2vec2_hub:", path.read_text(), re.M):
         values["wav2vec2_hub"] = str(encoder)
+    if re.search(r"^reuse: \[", path.read_text(), re.M):
+        values["reuse"] = [False, True]  # that encoder has two layers
     return values
 
 

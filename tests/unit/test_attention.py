@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sb_prune.attention import FewerHeads
+from sb_prune.attention import FewerHeads, attend, attend_with_weights
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -52,3 +52,45 @@ def test_cross_attention_without_weights():
     expected, _ = stock(query, memory, memory, need_weights=False)
     assert weights is None
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+WIDTHS = ((3, 9, 1, 17, 8), (5, 2, 9, 16, 8))
+
+
+def one_by_one(q, k, v, widths, scale, bias):
+    """Every head alone."""
+    outputs, weights = [], []
+    pieces = zip(q.split(widths[0], -1), k.split(widths[0], -1))
+    for head, ((a, b), c) in enumerate(zip(pieces, v.split(widths[1], -1))):
+        scores = a @ b.transpose(1, 2) * scale + bias[:, head]
+        weights.append(scores.softmax(-1))
+        outputs.append(weights[-1] @ c)
+    return torch.cat(outputs, -1), torch.stack(weights, 1)
+
+
+@pytest.mark.parametrize("boolean", [False, True])
+@pytest.mark.parametrize("per_head", [False, True])
+def test_unequal_heads_are_those_computed_one_by_one(boolean, per_head):
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 6, 38), torch.randn(2, 7, 38)
+    v = torch.randn(2, 7, 40)
+    allowed = torch.rand(2, 5 if per_head else 1, 6, 7) > 0.3
+    allowed[..., 0] = True
+    bias = torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
+    if not boolean:
+        bias = bias + torch.randn(bias.shape)
+    given = allowed if boolean else bias
+    output, weights = one_by_one(q, k, v, WIDTHS, 0.25, bias.expand(2, 5, 6, 7))
+    found = attend(q, k, v, WIDTHS, 0.25, given)
+    assert torch.allclose(found, output, atol=1e-6)
+    found = attend_with_weights(q, k, v, WIDTHS, 0.25, given)
+    assert torch.allclose(found[0], output, atol=1e-6)
+    assert torch.allclose(found[1], weights, atol=1e-6)
+
+
+def test_equal_heads_without_bias():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 6, 16)
+    widths = ((4,) * 4, (4,) * 4)
+    output, _ = one_by_one(q, k, v, widths, 0.5, torch.zeros(1, 4, 1, 1))
+    assert torch.allclose(attend(q, k, v, widths, 0.5), output, atol=1e-6)

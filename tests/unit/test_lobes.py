@@ -14,8 +14,10 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from sb_prune import LayerwiseDistillation, lobes, pruned, wav2vec2_structures
+from sb_prune.attention import UnequalHeads
 from sb_prune.export import file_hash
 from sb_prune.loading import ExportError, load_export
+from sb_prune.structures.parts import INSIDE_HEADS
 
 INFERENCE = Path(__file__).with_name("tiny_wav2vec2.yaml")
 LOBES = {
@@ -131,6 +133,23 @@ def test_export_is_what_was_evaluated(
     assert torch.equal(encode(theirs["wav2vec2"]), ours)
     stock, lobe = LOBES[family]
     assert type(theirs["wav2vec2"]) is stock
+    swapped = lobe(str(export), str(tmp_path / "hub"), output_norm=True)
+    assert torch.equal(encode(swapped.eval()), ours)
+
+
+@pytest.mark.parametrize("inside", [["value_dims"], INSIDE_HEADS])
+@pytest.mark.parametrize("family", LOBES)
+def test_unequal_heads_are_exported(tmp_path, dense_folder, family, inside):
+    structures = partial(wav2vec2_structures, kinds=["heads", *inside])
+    source = dense_folder(family)
+    brain = prune(tmp_path, source, family, structures=structures, target=0.15)
+    assert brain.pruning.cut_difference <= 1e-5
+    layers = brain.modules.wav2vec2.model.encoder.layers
+    assert any(isinstance(layer.attention, UnequalHeads) for layer in layers)
+    ours = encode(brain.modules.wav2vec2)
+    export = tmp_path / "export"
+    assert torch.equal(encode(load_export(export).hparams["wav2vec2"]), ours)
+    _, lobe = LOBES[family]
     swapped = lobe(str(export), str(tmp_path / "hub"), output_norm=True)
     assert torch.equal(encode(swapped.eval()), ours)
 

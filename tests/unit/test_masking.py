@@ -61,11 +61,22 @@ def test_attaching_twice(make_asr):
         attach_(declaration)
 
 
-def test_a_mask_must_cover_its_axis():
+def test_a_mask_may_cover_part_of_its_axis():
     linear = torch.nn.Linear(3, 2)
-    mask = Slices("weight", 1, torch.arange(2).view(2, 1))
+    dense = linear.weight.detach().clone()
+    mask = Slices("weight", 1, torch.tensor([[2], [0]]))
     inputs = Structure("inputs", "inputs", 2, masks=(mask,))
-    with pytest.raises(ValueError, match="weight: a mask must cover its axis"):
+    gates = attach_(Declaration(linear, ("",), (inputs,), None))
+    gates.set_(torch.tensor([0.5, 0.0]))
+    expected = dense * torch.tensor([0.0, 1.0, 0.5])
+    assert torch.equal(linear.weight, expected)
+
+
+def test_a_mask_beyond_its_axis_is_refused():
+    linear = torch.nn.Linear(3, 2)
+    mask = Slices("weight", 1, torch.arange(4).view(4, 1))
+    inputs = Structure("inputs", "inputs", 4, masks=(mask,))
+    with pytest.raises(ValueError, match="weight: 4 x 1 positions of a mask"):
         attach_(Declaration(linear, ("",), (inputs,), None))
 
 

@@ -29,6 +29,7 @@ from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from sb_prune import pruned
+from sb_prune.lobes import save_encoder
 
 
 class ASR(sb.Brain):
@@ -200,20 +201,6 @@ def dataio_prepare(hparams):
         train_data, **hparams["dynamic_batch_sampler_train"]
     )
     return train_data, valid_data, test_data, train_sampler, tokenizer
-
-
-def save_encoder(lobe, folder):
-    """Writes an encoder as a Hugging Face folder, for other recipes.
-
-    Arguments
-    ---------
-    lobe : speechbrain.integrations.huggingface.wav2vec2.Wav2Vec2
-        With the weights to save.
-    folder : str
-        Its `wav2vec2_hub` in the YAML of another run.
-    """
-    lobe.model.save_pretrained(folder)
-    lobe.feature_extractor.save_pretrained(folder)
 
 
 if __name__ == "__main__":

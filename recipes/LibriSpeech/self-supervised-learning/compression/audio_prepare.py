@@ -1,0 +1,153 @@
+"""Any folders of audio files to csv files; no transcripts are needed."""
+
+import csv
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import soundfile
+from speechbrain.utils.logger import get_logger
+
+logger = get_logger(__name__)
+
+SAMPLE_RATE = 16000  # Hz
+SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
+COLUMNS = ("ID", "duration", "wav")
+MARKER = "audio_prepare.json"
+
+
+def prepare_audio(
+    data_folder,
+    save_folder,
+    train_splits,
+    valid_splits,
+    shortest=1.0,
+    skip_prep=False,
+):
+    """Writes `train.csv` and `valid.csv`, which name audio from `$data_root`.
+
+    Files that cannot be read, are shorter than `shortest`, or are not sampled
+    at 16 kHz are left out; the log says how many. When the csv files were
+    already written for the same folders, nothing is done.
+
+    Arguments
+    ---------
+    data_folder : str
+        Holds the splits.
+    save_folder : str
+        Where the csv files go.
+    train_splits, valid_splits : list of str
+        Folders below it, searched to any depth; "." for all of it.
+    shortest : float
+        In seconds.
+    skip_prep : bool
+        Whether to trust the csv files that are there.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a split holds no audio file.
+    ValueError
+        If none of a split's files is of use.
+
+    Example
+    -------
+    >>> prepare_audio("/data/LibriSpeech", "results", [], [], skip_prep=True)
+    """
+    if skip_prep:
+        return
+    save_folder = Path(save_folder)
+    splits = {"train": list(train_splits), "valid": list(valid_splits)}
+    settings = {"data_folder": str(data_folder), "shortest": shortest, **splits}
+    marker = save_folder / MARKER
+    if marker.is_file() and json.loads(marker.read_text()) == settings:
+        logger.info("The audio is already prepared in %s", save_folder)
+        return
+    tables = {
+        name: [
+            row
+            for folder in folders
+            for row in read_folder(data_folder, folder, shortest)
+        ]
+        for name, folders in splits.items()
+    }
+    save_folder.mkdir(parents=True, exist_ok=True)
+    marker.unlink(missing_ok=True)
+    for name, rows in tables.items():
+        with open(save_folder / f"{name}.csv", "w", newline="") as fout:
+            writer = csv.writer(fout)
+            writer.writerow(COLUMNS)
+            writer.writerows(rows)
+    partial = marker.with_name(MARKER + ".partial")
+    partial.write_text(json.dumps(settings))
+    os.replace(partial, marker)
+
+
+def read_folder(data_folder, folder, shortest=1.0):
+    """Describes the audio files of one folder.
+
+    Arguments
+    ---------
+    data_folder : str
+        From which paths are written.
+    folder : str
+        Below it.
+    shortest : float
+        In seconds.
+
+    Returns
+    -------
+    list of tuple
+        One row per file, with the values of `COLUMNS`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no audio file.
+    ValueError
+        If none is of use.
+    """
+    place = Path(data_folder, folder)
+    files = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise FileNotFoundError(
+            f"No audio ({' '.join(sorted(SUFFIXES))}) in {place}: set "
+            f"data_folder to the folder that holds {folder}, or name other "
+            "splits"
+        )
+    with ThreadPoolExecutor() as pool:
+        read = list(pool.map(lambda f: _read(f, shortest), files))
+    rows = [
+        (path.relative_to(data_folder).as_posix(), seconds)
+        for path, seconds in zip(files, read)
+        if isinstance(seconds, float)
+    ]
+    skipped = [found for found in read if not isinstance(found, float)]
+    if skipped:
+        reasons = {r: skipped.count(r) for r in sorted(set(skipped))}
+        logger.warning(
+            "%s: left out %d of %d files: %s",
+            place,
+            len(skipped),
+            len(files),
+            reasons,
+        )
+    if not rows:
+        raise ValueError(f"{place}: none of {len(files)} files is of use")
+    return [
+        (path, f"{seconds:.4f}", f"$data_root/{path}") for path, seconds in rows
+    ]
+
+
+def _read(path, shortest):
+    """Seconds of a file, or why it is left out."""
+    try:
+        info = soundfile.info(path)
+    except (soundfile.SoundFileError, OSError):
+        return "unreadable"
+    if info.samplerate != SAMPLE_RATE:
+        return f"{info.samplerate} Hz"
+    if info.duration < shortest:
+        return "too short"
+    return info.duration

@@ -1,0 +1,170 @@
+"""Masking distillation: what is hidden from the student, the teacher sees.
+
+The student's input is masked in time. On masked frames it learns what the
+teacher makes of the whole input; on the others what the teacher makes of the
+same masked input, so that neither has an advantage there (Jang et al.,
+"Recycle-and-Distill", Interspeech 2023, 2305.11685, section 3.2).
+
+Shapes: B utterances, T frames, L layers, d student's width, D teacher's.
+"""
+
+import torch
+from torch import nn
+
+
+def draw_spans(batch, frames, share, length, generator=None):
+    """Which frames to mask: spans that may overlap, as in wav2vec 2.0.
+
+    Arguments
+    ---------
+    batch, frames : int
+        B, T.
+    share : float
+        Of the frames that would be masked if no spans overlapped.
+    length : int
+        Frames in a span.
+    generator : torch.Generator, optional
+        On the CPU.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, T) bool.
+
+    Raises
+    ------
+    ValueError
+        If the share is no probability or the length is not positive.
+
+    Example
+    -------
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> mask = draw_spans(2, 100, share=0.4, length=10, generator=generator)
+    >>> mask.sum(1) <= 50
+    tensor([True, True])
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share: {share}; write a number between 0 and 1")
+    if length < 1:
+        raise ValueError(f"length: {length}; write 1 or more frames")
+    length = min(length, frames)
+    mask = torch.zeros(batch, frames, dtype=torch.bool)
+    for row in mask:
+        # a fraction of a span is one span as often
+        spans = share * frames / length
+        spans = int(spans + torch.rand((), generator=generator))
+        starts = torch.randperm(frames - length + 1, generator=generator)
+        for start in starts[:spans].tolist():
+            row[start : start + length] = True
+    return mask
+
+
+class ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied.
+
+    Example
+    -------
+    >>> x = torch.ones(1, requires_grad=True)
+    >>> ScaledGradient.apply(x, 0.5).sum().backward()
+    >>> x.grad
+    tensor([0.5000])
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        """x, as it is."""
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """The gradient times scale; none for the scale."""
+        return gradient * ctx.scale, None
+
+
+class MaskingDistillation(nn.Module):
+    """Squared errors of all layers through a linear head each.
+
+    Of each layer a mean over features, summed over frames and divided by B T;
+    then a weighted sum over layers. The heads belong to the distillation and
+    are dropped with it.
+
+    Arguments
+    ---------
+    layers : int
+        L.
+    student_size, teacher_size : int
+        d, D.
+    last_weight, other_weight : float
+        Of the last layer, and of each other one.
+
+    Example
+    -------
+    >>> distillation = MaskingDistillation(2, student_size=3, teacher_size=4)
+    >>> student = [torch.randn(1, 5, 3) for _ in range(2)]
+    >>> masked, unmasked = ([torch.randn(1, 5, 4)] * 2 for _ in range(2))
+    >>> mask = torch.tensor([[True, True, False, False, False]])
+    >>> parts = distillation(student, masked, unmasked, mask)
+    >>> list(parts)
+    ['distill_layer0', 'distill_layer1']
+    """
+
+    def __init__(
+        self,
+        layers,
+        student_size,
+        teacher_size,
+        last_weight=1.0,
+        other_weight=0.1,
+    ):
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Linear(student_size, teacher_size) for _ in range(layers)
+        )
+        self.weights = [other_weight] * (layers - 1) + [last_weight]
+
+    def forward(
+        self, student, teacher_masked, teacher_unmasked, mask, padded=None
+    ):
+        """Weighted parts of the loss.
+
+        Arguments
+        ---------
+        student : list of torch.Tensor
+            (B, T, d) of each layer, of the masked input.
+        teacher_masked, teacher_unmasked : list of torch.Tensor
+            (B, T, D) of each layer, of the masked and of the whole input. No
+            gradient reaches them.
+        mask : torch.Tensor
+            (B, T) bool, True where the input is masked.
+        padded : torch.Tensor, optional
+            (B, T) bool, True where there is no speech: these frames add no
+            error, but count in B T.
+
+        Returns
+        -------
+        dict
+            "distill_layer0" ... -> scalar tensor.
+
+        Raises
+        ------
+        ValueError
+            If one of them has another number of layers.
+        """
+        counts = {len(x) for x in (student, teacher_masked, teacher_unmasked)}
+        if counts != {len(self.heads)}:
+            raise ValueError(
+                f"layers: {len(student)} of the student, "
+                f"{len(teacher_masked)} and {len(teacher_unmasked)} of the "
+                f"teacher, but {len(self.heads)} heads; these must be as many"
+            )
+        parts = {}
+        for i, head in enumerate(self.heads):
+            target = torch.where(
+                mask[..., None], teacher_unmasked[i], teacher_masked[i]
+            ).detach()
+            error = head(student[i]).float() - target.float()
+            if padded is not None:
+                error = error.masked_fill(padded[..., None], 0.0)
+            parts[f"distill_layer{i}"] = self.weights[i] * error.square().mean()
+        return parts

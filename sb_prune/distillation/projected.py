@@ -1,0 +1,134 @@
+"""Distillation of chosen layers through linear heads, without labels.
+
+L1 distance and cosine similarity as in DistilHuBERT (Chang et al., ICASSP 2022)
+and DPHuBERT (Peng et al., "DPHuBERT: Joint Distillation and Pruning of
+Self-Supervised Speech Models", Interspeech 2023, 2305.17651), or the squared
+error.
+
+Shapes: B utterances, T frames, d student's width, D teacher's.
+"""
+
+from torch import nn
+from torch.nn import functional as F
+
+
+class ProjectedDistillation(nn.Module):
+    """Layers of the student follow those of the teacher, each through a head.
+
+    The heads learn with the student and are dropped with this module.
+
+    Arguments
+    ---------
+    student_size, teacher_size : int
+        d, D.
+    layers : list of (int or list of int)
+        Positions among the hidden states, 0 is what enters the first layer.
+        Those in one list share a head.
+    identity : bool
+        Whether heads start as the identity instead of random weights.
+    l1_weight, cosine_weight, mse_weight : float
+        Of the mean absolute difference, of the cosine similarity (which is
+        subtracted) and of the mean squared error.
+
+    Raises
+    ------
+    ValueError
+        If no layer is named or one is named twice, or heads between different
+        widths should start as the identity.
+
+    Example
+    -------
+    >>> import torch
+    >>> distillation = ProjectedDistillation(
+    ...     4, 4, layers=[0, [1, 2]], identity=True
+    ... )
+    >>> hidden = [torch.ones(1, 5, 4)] * 3
+    >>> parts = distillation(hidden, hidden)
+    >>> {name: round(float(value), 3) for name, value in parts.items()}
+    {'distill_layer0': -1.0, 'distill_layer1': -1.0, 'distill_layer2': -1.0}
+    """
+
+    def __init__(
+        self,
+        student_size,
+        teacher_size,
+        layers,
+        identity=False,
+        l1_weight=1.0,
+        cosine_weight=1.0,
+        mse_weight=0.0,
+    ):
+        super().__init__()
+        groups = [[g] if isinstance(g, int) else list(g) for g in layers]
+        named = [layer for group in groups for layer in group]
+        if not named or len(set(named)) < len(named):
+            raise ValueError(
+                f"layers: {layers}; name each layer that is to be distilled "
+                "once"
+            )
+        if identity and student_size != teacher_size:
+            raise ValueError(
+                f"identity: no head between {student_size} and {teacher_size} "
+                "features is one; write identity: False"
+            )
+        self.heads = nn.ModuleList(
+            nn.Linear(student_size, teacher_size) for _ in groups
+        )
+        if identity:
+            for head in self.heads:
+                nn.init.eye_(head.weight)
+                nn.init.zeros_(head.bias)
+        self.head_of = {
+            layer: i for i, group in enumerate(groups) for layer in group
+        }
+        self.l1_weight = l1_weight
+        self.cosine_weight = cosine_weight
+        self.mse_weight = mse_weight
+
+    def forward(self, student, teacher, padded=None):
+        """Weighted parts of the loss, means over what is not padded.
+
+        Arguments
+        ---------
+        student : list of torch.Tensor
+            (B, T, d) what enters the first layer, then each layer's output.
+        teacher : list of torch.Tensor
+            (B, T, D), the same. No gradient reaches them.
+        padded : torch.Tensor, optional
+            (B, T) bool, True where there is no speech.
+
+        Returns
+        -------
+        dict
+            "distill_layer4" ... -> scalar tensor.
+
+        Raises
+        ------
+        ValueError
+            If a layer is named that student or teacher lack.
+        """
+        last, most = max(self.head_of), min(len(student), len(teacher)) - 1
+        if last > most:
+            raise ValueError(
+                f"layers: {last}, but student and teacher have {most} in "
+                "common; name layers that both have"
+            )
+        parts = {}
+        for layer, head in sorted(self.head_of.items()):
+            own = self.heads[head](student[layer]).float()
+            goal = teacher[layer].detach().float()
+            if padded is not None:
+                own, goal = own[~padded], goal[~padded]
+            parts[f"distill_layer{layer}"] = self._distance(own, goal)
+        return parts
+
+    def _distance(self, own, goal):
+        loss = own.new_zeros(())
+        if self.l1_weight:
+            loss = loss + self.l1_weight * F.l1_loss(own, goal)
+        if self.cosine_weight:
+            similarity = F.cosine_similarity(own, goal, dim=-1).mean()
+            loss = loss - self.cosine_weight * similarity
+        if self.mse_weight:
+            loss = loss + self.mse_weight * F.mse_loss(own, goal)
+        return loss

@@ -1,0 +1,399 @@
+"""Narrow students of speech encoders, whose layers may share attention maps.
+
+All layers of the teacher, narrower; some compute no attention map of their own
+but use that of the layer below again, and so have neither query nor key (Jang
+et al., "Recycle-and-Distill: Universal Compression Strategy for
+Transformer-based Speech SSL Models with Attention Map Reusing and Masking
+Distillation", Interspeech 2023, 2305.11685). A map is computed once, passes one
+softmax, and is used as it is.
+
+Shapes: B utterances, T frames, d model width, H heads, k head width.
+"""
+
+from copy import deepcopy
+
+import torch
+from speechbrain.utils.distributed import run_on_main
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WavLMModel,
+)
+from transformers.models.hubert.modeling_hubert import HubertAttention
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Attention
+from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+
+from sb_prune.attention import additive
+from sb_prune.wavlm import dense_bias, gated_bias
+
+STUDENT = "sb_prune_student"  # key of config.json
+FAMILIES = (Wav2Vec2Model, HubertModel, WavLMModel)
+
+
+def make_student(
+    teacher,
+    hidden_size=None,
+    intermediate_size=None,
+    conv=None,
+    reuse=None,
+    **settings,
+):
+    """A student of a speech encoder, with the teacher's weights where they fit.
+
+    Arguments
+    ---------
+    teacher : Wav2Vec2Model, HubertModel or WavLMModel
+    hidden_size : int, optional
+        d; by default the teacher's, as everything else.
+    intermediate_size : int, optional
+        Hidden units of the feed-forward modules.
+    conv : list of [int, int, int], optional
+        Channels, kernel and stride of each convolution of the front-end. Where
+        the last one makes `hidden_size` channels no projection follows.
+    reuse : list of bool, optional
+        For each layer, whether it uses the map of the layer below again.
+    settings : object
+        Other entries of the teacher's config to change.
+
+    Returns
+    -------
+    torch.nn.Module
+        Of the teacher's class, its layerdrop 0. `config` says how to build it.
+
+    Raises
+    ------
+    ValueError
+        If the teacher is of another class, the width is not divisible by the
+        heads, the convolutions make another number of frames, or `reuse` has
+        the wrong length or starts with a layer that has none below.
+
+    Example
+    -------
+    >>> from transformers import HubertConfig
+    >>> teacher = HubertModel(HubertConfig(
+    ...     hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+    ...     intermediate_size=32, conv_dim=[8, 8], conv_kernel=[10, 3],
+    ...     conv_stride=[5, 2], num_conv_pos_embeddings=4,
+    ...     num_conv_pos_embedding_groups=2,
+    ... ))
+    >>> student = make_student(
+    ...     teacher, hidden_size=8, conv=[[4, 10, 5], [8, 3, 2]],
+    ...     reuse=[False, True],
+    ... )
+    >>> student(torch.randn(1, 400)).last_hidden_state.shape
+    torch.Size([1, 39, 8])
+    >>> [name for name, _ in student.encoder.layers[1].attention.named_children()]
+    ['v_proj', 'out_proj']
+    """  # noqa: E501
+    if not isinstance(teacher, FAMILIES):
+        raise ValueError(
+            f"teacher: a {type(teacher).__name__} has no students here; use "
+            f"one of {[family.__name__ for family in FAMILIES]}"
+        )
+    config = deepcopy(teacher.config)
+    config.layerdrop = 0.0  # a layer that is skipped would leave no map
+    if hidden_size is not None:
+        config.hidden_size = hidden_size
+    if intermediate_size is not None:
+        config.intermediate_size = intermediate_size
+    if conv is not None:
+        config.conv_dim, config.conv_kernel, config.conv_stride = (
+            list(values) for values in zip(*conv)
+        )
+        config.num_feat_extract_layers = len(conv)
+        _check_frames(config, teacher.config)
+    for name, value in settings.items():
+        if not hasattr(config, name):
+            raise ValueError(f"{name}: no entry of the teacher's config")
+        setattr(config, name, value)
+    _check_config(config)
+    layers = config.num_hidden_layers
+    reuse = [False] * layers if reuse is None else [bool(r) for r in reuse]
+    _check_pattern(reuse, layers)
+    setattr(config, STUDENT, {"reuse": reuse})
+    student = build_student(config)
+    copy_what_fits_(student, teacher)
+    return student
+
+
+def write_student(folder, teacher, **options):
+    """Writes a student of a Hugging Face encoder as a Hugging Face folder.
+
+    Arguments
+    ---------
+    folder : str
+        What is there is overwritten, by one process of several.
+    teacher : str
+        Hugging Face name or folder.
+    **options
+        Of `make_student`.
+
+    Returns
+    -------
+    str
+        The folder, the `source` of the lobes in `sb_prune.lobes`.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> from transformers import HubertConfig
+    >>> teacher = HubertModel(HubertConfig(
+    ...     hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+    ...     intermediate_size=32, conv_dim=[8, 8], conv_kernel=[10, 3],
+    ...     conv_stride=[5, 2], num_conv_pos_embeddings=4,
+    ...     num_conv_pos_embedding_groups=2,
+    ... ))
+    >>> teacher.save_pretrained(folder / "teacher")
+    >>> _ = Wav2Vec2FeatureExtractor().save_pretrained(folder / "teacher")
+    >>> source = write_student(
+    ...     str(folder / "student"), str(folder / "teacher"),
+    ...     intermediate_size=8,
+    ... )
+    >>> AutoModel.from_pretrained(source).config.intermediate_size
+    8
+    """
+    run_on_main(_write_student, [folder, teacher, options])
+    return folder
+
+
+def _write_student(folder, teacher, options):
+    model = make_student(AutoModel.from_pretrained(teacher), **options)
+    model.save_pretrained(folder)
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(teacher)
+    extractor.save_pretrained(folder)
+
+
+def _check_config(config):
+    heads = config.num_attention_heads
+    if config.hidden_size % heads:
+        raise ValueError(
+            f"hidden_size: {config.hidden_size} is not divisible by the "
+            f"{heads} heads; write a multiple, e.g. "
+            f"{config.hidden_size // heads * heads}"
+        )
+
+
+def _check_frames(config, teacher):
+    """Frame by frame the student is to follow the teacher."""
+    found, wanted = (_frames(c, 160_000) for c in (config, teacher))
+    if found != wanted:
+        raise ValueError(
+            f"conv: these convolutions make {found} frames of 10 s, the "
+            f"teacher's {wanted}; choose kernels and strides that make as many"
+        )
+
+
+def _frames(config, samples):
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride):
+        samples = (samples - kernel) // stride + 1
+    return samples
+
+
+def _check_pattern(reuse, layers):
+    if len(reuse) != layers:
+        raise ValueError(
+            f"reuse: {len(reuse)} entries for {layers} layers; write one each"
+        )
+    if reuse[0]:
+        raise ValueError(
+            "reuse: the first layer has none below whose map it could use; "
+            "start with False"
+        )
+
+
+def build_student(config, **attention):
+    """The architecture that a student's config describes, weights random.
+
+    Arguments
+    ---------
+    config : transformers.PreTrainedConfig
+        Of a model made by `make_student`.
+    attention : str
+        `attn_implementation` of transformers.
+
+    Returns
+    -------
+    torch.nn.Module
+    """
+    family = next(f for f in FAMILIES if isinstance(config, f.config_class))
+    student = family._from_config(config, **attention)
+    if config.conv_dim[-1] == config.hidden_size:
+        student.feature_projection.projection = nn.Identity()
+    reuse = getattr(config, STUDENT)["reuse"]
+    below = None
+    for i, layer in enumerate(student.encoder.layers):
+        is_read = i + 1 < len(reuse) and reuse[i + 1]
+        if reuse[i]:
+            _read_map_(layer.attention, below, is_read)
+        elif is_read:
+            layer.attention.__class__ = _variant(layer.attention, MAKERS)
+        below = layer.attention
+    return student
+
+
+def _read_map_(attention, below, hands_on):
+    """Makes an attention use the map that the one below leaves."""
+    is_wavlm = isinstance(attention, WavLMAttention)
+    names = ["q_proj", "k_proj"]
+    names += ["gru_rel_pos_linear", "gru_rel_pos_const"] if is_wavlm else []
+    for name in names:
+        delattr(attention, name)
+    attention.__class__ = _variant(attention, READERS)
+    attention._below = (below,)  # a tuple, so that it is no child
+    attention._hands_on = hands_on
+
+
+def _variant(attention, classes):
+    return next(c for s, c in classes.items() if isinstance(attention, s))
+
+
+@torch.no_grad()
+def copy_what_fits_(student, teacher):
+    """Gives a student the teacher's tensors that have its shapes.
+
+    Arguments
+    ---------
+    student, teacher : torch.nn.Module
+
+    Returns
+    -------
+    list of str
+        Their names.
+    """
+    source = teacher.state_dict()
+    copied = []
+    for name, tensor in student.state_dict().items():
+        if name in source and source[name].shape == tensor.shape:
+            tensor.copy_(source[name])
+            copied.append(name)
+    return copied
+
+
+# ---------------------------------------------------------------- attention
+
+
+class _UsesMap:
+    """Values weighted by an attention map, whoever made it."""
+
+    def _apply_map(self, attention_map, hidden_states):
+        """(B, T, d)"""
+        values = self._split(self.v_proj(hidden_states))
+        dropped = F.dropout(attention_map, self.dropout, self.training)
+        joined = (dropped @ values).transpose(1, 2).flatten(2)
+        return self.out_proj(joined)
+
+    def _split(self, x):
+        """(B, H, T, k)"""
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+
+class _MakesMap(_UsesMap):
+    """Leaves its map, after the softmax, for the layer above.
+
+    The reader takes it away, so that no map outlives its use.
+    """
+
+    attention_map = None
+
+    def _make_map(self, hidden_states, bias):
+        """(B, H, T, T)"""
+        q, k = self.q_proj(hidden_states), self.k_proj(hidden_states)
+        scores = self._split(q) * self.scaling @ self._split(k).mT
+        if bias is not None:
+            scores = scores + bias
+        self.attention_map = scores.softmax(-1)
+        return self.attention_map
+
+
+class _ReadsMap(_UsesMap):
+    """Uses the map of the layer below, and hands it on."""
+
+    attention_map = None
+
+    def _read_map(self):
+        (below,) = self._below
+        found, below.attention_map = below.attention_map, None
+        self.attention_map = found if self._hands_on else None
+        return found
+
+
+def _bias(attention_mask, like):
+    """The mask of transformers, which depends on the implementation."""
+    if attention_mask is None:
+        return None
+    if attention_mask.dtype == torch.bool:
+        return additive(~attention_mask, like)
+    return attention_mask
+
+
+class _Maker(_MakesMap):
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        """As the class it replaces; the weights are the map, (B, H, T, T)."""
+        bias = _bias(attention_mask, hidden_states)
+        attention_map = self._make_map(hidden_states, bias)
+        return self._apply_map(attention_map, hidden_states), attention_map
+
+
+class _Reader(_ReadsMap):
+    def forward(self, hidden_states, **kwargs):
+        """As the class it replaces; the weights are the map, (B, H, T, T)."""
+        attention_map = self._read_map()
+        return self._apply_map(attention_map, hidden_states), attention_map
+
+
+class Wav2Vec2MapMaker(_Maker, Wav2Vec2Attention):
+    """wav2vec 2.0's, whose map the layer above uses again."""
+
+
+class Wav2Vec2MapReader(_Reader, Wav2Vec2Attention):
+    """wav2vec 2.0's, without query and key."""
+
+
+class HubertMapMaker(_Maker, HubertAttention):
+    """HuBERT's, whose map the layer above uses again."""
+
+
+class HubertMapReader(_Reader, HubertAttention):
+    """HuBERT's, without query and key."""
+
+
+class WavLMMapMaker(_MakesMap, WavLMAttention):
+    """WavLM's, whose map, the positions' bias in it, is used again."""
+
+    def forward(
+        self, hidden_states, attention_mask=None, position_bias=None, **kwargs
+    ):
+        """As the class it replaces; the weights are the map, (B, H, T, T)."""
+        batch, frames, _ = hidden_states.shape
+        if position_bias is None:
+            position_bias = dense_bias(self, batch, frames)
+        bias = gated_bias(self, hidden_states, position_bias, attention_mask)
+        attention_map = self._make_map(hidden_states, bias)
+        output = self._apply_map(attention_map, hidden_states)
+        return output, attention_map, position_bias
+
+
+class WavLMMapReader(_ReadsMap, WavLMAttention):
+    """WavLM's, without query, key and gate of the positions' bias."""
+
+    def forward(self, hidden_states, position_bias=None, **kwargs):
+        """As the class it replaces; the weights are the map, (B, H, T, T)."""
+        attention_map = self._read_map()
+        output = self._apply_map(attention_map, hidden_states)
+        return output, attention_map, position_bias
+
+
+MAKERS = {
+    WavLMAttention: WavLMMapMaker,
+    HubertAttention: HubertMapMaker,
+    Wav2Vec2Attention: Wav2Vec2MapMaker,
+}
+READERS = {
+    WavLMAttention: WavLMMapReader,
+    HubertAttention: HubertMapReader,
+    Wav2Vec2Attention: Wav2Vec2MapReader,
+}
