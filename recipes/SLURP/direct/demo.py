@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains, prunes and compares small models of spoken language understanding.
 
-About 20 minutes on two CPU cores, on synthesised speech: demo_encoder.yaml of
+About 25 minutes on two CPU cores, on synthesised speech: demo_encoder.yaml of
 the recipe ../../LibriSpeech/ASR/CTC makes the encoder that the three models
 start from, and sb_prune/demo/comparison.py says what follows. The same command
 continues a demo that was stopped.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains, prunes and compares small wav2vec 2.0 encoders with CTC.
 
-About 20 minutes on two CPU cores, on synthesised speech: demo_encoder.yaml
+About 25 minutes on two CPU cores, on synthesised speech: demo_encoder.yaml
 makes the encoder that the three models start from, and
 sb_prune/demo/comparison.py says what follows. The same command continues a
 demo that was stopped.
