@@ -175,19 +175,36 @@ def attend_with_weights(
         (B, H, L, S)
     """
     found, order = buckets(*widths, query.device)
+    bias = as_bias(bias, query)
     weights, outputs = [], []
     for bucket in found:
         q, k = take(query, bucket.query_key), take(key, bucket.query_key)
         scores = q @ k.transpose(-2, -1) * scale
-        if bias is not None and bias.dtype == torch.bool:
-            hidden = ~_of_heads(bias, bucket.heads)
-            scores = scores.masked_fill(hidden, -torch.inf)
-        elif bias is not None:
+        if bias is not None:
             scores = scores + _of_heads(bias, bucket.heads)
         weights.append(scores.softmax(-1))
         dropped = F.dropout(weights[-1], dropout, training=dropout > 0)
         outputs.append(dropped @ take(value, bucket.value))
     return _joined(outputs, order), _in_order(weights, found)
+
+
+def as_bias(mask, like):
+    """The mask of transformers, bool or additive, as a bias of the scores.
+
+    Arguments
+    ---------
+    mask : torch.Tensor or None
+        Bool, True where attention is allowed; others are returned.
+    like : torch.Tensor
+        Of the scores' type.
+
+    Returns
+    -------
+    torch.Tensor or None
+    """
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return additive(~mask, like)
 
 
 def _of_heads(bias, heads):

@@ -27,7 +27,7 @@ from transformers.models.hubert.modeling_hubert import HubertAttention
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Attention
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from sb_prune.attention import additive
+from sb_prune.attention import as_bias
 from sb_prune.wavlm import dense_bias, gated_bias
 
 STUDENT = "sb_prune_student"  # key of config.json
@@ -321,19 +321,10 @@ class _ReadsMap(_UsesMap):
         return found
 
 
-def _bias(attention_mask, like):
-    """The mask of transformers, which depends on the implementation."""
-    if attention_mask is None:
-        return None
-    if attention_mask.dtype == torch.bool:
-        return additive(~attention_mask, like)
-    return attention_mask
-
-
 class _Maker(_MakesMap):
     def forward(self, hidden_states, attention_mask=None, **kwargs):
         """As the class it replaces; the weights are the map, (B, H, T, T)."""
-        bias = _bias(attention_mask, hidden_states)
+        bias = as_bias(attention_mask, hidden_states)
         attention_map = self._make_map(hidden_states, bias)
         return self._apply_map(attention_map, hidden_states), attention_map
 
