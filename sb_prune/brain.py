@@ -5,7 +5,7 @@ import torch
 from speechbrain.dataio.dataloader import LoopedLoader
 from torch.utils.data import DataLoader
 
-from sb_prune.parallel import unwrap_
+from sb_prune.parallel import end_with_idle_threads, unwrap_
 from sb_prune.run import PruningRun
 
 
@@ -69,6 +69,7 @@ class PruningMixin:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        end_with_idle_threads()
         block = getattr(getattr(self, "hparams", None), "pruning", None)
         self.pruning = None
         if block is not None:

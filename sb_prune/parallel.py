@@ -4,6 +4,9 @@ A recipe's fit wraps its modules in DistributedDataParallel and torch.compile;
 structures, masks, teacher and surgery know the modules inside.
 """
 
+import atexit
+import time
+
 import torch
 from speechbrain.utils.distributed import (
     ddp_all_reduce,
@@ -11,6 +14,8 @@ from speechbrain.utils.distributed import (
     is_distributed_initialized,
 )
 from torch.nn.parallel import DistributedDataParallel
+
+LAST_WAIT = 0.1  # s, in which the interpreter's lock is free
 
 
 def unwrap(module):
@@ -106,3 +111,16 @@ def of_all_processes(value):
     values = [None] * process_count()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def end_with_idle_threads():
+    """Lets the threads of the process group finish before Python does.
+
+    A thread of gloo drops the tensors of a collective after whoever waited
+    for it went on; should the interpreter end meanwhile, waiting for its lock
+    aborts the process ("terminate called without an active exception",
+    pytorch/pytorch#190489). Destroying the group is no help to those who
+    have wrapped a module in DistributedDataParallel, which keeps it alive.
+    """
+    if is_distributed_initialized():
+        atexit.register(time.sleep, LAST_WAIT)
