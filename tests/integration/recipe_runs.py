@@ -108,6 +108,7 @@ TINY_UNEQUAL = {
     "number_of_epochs": 4,
     "prune_epochs": 2,
     "schedule_steps": 3,
+    "milestones": "[0.1, 0.2]",
 }
 TINY_STUDENT = {
     "teacher_dim": 16,
