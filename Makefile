@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 NAME ?=
 FULL ?=
 
-.PHONY: demo demo-wav2vec2 demo-slurp test bench style
+.PHONY: demo demo-wav2vec2 demo-slurp demo-probes test bench style
 
 # The one set-up step: everything comes from setup.cfg.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -20,6 +20,12 @@ demo-wav2vec2: $(VENV)/installed
 
 demo-slurp: $(VENV)/installed
 	$(BIN)/python recipes/SLURP/direct/demo.py results/demo-slurp
+
+# Of the encoder that demo-wav2vec2 trains first.
+demo-probes: $(VENV)/installed
+	$(BIN)/python recipes/LibriSpeech/probing/run_probes.py --demo \
+		results/demo-wav2vec2/encoder/encoder \
+		--output_folder=results/demo-probes --device=cpu
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -162,6 +162,12 @@ class PruningMixin:
                 self.pruning.veto_gates_()
             self.pruning.step_gates_(scale)
 
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """The recipe's; then what the schedule has just come to is saved."""
+        super().on_fit_batch_end(batch, outputs, loss, should_step)
+        if self.pruning is not None and should_step:
+            self.pruning.export_milestones(self, batch)
+
     def on_stage_start(self, stage, epoch=None):
         """Evaluation sees the plan that would be exported now."""
         if self.pruning is not None:

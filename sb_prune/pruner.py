@@ -90,7 +90,21 @@ class BasePruner:
         torch.Tensor
             (groups,), float64.
         """
-        share = self.schedule.share(self.step)
+        return self._targets(self.step)
+
+    def last_rise(self):
+        """What the schedule asked of the first group before the last step,
+        and what it asks for now.
+
+        Returns
+        -------
+        tuple of float
+        """
+        first = max(self.step - 1, 0)
+        return tuple(float(self._targets(s)[0]) for s in (first, self.step))
+
+    def _targets(self, step):
+        share = self.schedule.share(step)
         return torch.tensor([g.target * share for g in self.groups]).double()
 
     def _apply(self, values, learn=False):
@@ -145,19 +159,25 @@ class BasePruner:
     def _listen(self, gradient):
         self.saliency.lerp_(gradient.square(), 1 - self._decay)
 
-    def plan(self, final=False):
+    def plan(self, sparsity=None, final=False):
         """The plan that would be cut now.
 
         Arguments
         ---------
+        sparsity : float, optional
+            Of each group; by default what the schedule asks for.
         final : bool
-            At the final target instead of the scheduled one.
+            At the final target instead.
 
         Returns
         -------
         Plan
         """
-        shares = None if final else self.targets().tolist()
+        shares = self.targets().tolist()
+        if final:
+            shares = None
+        elif sparsity is not None:
+            shares = [sparsity] * len(self.groups)
         return fit_plan(
             self.declaration,
             self.groups,

@@ -41,6 +41,8 @@ from sb_prune.durable import (
 )
 from sb_prune.exactness import first_outputs, largest_difference
 from sb_prune.export import export_model, prepare_document
+from sb_prune.masking import detach_
+from sb_prune.milestones import Milestones, twin_of
 from sb_prune.plan import Plan
 from sb_prune.pruner import Pruner
 from sb_prune.roots import root_of
@@ -109,6 +111,10 @@ class PruningRun:
         YAML of the dense model as one would publish it; makes the export.
     export_folder : str, optional
         Where the small model goes.
+    milestones : list of float
+        Sparsities below the target. When the schedule reaches one, a model of
+        that size is exported beside the others (`export_0.3`), as it is then,
+        not fine-tuned.
     """
 
     def __init__(
@@ -133,6 +139,7 @@ class PruningRun:
         distillation=None,
         inference=None,
         export_folder=None,
+        milestones=(),
     ):
         if isinstance(structures, (list, tuple)):
             for part in structures:
@@ -168,6 +175,7 @@ class PruningRun:
         self._distillation = distillation and distillation()
         self.inference = inference
         self.export_folder = export_folder
+        self.milestones = Milestones(milestones, target, export_folder)
         self._schedule = schedule(steps=schedule_steps)
         self._min_keep = min_keep
         self._seed = seed
@@ -276,9 +284,8 @@ class PruningRun:
         # refuse now what would fail after hours
         self.budget.groups(self.declaration, self._min_keep)
         if self.inference is not None:
-            prepare_document(
-                self.export_folder, self.inference, brain, self.module
-            )
+            for place in (*self.milestones.folders, self.export_folder):
+                prepare_document(place, self.inference, brain, self.module)
         if self.start_from is not None:
             source = load_dense(self.start_from, modules, **self._start_keys)
             logger.info(f"Pruning starts from {source}")
@@ -364,9 +371,10 @@ class PruningRun:
         # the plan of one process, lest rounding on other machines differ
         plan = ddp_broadcast(self.pruner.plan(final=True))
         self.pruner.binarise_(plan)
-        before = self._outputs(brain, batch)
+        before = _outputs(brain, self.declaration, batch)
         self.pruner.cut_(plan)
-        difference = largest_difference(before, self._outputs(brain, batch))
+        after = _outputs(brain, self.declaration, batch)
+        difference = largest_difference(before, after)
         self.pruner = None
         _report_difference(difference)
         brain.optimizer_step = 0
@@ -377,15 +385,6 @@ class PruningRun:
         )
         self.plan = plan
         self.is_cut = True
-
-    def _outputs(self, brain, batch):
-        """What the modules in the scope make of a batch."""
-        root = self.declaration.root
-        scope = [root.get_submodule(name) for name in self.declaration.scope]
-        with generators_untouched(), torch.no_grad():
-            return first_outputs(
-                scope, lambda: brain.compute_forward(batch, sb.Stage.VALID)
-            )
 
     def _warn_if_short(self):
         done, wanted = self.pruner.step, self.pruner.schedule.steps
@@ -471,16 +470,53 @@ class PruningRun:
             return None
         if self.plan is None:
             raise RuntimeError("export: the model is not pruned yet; call fit")
+        facts = {"cut_max_abs_diff": self.cut_difference}
         return run_on_main(
-            export_model,
-            [self.export_folder, self.inference, brain],
-            {
-                "module": self.module,
-                "structures": self.structures,
-                "plan": self.plan,
-                "facts": {"cut_max_abs_diff": self.cut_difference},
-            },
+            self._export, [self.export_folder, brain, self.plan, facts]
         )
+
+    def _export(self, folder, brain, plan, facts):
+        return export_model(
+            folder,
+            self.inference,
+            brain,
+            module=self.module,
+            structures=self.structures,
+            plan=plan,
+            facts=facts,
+        )
+
+    def export_milestones(self, brain, batch):
+        """After a step: exports the models that the schedule has come to.
+
+        Arguments
+        ---------
+        brain : Brain
+        batch : object
+            What `compute_forward` takes; masked and cut models are compared
+            on it.
+        """
+        if self.pruner is None:
+            return
+        passed = self.milestones.passed(*self.pruner.last_rise())
+        if passed and self.distiller is not None:
+            self.distiller.teacher.end_()  # it hears the copies too
+        for sparsity in passed:
+            plan = self.pruner.binarise_(self.pruner.plan(sparsity))
+            run_on_main(self._export_copy, [brain, batch, plan, sparsity])
+
+    def _export_copy(self, brain, batch, plan, sparsity):
+        twin, declaration = twin_of(brain, self.declaration)
+        twin.modules.eval()
+        before = _outputs(twin, declaration, batch)
+        detach_(declaration.root)
+        cut_(declaration, plan)
+        difference = largest_difference(
+            before, _outputs(twin, declaration, batch)
+        )
+        _report_difference(difference)
+        facts = {"milestone": sparsity, "cut_max_abs_diff": difference}
+        self._export(self.milestones.folder(sparsity), twin, plan, facts)
 
     # -------------------------------------------------------------- steps
 
@@ -608,6 +644,16 @@ def _chooser(score, learned):
             f"{', '.join(given)}, or leave out `score`"
         )
     return partial(ScorePruner, score=score)
+
+
+def _outputs(brain, declaration, batch):
+    """What the modules in the scope make of a batch."""
+    root = declaration.root
+    scope = [root.get_submodule(name) for name in declaration.scope]
+    with generators_untouched(), torch.no_grad():
+        return first_outputs(
+            scope, lambda: brain.compute_forward(batch, sb.Stage.VALID)
+        )
 
 
 def _standing(folder, is_training):

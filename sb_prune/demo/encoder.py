@@ -56,6 +56,34 @@ def write_untrained(folder, **shape):
     return folder
 
 
+def encoder_shape(width):
+    """Shape of demo_encoder.yaml's encoder, which is 128 wide, at any width.
+
+    Arguments
+    ---------
+    width : int
+        `hidden_size`; a multiple of 4.
+
+    Returns
+    -------
+    dict
+        Arguments of `write_untrained`.
+    """
+    return {
+        "conv_dim": [width // 2] * 7,
+        "hidden_size": width,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "intermediate_size": 4 * width,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "feat_proj_dropout": 0.0,
+    }
+
+
 def train_encoder(recipe, folder, seed=1234, debug_size=False):
     """Synthesises speech and trains a small encoder on it.
 

@@ -31,7 +31,7 @@ import torch
 from cells import ROOT, Runs, Table, read_command_line, spread
 
 from sb_prune.demo.corpus import synthesise_librispeech
-from sb_prune.demo.encoder import write_untrained
+from sb_prune.demo.encoder import encoder_shape, write_untrained
 from sb_prune.demo.slurp import synthesise_slurp
 from sb_prune.lobes import Wav2Vec2
 from sb_prune.measure import count_macs
@@ -192,7 +192,7 @@ class Cells:
         """Run and Hugging Face folder of a dense model of equal MACs."""
         width = small_width(float(level))
         untrained = self.runs.folder / f"untrained-{level}"
-        write_untrained(str(untrained), **shape(width))
+        write_untrained(str(untrained), **encoder_shape(width))
         size = {"wav2vec2_hub": untrained, "encoder_dim": width}
         chosen = TASKS[task]
         epochs = chosen.dense + chosen.prune + chosen.tune
@@ -275,23 +275,6 @@ def added(text, *lines):
 # ------------------------------------------------------------------ encoders
 
 
-def shape(width):
-    """Arguments of `write_untrained`: demo_encoder.yaml's, of another width."""
-    return {
-        "conv_dim": [width // 2] * 7,
-        "hidden_size": width,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "intermediate_size": 4 * width,
-        "num_conv_pos_embeddings": 16,
-        "num_conv_pos_embedding_groups": 4,
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "feat_proj_dropout": 0.0,
-    }
-
-
 def small_width(level):
     """Of the widest encoder with the MACs that pruning leaves."""
     return max(
@@ -302,7 +285,7 @@ def small_width(level):
 
 
 def macs_of_width(width):
-    """MACs on 10 s of an encoder of `shape`, as `encoder_macs` counts them."""
+    """MACs on 10 s of an encoder of `encoder_shape`, as `encoder_macs` says."""
     channels, frames, macs = width // 2, SAMPLES, 0
     for inputs, kernel, stride in zip(
         [1] + [channels] * 6, [10, 3, 3, 3, 3, 2, 2], [5] + [2] * 6, strict=True

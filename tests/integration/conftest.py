@@ -87,6 +87,20 @@ def slurp_corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def commands_corpus(tmp_path_factory):
+    """A few words in the layout of Speech Commands."""
+    folder = tmp_path_factory.mktemp("speech") / "commands"
+    run_python(
+        ROOT / "sb_prune/demo/speech_commands.py",
+        folder,
+        "--speakers=4",
+        "--repetitions=1",
+        cwd=ROOT,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_wav2vec2(tmp_path_factory):
     """A Hugging Face folder of a random wav2vec 2.0 of width 16."""
     folder = tmp_path_factory.mktemp("encoder") / "tiny_wav2vec2"

@@ -50,4 +50,5 @@ if __name__ == "__main__":
     PruningRun.start_finetuning_ = start_finetuning
     torch.save = save
     sys.argv[0] = os.environ.get("TRAIN", "train.py")
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")

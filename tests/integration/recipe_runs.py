@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 CTC = ROOT / "recipes/LibriSpeech/ASR/CTC"
 SLURP = ROOT / "recipes/SLURP/direct"
+PROBING = ROOT / "recipes/LibriSpeech/probing"
 COMPRESSION = ROOT / "recipes/LibriSpeech/self-supervised-learning/compression"
 TIMEOUT = 300  # seconds; a run takes about ten
 
@@ -108,6 +109,7 @@ TINY_UNEQUAL = {
     "number_of_epochs": 4,
     "prune_epochs": 2,
     "schedule_steps": 3,
+    "milestones": "[0.1, 0.2]",
 }
 TINY_STUDENT = {
     "teacher_dim": 16,
@@ -118,6 +120,13 @@ TINY_STUDENT = {
     "conv": "[[4, 10, 5], [4, 3, 2], [4, 3, 2], [4, 3, 2], [4, 3, 2],"
     " [4, 2, 2], [8, 2, 2]]",
     "number_of_epochs": 2,
+}
+# Those of the probes, beside what a YAML alone has.
+TINY_PROBE = {
+    "number_of_epochs": 1,
+    "max_batch_length": 20,
+    "num_buckets": 4,
+    "num_workers": 0,
 }
 
 

@@ -1,6 +1,8 @@
 """Task-agnostic compression at debug size."""
 
 import re
+import signal
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -17,18 +19,20 @@ from speechbrain.inference.encoders import WaveformEncoder
 
 from sb_prune import lobes
 from sb_prune.attention import UnequalHeads
+from sb_prune.export import file_hash
 
 TRAIN = COMPRESSION / "train.py"
+KILLED = Path(__file__).with_name("killed_train.py")
 
 
 @pytest.fixture(scope="module")
 def compress(corpus, tiny_wav2vec2):
     """Function: runs one of the recipe's YAMLs into a folder."""
 
-    def run(folder, yaml, **more):
+    def run(folder, yaml, script=TRAIN, environment=None, **more):
         processes = more.pop("processes", 1)
         return run_python(
-            TRAIN,
+            script,
             f"hparams/{yaml}.yaml",
             *options(
                 {**TINY_COMPRESSION, **more},
@@ -38,6 +42,8 @@ def compress(corpus, tiny_wav2vec2):
             ),
             cwd=COMPRESSION,
             processes=processes,
+            check=environment is None,
+            **(environment or {}),
         )
 
     return run
@@ -78,6 +84,55 @@ def test_export_of_fine_grained_heads(unequal, tiny_wav2vec2, tmp_path):
     assert not any("distillation" in name for name in names)
 
 
+@torch.no_grad()
+def test_milestones_are_models_too(unequal, tiny_wav2vec2, tmp_path):
+    dense = parameters(lobes.HuBERT(str(tiny_wav2vec2), str(tmp_path)))
+    least = parameters(lobes.HuBERT(str(unequal / "export"), str(tmp_path)))
+    sizes = []
+    for share in (0.1, 0.2):
+        folder = unequal / f"export_{share}"
+        small = lobes.HuBERT(str(folder), str(tmp_path), freeze=False)
+        sizes.append(parameters(small))
+        assert least < sizes[-1] <= (1 - share) * dense
+        facts = re.sub(r"[| ]+", " ", (folder / "README.md").read_text())
+        assert f"milestone {share}" in facts
+        difference = re.search(r"cut_max_abs_diff (\S+)", facts)[1]
+        assert float(difference) <= 1e-5
+        with torch.enable_grad():
+            small(torch.randn(1, 3000)).square().mean().backward()
+    assert sizes[0] > sizes[1]
+
+
+def test_milestones_leave_the_run_alone(tmp_path, compress, unequal):
+    """The same bits without them, and after a kill while one is written."""
+    options = {**TINY_UNEQUAL, "target": 0.3}
+    run = tmp_path / "none"
+    compress(run, "prune_fine_grained", **{**options, "milestones": "[]"})
+    assert weights(run / "export") == weights(unequal / "export")
+    assert not list(run.glob("export_*"))
+
+    run = tmp_path / "killed"
+    killed = compress(
+        run,
+        "prune_fine_grained",
+        script=KILLED,
+        environment={
+            "TRAIN": str(TRAIN),
+            "KILL_SAVING": "export_0.2.incomplete",
+        },
+        **options,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert (run / "export_0.1").is_dir() and not (run / "export_0.2").exists()
+    compress(run, "prune_fine_grained", **options)
+    for name in ("export_0.1", "export_0.2", "export"):
+        assert weights(run / name) == weights(unequal / name)
+
+
+def weights(export):
+    return file_hash(export / "model.safetensors")
+
+
 def test_a_second_run_trains_nothing(unequal, compress):
     before = (unequal / "train_log.txt").read_text()
     compress(unequal, "prune_fine_grained", target=0.3, **TINY_UNEQUAL)
@@ -89,6 +144,15 @@ def test_a_second_run_trains_nothing(unequal, compress):
 def test_the_small_model_comes_closer_to_the_teacher(unequal):
     *_, just_cut, later = losses(unequal, "train loss")
     assert later < just_cut
+
+
+def test_the_loss_is_the_same_masked_and_cut(tmp_path, compress):
+    """Where weights stay and gates move: first masked, then cut."""
+    run = tmp_path / "run"
+    options = {**TINY_UNEQUAL, "milestones": "[]", "number_of_epochs": 3}
+    compress(run, "prune_fine_grained", target=0.3, lr=0.0, **options)
+    _, masked, cut = losses(run)
+    assert masked == pytest.approx(cut, rel=1e-3)  # as they are logged
 
 
 def test_dphubert_has_whole_heads(tmp_path, compress):
@@ -158,6 +222,21 @@ def test_two_processes(tmp_path, compress):
         **TINY_UNEQUAL,
     )
     assert (tmp_path / "run/export/model.safetensors").is_file()
+
+
+def test_two_processes_of_a_student(tmp_path, compress):
+    run = tmp_path / "run"
+    compress(
+        run,
+        "armhubert",
+        processes=2,
+        distributed_backend="gloo",
+        find_unused_parameters=True,
+        **TINY_STUDENT,
+    )
+    first, second = losses(run, "train loss")
+    assert second < first
+    assert lobes.HuBERT(str(run / "encoder"), str(tmp_path))
 
 
 def test_bf16(tmp_path, compress):

@@ -12,7 +12,7 @@ import ruamel.yaml
 import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from recipe_runs import CTC, ROOT, TINY_CTC, TINY_ENCODER, options, run_python
+from recipe_runs import CTC, TINY_CTC, TINY_ENCODER, options, run_python
 from safetensors.torch import load_file
 from speechbrain.inference.ASR import EncoderASR
 from speechbrain.utils.checkpoints import Checkpointer
@@ -52,11 +52,7 @@ def finished(tmp_path_factory, finetune):
         folder,
         script=KILLED,
         check=False,
-        environment={
-            "KILL_EPOCH": "2",
-            "TRAIN": TRAIN.name,
-            "PYTHONPATH": f"{ROOT}:{CTC}",
-        },
+        environment={"KILL_EPOCH": "2", "TRAIN": TRAIN.name},
     )
     assert killed.returncode == -signal.SIGKILL
     assert len(log_of(folder)) == 1

@@ -16,6 +16,7 @@ from recipe_runs import (
     TINY_COMPRESSION,
     TINY_CTC,
     TINY_ENCODER,
+    TINY_PROBE,
     TINY_PRUNE,
     TINY_SLURP,
     TINY_STUDENT,
@@ -90,6 +91,8 @@ SMALLER = {
         **TINY_STUDENT,
         wav2vec2_hub="/path/to/small_wav2vec2",
     ),
+    "train.py hparams/pr.yaml": options(TINY_PROBE),
+    "run_probes.py": ["--probes", "ks", "sid", *options(TINY_PROBE)],
     "sb_prune.report": ["--seconds=2"],
 }
 
@@ -101,14 +104,18 @@ def commands(readme):
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory, corpus, slurp_corpus, tiny_wav2vec2):
+def checkout(
+    tmp_path_factory, corpus, slurp_corpus, commands_corpus, tiny_wav2vec2
+):
     """A copy of the tree's recipes, and data at the READMEs' paths."""
     folder = tmp_path_factory.mktemp("checkout")
     for part in ("recipes", "hparams"):
         shutil.copytree(ROOT / part, folder / part, symlinks=True)
     shutil.copytree(corpus, folder / "LibriSpeech")
     shutil.copytree(slurp_corpus, folder / "slurp")
-    shutil.copytree(tiny_wav2vec2, folder / "small_wav2vec2")
+    shutil.copytree(commands_corpus, folder / "speech_commands_v0.02")
+    for name in ("small_wav2vec2", "encoder", "export"):
+        shutil.copytree(tiny_wav2vec2, folder / name)
     return folder
 
 
@@ -141,6 +148,7 @@ def run_line(line, checkout, cwd):
     [
         "recipes/LibriSpeech/ASR/CTC/README.md",
         "recipes/LibriSpeech/ASR/transformer/README.md",
+        "recipes/LibriSpeech/probing/README.md",
         "recipes/LibriSpeech/self-supervised-learning/compression/README.md",
         "recipes/SLURP/direct/README.md",
         "README.md",  # the last: its results are read below

@@ -104,11 +104,7 @@ def test_killed_and_rerun_goes_on(finetune, tmp_path):
         folder,
         script=KILLED,
         check=False,
-        environment={
-            "KILL_EPOCH": "2",
-            "TRAIN": TRAIN.name,
-            "PYTHONPATH": f"{SLURP.parents[2]}:{SLURP}",
-        },
+        environment={"KILL_EPOCH": "2", "TRAIN": TRAIN.name},
     )
     assert killed.returncode == -signal.SIGKILL
     assert len(log_of(folder)) == 1

@@ -11,7 +11,6 @@ import pytest
 import torch
 from recipe_runs import (
     CTC,
-    ROOT,
     SLURP,
     TINY_CTC,
     TINY_SLURP,
@@ -214,7 +213,6 @@ def test_killed_and_rerun_ends_bit_for_bit(
         script=KILLED,
         check=False,
         TRAIN=recipe.script,
-        PYTHONPATH=f"{ROOT}:{recipe.folder}",
         **where,
     )
     assert killed.returncode == -signal.SIGKILL

@@ -15,7 +15,7 @@ from sb_prune import (
     taylor_score,
     wav2vec2_structures,
 )
-from sb_prune.demo.encoder import write_untrained
+from sb_prune.demo.encoder import encoder_shape, write_untrained
 from sb_prune.run import PruningRun
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,11 @@ def methods(benchmark_module):
 @pytest.fixture
 def variants(benchmark_module):
     return benchmark_module("hj_variants")
+
+
+@pytest.fixture
+def agnostic(benchmark_module):
+    return benchmark_module("task_agnostic")
 
 
 @pytest.fixture
@@ -130,7 +135,7 @@ def test_variants_differ_in_what_their_names_say(
     variants, task, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    write_untrained(str(tmp_path / "encoder"), **variants.shape(16))
+    write_untrained(str(tmp_path / "encoder"), **encoder_shape(16))
     values = {
         "dense_folder": "dense",
         "data_folder": "data",
@@ -171,7 +176,7 @@ def test_variants_differ_in_what_their_names_say(
 
 def test_macs_of_width_are_those_that_count(variants, tmp_path):
     torch.manual_seed(0)
-    write_untrained(str(tmp_path), **variants.shape(24))
+    write_untrained(str(tmp_path), **encoder_shape(24))
     assert variants.encoder_macs(tmp_path) == variants.macs_of_width(24)
 
 
@@ -186,7 +191,7 @@ def test_small_encoder_has_the_macs_that_pruning_leaves(variants, level):
 def test_shape_is_that_of_the_encoder_in_the_yaml(variants):
     assert variants.macs_of_width(128) == variants.DENSE_MACS
     yaml = variants.ASR.yaml("demo_encoder.yaml").read_text()
-    for key, value in variants.shape(128).items():
+    for key, value in encoder_shape(128).items():
         assert f"    {key}: {value}\n" in yaml
 
 
@@ -207,3 +212,66 @@ def test_summary_has_a_list_for_each_variant(variants):
     assert summary["slu_f1"] == {"mac": [70.0]}
     assert summary["macs_reduction"]["slu"] == {"mac": [0.61]}
     assert "3.00 ± 0.00 (2)" in variants.as_markdown(summary)
+
+
+# ------------------------------------------------------------ task_agnostic
+
+
+@pytest.fixture
+def compression(agnostic, tmp_path, monkeypatch):
+    """Function: model -> its loaded YAML, of a small encoder."""
+    monkeypatch.chdir(tmp_path)
+    write_untrained(str(tmp_path / "encoder"), **encoder_shape(128))
+
+    def load(model):
+        pruned = model in agnostic.PRUNED
+        options = (
+            agnostic.PRUNING
+            if pruned
+            else {**agnostic.DISTILLING, **agnostic.student(model)}
+        )
+        values = {
+            **options,
+            "data_folder": "data",
+            "output_folder": str(tmp_path / model),
+            "wav2vec2_hub": str(tmp_path / "encoder"),
+        }
+        overrides = "".join(f"{k}: {v}\n" for k, v in values.items())
+        return load_hyperpyyaml(agnostic.compression_yaml(model), overrides)
+
+    return load
+
+
+def test_pruned_models_differ_in_what_their_names_say(agnostic, compression):
+    blocks = {m: compression(m)["pruning"] for m in agnostic.PRUNED}
+    for block in blocks.values():
+        PruningRun.from_block(block)
+    kinds = {m: b["structures"].keywords["kinds"] for m, b in blocks.items()}
+    inside = {"query_key_dims", "value_dims"}
+    assert inside < {*kinds["fine_grained"]}
+    assert kinds["soft_gates"] == kinds["fine_grained"]
+    assert {*kinds["fine_grained"]} - {*kinds["coarse_heads"]} == inside
+    assert kinds["dphubert"] == kinds["coarse_heads"]
+    straight = {
+        model: block["gates"].keywords["straight_through"]
+        for model, block in blocks.items()
+    }
+    assert straight == {
+        "fine_grained": True,
+        "coarse_heads": True,
+        "soft_gates": False,
+        "dphubert": False,
+    }
+
+
+def test_students_are_as_large_as_what_pruning_leaves(agnostic, compression):
+    sizes = {}
+    for model in agnostic.STUDENTS:
+        loaded = compression(model)
+        left = agnostic.size_of(loaded["teacher"]) * (1 - agnostic.SPARSITY)
+        sizes[model] = agnostic.size_of(loaded["wav2vec2"])
+        assert 0.9 * left < sizes[model] <= left
+        assert (loaded["mask_share"] == 0) == (model == "narrow")
+        attention = loaded["wav2vec2"].model.encoder.layers[1].attention
+        assert hasattr(attention, "q_proj") == (model != "armhubert")
+    assert sizes["maskhubert"] == sizes["narrow"]

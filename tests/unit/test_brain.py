@@ -430,11 +430,35 @@ NAMED = "cannot be called; write !name: and the name of a class"
             "write `start_min_key` or `start_max_key`, not both",
         ),
         ({"inference": "a.yaml"}, "write both `inference` and `export_folder`"),
+        ({"milestones": [0.3]}, "write `inference` and `export_folder` too"),
     ],
 )
 def test_bad_settings_are_refused_at_once(changed, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         make(tmp_path, pruning=block(**changed))
+
+
+@pytest.mark.parametrize(
+    "milestones", [[0.3, 0.2], [0.3, 0.3], [0.5], [0.0], [1], ["0.3"], "0.3"]
+)
+def test_milestones_rise_towards_the_target(milestones, tmp_path):
+    settings = block(
+        milestones=milestones, inference="a.yaml", export_folder="export"
+    )
+    message = r"milestones: .*; write rising sparsities between 0 and the tar"
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, pruning=settings)
+
+
+def test_milestones_want_one_target(tmp_path):
+    settings = block(
+        milestones=[0.3],
+        target={"encoder": 0.5},
+        inference="a.yaml",
+        export_folder="export",
+    )
+    with pytest.raises(ValueError, match="`target` names several; leave"):
+        make(tmp_path, pruning=settings)
 
 
 @pytest.mark.parametrize(

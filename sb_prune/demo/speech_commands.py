@@ -1,0 +1,129 @@
+"""A small Speech Commands look-alike, synthesised in a minute.
+
+Same folders, names and lists as the real data set, so that recipes cannot tell
+the difference: many voices, one word a file.
+
+    python -m sb_prune.demo.speech_commands FOLDER [--seed 1234 ...]
+"""
+
+import random
+from functools import partial
+from itertools import product
+
+import numpy as np
+
+from sb_prune.demo.espeak import Speaker
+from sb_prune.demo.synthesis import (
+    run_from_command_line,
+    write_audio,
+    write_once,
+)
+
+WORDS = "yes no up down left right on off stop go".split()
+ACCENTS = ("en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp", "en-029")
+TIMBRES = ("m1", "m2", "m3", "m4", "m5", "m7", "f1", "f2", "f3", "f4", "f5")
+LISTS = ("validation_list.txt", "testing_list.txt")
+
+
+def voices(number, rng):
+    """Draws different voices, each with a speed and a pitch of its own.
+
+    Arguments
+    ---------
+    number : int
+        How many.
+    rng : random.Random
+        Where the choices come from.
+
+    Returns
+    -------
+    dict
+        Eight hexadecimal digits, as in the data set -> Speaker.
+
+    Raises
+    ------
+    ValueError
+        If there are not so many.
+
+    Example
+    -------
+    >>> voices(1, random.Random(0))
+    {'e3e70682': Speaker(voice='en-029+f5', rate=142, pitch=43)}
+    """
+    names = [
+        f"{accent}+{timbre}" for accent, timbre in product(ACCENTS, TIMBRES)
+    ]
+    if number > len(names):
+        raise ValueError(f"speakers: {number}; there are {len(names)} voices")
+    return {
+        f"{rng.randrange(16**8):08x}": Speaker(
+            name, rng.randint(140, 190), rng.randint(35, 65)
+        )
+        for name in rng.sample(names, number)
+    }
+
+
+def synthesise_speech_commands(folder, seed=1234, speakers=40, repetitions=3):
+    """Writes all words by all speakers into a new folder.
+
+    The same arguments give the same files, bit for bit. A folder that is
+    already complete is left as it is. A tenth of the speakers, at least one,
+    is for validation, another for testing, as in the data set's own lists.
+
+    Arguments
+    ---------
+    folder : str
+        The data folder to create.
+    seed : int
+        Of voices and noise.
+    speakers : int
+        How many, at least 3.
+    repetitions : int
+        How often each says each word.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds something else, or there are too few or too many
+        speakers.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path") / "commands"
+    >>> synthesise_speech_commands(folder, 0, speakers=3, repetitions=1)
+    >>> len(list(folder.glob("yes/*_nohash_0.wav")))
+    3
+    """
+    if speakers < 3:
+        raise ValueError(f"speakers: {speakers}; three splits need 3 or more")
+    settings = {"seed": seed, "speakers": speakers, "repetitions": repetitions}
+    write_once(folder, settings, partial(_write, **settings))
+
+
+def _write(folder, seed, speakers, repetitions):
+    """Writes all files of the corpus but the marker."""
+    drawn = voices(speakers, random.Random(seed))
+    said = [
+        (word, name, number)
+        for name in drawn
+        for word, number in product(WORDS, range(repetitions))
+    ]
+    write_audio(
+        [folder / _file(*what) for what in said],
+        [word for word, *_ in said],
+        [drawn[name] for _, name, _ in said],
+        np.random.default_rng(seed),
+    )
+    names, tenth = list(drawn), max(speakers // 10, 1)
+    for i, file in enumerate(LISTS):
+        inside = names[i * tenth : (i + 1) * tenth]
+        lines = [_file(*what) for what in said if what[1] in inside]
+        (folder / file).write_text("\n".join(sorted(lines)) + "\n", "utf-8")
+
+
+def _file(word, name, number):
+    return f"{word}/{name}_nohash_{number}.wav"
+
+
+if __name__ == "__main__":
+    run_from_command_line(synthesise_speech_commands, __doc__.splitlines()[0])
