@@ -52,6 +52,7 @@ def overrides(path, folder, encoder):
 @pytest.mark.parametrize("path", YAMLS, ids=name_of)
 def test_yaml_loads(path, tmp_path, monkeypatch, tiny_wav2vec2):
     monkeypatch.chdir(tmp_path)  # Checkpointers make their folders
+    monkeypatch.syspath_prepend(path.parents[1])  # as train.py's is
     with open(path) as file:
         hparams = load_hyperpyyaml(
             file, overrides(path, tmp_path, tiny_wav2vec2)
