@@ -82,7 +82,7 @@ OF_PROBE = {
     "pr": {"lr": 0.003},
     "asr": {"lr": 0.001, "lstm_size": 64, "projection_size": WIDTH},
     "ic": {"number_of_epochs": 10},
-    "sid": {"number_of_epochs": 1},
+    "sid": {"number_of_epochs": 4},
 }
 
 
