@@ -7,7 +7,7 @@ import torch
 from speechbrain.dataio.dataloader import LoopedLoader
 from torch.utils.data import DataLoader
 
-from sb_prune.durable import set_torn_aside, set_torn_snapshot_aside
+from sb_prune.durable import set_torn_snapshot_aside
 from sb_prune.snapshots import ResumePoint
 
 
@@ -33,17 +33,6 @@ def standing(folder, is_training):
     if is_training and not has_trained:
         shutil.rmtree(folder / "dense", ignore_errors=True)
     return (folder / "dense").is_dir(), is_cut
-
-
-def make_room(folder):
-    """Makes the folder of a phase, and sets torn checkpoints in it aside.
-
-    Arguments
-    ---------
-    folder : Path
-    """
-    folder.mkdir(exist_ok=True)
-    set_torn_aside(folder)
 
 
 class FreshStart:

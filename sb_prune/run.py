@@ -20,7 +20,6 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import ddp_broadcast, run_on_main
 from speechbrain.utils.logger import get_logger
-from torch.utils.data import DataLoader
 
 from sb_prune.budgets import ParameterBudget
 from sb_prune.checks import (
@@ -31,22 +30,23 @@ from sb_prune.checks import (
     saved_modules,
 )
 from sb_prune.distillation import Distiller
-from sb_prune.durable import guard_
 from sb_prune.exactness import first_outputs, largest_difference
 from sb_prune.export import export_model, prepare_document
 from sb_prune.masking import detach_
 from sb_prune.milestones import Milestones, twin_of
-from sb_prune.phases import FreshStart, make_room, standing
+from sb_prune.phases import FreshStart, standing
 from sb_prune.plan import Plan
 from sb_prune.pruner import Pruner
 from sb_prune.roots import root_of
 from sb_prune.schedules import LinearSchedule
 from sb_prune.scores import ScorePruner
 from sb_prune.snapshots import (
+    RESUME_POINT,
     ResumePoint,
     generators_untouched,
     load_dense,
     load_snapshot,
+    make_resumable_,
     read_meta,
     save_snapshot,
 )
@@ -386,7 +386,7 @@ class PruningRun:
         objects = {
             **saved_modules(brain),
             "brain": brain,
-            "pruning": ResumePoint(),
+            RESUME_POINT: ResumePoint(),
         }
         for name, saved in brain.checkpointer.recoverables.items():
             if saved is self._counter:
@@ -414,18 +414,9 @@ class PruningRun:
         self._use_folder(brain, "finetune")
 
     def _use_folder(self, brain, phase):
-        folder = self._folder / phase
-        run_on_main(make_room, [folder])
         checkpointer = brain.checkpointer
-        guard_(checkpointer)
-        checkpointer.checkpoints_dir = folder
-        loaders = [
-            saved
-            for saved in checkpointer.recoverables.values()
-            if isinstance(saved, DataLoader)
-        ]
-        self._resume_point = ResumePoint(self.pruner, loaders)
-        checkpointer.add_recoverable("pruning", self._resume_point)
+        checkpointer.checkpoints_dir = self._folder / phase
+        self._resume_point = make_resumable_(checkpointer, self.pruner)
 
     def resume_for_evaluation_(self, brain):
         """Rebuilds the shapes of a run that this process did not train."""
