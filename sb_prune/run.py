@@ -11,19 +11,15 @@ The folder of the recipe's checkpointer holds, in the order of their making
 says which phase a rerun continues.
 """
 
-import copy
 import inspect
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import speechbrain as sb
 import torch
-from speechbrain.dataio.dataloader import LoopedLoader
 from speechbrain.utils.distributed import ddp_broadcast, run_on_main
 from speechbrain.utils.logger import get_logger
-from torch.utils.data import DataLoader
 
 from sb_prune.budgets import ParameterBudget
 from sb_prune.checks import (
@@ -34,25 +30,23 @@ from sb_prune.checks import (
     saved_modules,
 )
 from sb_prune.distillation import Distiller
-from sb_prune.durable import (
-    guard_,
-    set_torn_aside,
-    set_torn_snapshot_aside,
-)
 from sb_prune.exactness import first_outputs, largest_difference
 from sb_prune.export import export_model, prepare_document
 from sb_prune.masking import detach_
 from sb_prune.milestones import Milestones, twin_of
+from sb_prune.phases import FreshStart, standing
 from sb_prune.plan import Plan
 from sb_prune.pruner import Pruner
 from sb_prune.roots import root_of
 from sb_prune.schedules import LinearSchedule
 from sb_prune.scores import ScorePruner
 from sb_prune.snapshots import (
+    RESUME_POINT,
     ResumePoint,
     generators_untouched,
     load_dense,
     load_snapshot,
+    make_resumable_,
     read_meta,
     save_snapshot,
 )
@@ -255,7 +249,7 @@ class PruningRun:
         if epoch_counter is not None:
             self._check_lengths(brain, epoch_counter.limit, steps_per_epoch)
         has_begun, self.is_cut = run_on_main(
-            _standing, [folder, epoch_counter is not None]
+            standing, [folder, epoch_counter is not None]
         )
         if has_begun:
             self._check_same_run(folder, read_meta(folder / "dense"))
@@ -269,12 +263,7 @@ class PruningRun:
         load_snapshot(folder / "dense", modules)
         self._folder = folder
         self._counter = epoch_counter
-        self._schedulers = {
-            name: copy.deepcopy(scheduler.__dict__)
-            for name, scheduler in _schedulers(brain, epoch_counter).items()
-        }
-        self._scaler = brain.scaler.state_dict()
-        self._stopping = _stopping(epoch_counter)
+        self._fresh = FreshStart(brain, epoch_counter)
         if self._distillation is not None:
             self.distiller = Distiller(
                 self._distillation, brain.modules, self.module, self.declaration
@@ -351,8 +340,7 @@ class PruningRun:
         if self._counter is not None:
             self._total_epochs = self._counter.limit
             self._counter.limit = self.prune_epochs
-            if self._stopping:  # a rising target is no lack of progress
-                self._counter.limit_to_stop = float("inf")
+            self._fresh.hold_stopping_(self._counter)
         self._use_folder(brain, "prune")
 
     def cut_(self, brain, batch):
@@ -398,7 +386,7 @@ class PruningRun:
         objects = {
             **saved_modules(brain),
             "brain": brain,
-            "pruning": ResumePoint(),
+            RESUME_POINT: ResumePoint(),
         }
         for name, saved in brain.checkpointer.recoverables.items():
             if saved is self._counter:
@@ -408,10 +396,7 @@ class PruningRun:
     def start_finetuning_(self, brain):
         """Loads the cut model; also when a rerun finds it."""
         self.load_cut_(brain)
-        for name, scheduler in _schedulers(brain, self._counter).items():
-            scheduler.__dict__.update(copy.deepcopy(self._schedulers[name]))
-        brain.scaler.load_state_dict(self._scaler)
-        vars(self._counter).update(self._stopping)
+        self._fresh.restore_(brain, self._counter)
 
     def load_cut_(self, brain):
         """Gives the model the shapes and weights it had after the cut.
@@ -429,18 +414,9 @@ class PruningRun:
         self._use_folder(brain, "finetune")
 
     def _use_folder(self, brain, phase):
-        folder = self._folder / phase
-        run_on_main(_make_room, [folder])
         checkpointer = brain.checkpointer
-        guard_(checkpointer)
-        checkpointer.checkpoints_dir = folder
-        loaders = [
-            saved
-            for saved in checkpointer.recoverables.values()
-            if isinstance(saved, DataLoader)
-        ]
-        self._resume_point = ResumePoint(self.pruner, loaders)
-        checkpointer.add_recoverable("pruning", self._resume_point)
+        checkpointer.checkpoints_dir = self._folder / phase
+        self._resume_point = make_resumable_(checkpointer, self.pruner)
 
     def resume_for_evaluation_(self, brain):
         """Rebuilds the shapes of a run that this process did not train."""
@@ -654,46 +630,6 @@ def _outputs(brain, declaration, batch):
         return first_outputs(
             scope, lambda: brain.compute_forward(batch, sb.Stage.VALID)
         )
-
-
-def _standing(folder, is_training):
-    """Whether a run has begun in a folder, and whether it is past the cut.
-
-    A start that no checkpoint followed is forgotten where training begins.
-    """
-    set_torn_snapshot_aside(folder / "dense")
-    set_torn_snapshot_aside(folder / "cut")
-    is_cut = (folder / "cut").is_dir()
-    has_trained = is_cut or any((folder / "prune").glob("CKPT*"))
-    if is_training and not has_trained:
-        shutil.rmtree(folder / "dense", ignore_errors=True)
-    return (folder / "dense").is_dir(), is_cut
-
-
-def _make_room(folder):
-    folder.mkdir(exist_ok=True)
-    set_torn_aside(folder)
-
-
-def _schedulers(brain, epoch_counter):
-    """What a phase starts afresh: the checkpointer's objects with a plain
-    state that are no module, counter, optimizer, data loader or part of us."""
-    return {
-        name: saved
-        for name, saved in brain.checkpointer.recoverables.items()
-        if not isinstance(
-            saved, (torch.nn.Module, DataLoader, LoopedLoader, ResumePoint)
-        )
-        and saved is not brain
-        and saved is not epoch_counter
-        and not hasattr(saved, "state_dict")
-    }
-
-
-def _stopping(epoch_counter):
-    """What an EpochCounterWithStopper has beside an EpochCounter."""
-    state = vars(epoch_counter) if epoch_counter is not None else {}
-    return {k: v for k, v in state.items() if k not in ("current", "limit")}
 
 
 def _warn_about_updates(brain, start_from):

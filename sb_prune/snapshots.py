@@ -22,11 +22,14 @@ from speechbrain.utils.distributed import (
     run_on_main,
 )
 from speechbrain.utils.logger import get_logger
+from torch.utils.data import DataLoader
 
-from sb_prune.durable import guard_, reason, rename_
+from sb_prune.durable import guard_, reason, rename_, set_torn_aside
 from sb_prune.parallel import of_all_processes, process_count
 
 logger = get_logger(__name__)
+
+RESUME_POINT = "resume_point"  # its name among a checkpoint's files
 
 
 def save_snapshot(folder, recoverables, meta):
@@ -269,3 +272,39 @@ class ResumePoint:
         self._spared = [x for x in self._loaders if x.generator is None]
         for loader in self._spared:
             loader.generator = torch.Generator().set_state(state)
+
+
+def make_resumable_(checkpointer, pruner=None):
+    """From now on a run continues after any kill as if there had been none.
+
+    For where the checkpointer knows the loader of training data already, and
+    has not recovered yet: a Brain's `on_fit_start`, before SpeechBrain's own.
+    Torn checkpoints are set aside.
+
+    Arguments
+    ---------
+    checkpointer : Checkpointer
+    pruner : Pruner, optional
+        Saved along.
+
+    Returns
+    -------
+    ResumePoint
+        Its `begin_batch_` is to be called in every batch.
+    """
+    folder = Path(checkpointer.checkpoints_dir)
+    run_on_main(_make_room, [folder])
+    guard_(checkpointer)
+    loaders = [
+        saved
+        for saved in checkpointer.recoverables.values()
+        if isinstance(saved, DataLoader)
+    ]
+    point = ResumePoint(pruner, loaders)
+    checkpointer.add_recoverable(RESUME_POINT, point)
+    return point
+
+
+def _make_room(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    set_torn_aside(folder)

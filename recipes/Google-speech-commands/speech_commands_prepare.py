@@ -3,22 +3,14 @@
 http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz
 """
 
-import csv
-import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import soundfile
-from speechbrain.utils.logger import get_logger
+from sb_prune.manifests import seconds_of, write_once
 
-logger = get_logger(__name__)
-
-SAMPLE_RATE = 16000  # Hz
 COLUMNS = ("ID", "duration", "wav", "spk_id", "word")
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 NOISE = "_background_noise_"
-MARKER = "speech_commands_prepare.json"
 
 
 def prepare_speech_commands(data_folder, save_folder, skip_prep=False):
@@ -54,23 +46,13 @@ def prepare_speech_commands(data_folder, save_folder, skip_prep=False):
     """
     if skip_prep:
         return
-    save_folder = Path(save_folder)
-    settings = {"data_folder": str(data_folder)}
-    marker = save_folder / MARKER
-    if marker.is_file() and json.loads(marker.read_text()) == settings:
-        logger.info("Speech Commands is already prepared in %s", save_folder)
-        return
-    tables = read_splits(Path(data_folder))
-    save_folder.mkdir(parents=True, exist_ok=True)
-    marker.unlink(missing_ok=True)
-    for name, rows in tables.items():
-        with open(save_folder / f"{name}.csv", "w", newline="") as fout:
-            writer = csv.writer(fout)
-            writer.writerow(COLUMNS)
-            writer.writerows(rows)
-    partial = marker.with_name(MARKER + ".partial")
-    partial.write_text(json.dumps(settings))
-    os.replace(partial, marker)
+    write_once(
+        save_folder,
+        "speech_commands_prepare",
+        {"data_folder": str(data_folder)},
+        COLUMNS,
+        lambda: read_splits(Path(data_folder)),
+    )
 
 
 def read_splits(data_folder):
@@ -149,16 +131,7 @@ def read_row(data_folder, file):
         The values of `COLUMNS`.
     """
     word, _, name = file.partition("/")
-    path = data_folder / file
-    try:
-        info = soundfile.info(path)
-    except soundfile.SoundFileError as err:
-        raise ValueError(f"{path} cannot be read as audio: {err}") from err
-    if info.samplerate != SAMPLE_RATE or not info.frames:
-        raise ValueError(
-            f"{path} has {info.frames} samples at {info.samplerate} Hz; "
-            "unpack the archive again"
-        )
+    seconds = seconds_of(data_folder / file, "unpack the archive again.")
     speaker = name.partition("_")[0]
     key = f"{word}_{name.removesuffix('.wav')}"
-    return key, info.duration, f"$data_root/{file}", speaker, word
+    return key, seconds, f"$data_root/{file}", speaker, word

@@ -1,19 +1,15 @@
 """LibriSpeech (http://www.openslr.org/12) to csv files."""
 
-import csv
-import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import soundfile
-from speechbrain.utils.logger import get_logger
+from sb_prune.manifests import seconds_of, write_once
 
-logger = get_logger(__name__)
-
-SAMPLE_RATE = 16000  # Hz, of LibriSpeech and of all that is trained on it
 COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
-MARKER = "librispeech_prepare.json"
+REMEDY = (
+    "unpack the archive of its split again, or remove the file and its line "
+    "in the transcripts."
+)
 
 
 def prepare_librispeech(
@@ -54,23 +50,19 @@ def prepare_librispeech(
     """
     if skip_prep:
         return
-    save_folder = Path(save_folder)
     splits = [*tr_splits, *dev_splits, *te_splits]
-    settings = {"data_folder": str(data_folder), "splits": splits}
-    settings["train"] = list(tr_splits)
-    marker = save_folder / MARKER
-    if marker.is_file() and json.loads(marker.read_text()) == settings:
-        logger.info("LibriSpeech is already prepared in %s", save_folder)
-        return
-    rows = {split: read_split(data_folder, split) for split in splits}
-    rows["train"] = [row for split in tr_splits for row in rows[split]]
-    save_folder.mkdir(parents=True, exist_ok=True)
-    marker.unlink(missing_ok=True)
-    for name, table in rows.items():
-        write_csv(save_folder / f"{name}.csv", table)
-    partial = marker.with_name(MARKER + ".partial")
-    partial.write_text(json.dumps(settings))
-    os.replace(partial, marker)
+    settings = {
+        "data_folder": str(data_folder),
+        "splits": splits,
+        "train": list(tr_splits),
+    }
+
+    def read():
+        rows = {split: read_split(data_folder, split) for split in splits}
+        rows["train"] = [row for split in tr_splits for row in rows[split]]
+        return rows
+
+    write_once(save_folder, "librispeech_prepare", settings, COLUMNS, read)
 
 
 def read_split(data_folder, split):
@@ -129,71 +121,11 @@ def read_row(data_folder, folder, utterance, words):
         The values of `COLUMNS`.
     """
     path = folder / f"{utterance}.flac"
-    wav = f"$data_root/{path.relative_to(data_folder)}"
-    return utterance, duration(path), wav, utterance.split("-")[0], words
-
-
-def duration(path):
-    """Length of an audio file whose last sample can be read.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The file.
-
-    Returns
-    -------
-    float
-        Seconds.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is empty, truncated, no audio, or not sampled at 16 kHz.
-    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is in the transcripts but not on disk: unpack the "
             "archive of its split again."
         )
-    try:
-        with soundfile.SoundFile(path) as audio:
-            # The header alone does not show that a download was cut short.
-            audio.seek(max(audio.frames - 1, 0))
-            complete = len(audio.read(1)) == 1
-            rate, seconds = audio.samplerate, audio.frames / audio.samplerate
-    except soundfile.SoundFileError as err:
-        raise ValueError(_bad_audio(path, str(err))) from err
-    if not complete:
-        raise ValueError(_bad_audio(path, "there are no samples to read"))
-    if rate != SAMPLE_RATE:
-        raise ValueError(
-            f"{path} is sampled at {rate} Hz, not {SAMPLE_RATE}: resample the "
-            f"audio, e.g. ffmpeg -i IN.flac -ar {SAMPLE_RATE} OUT.flac"
-        )
-    return seconds
-
-
-def _bad_audio(path, reason):
-    return (
-        f"{path} is empty or corrupt ({reason}): unpack the archive of its "
-        "split again, or remove the file and its line in the transcripts."
-    )
-
-
-def write_csv(path, rows):
-    """Writes a csv file that is either complete or absent.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The file to write.
-    rows : list of tuple
-        The values of `COLUMNS`.
-    """
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as fout:
-        csv.writer(fout).writerows([COLUMNS, *rows])
-    os.replace(partial, path)
+    seconds = seconds_of(path, REMEDY)
+    wav = f"$data_root/{path.relative_to(data_folder)}"
+    return utterance, seconds, wav, utterance.split("-")[0], words

@@ -1,22 +1,23 @@
 """SLURP (https://github.com/pswietojanski/slurp) to csv files."""
 
-import csv
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 from slurp_semantics import format_semantics
 from speechbrain.utils.logger import get_logger
+
+from sb_prune.manifests import seconds_of, write_once
 
 logger = get_logger(__name__)
 
 COLUMNS = ("ID", "duration", "wav", "semantics", "transcript")
-MARKER = "slurp_prepare.json"
-SAMPLE_RATE = 16000  # Hz, of wav2vec2 and of the published recordings
 SYNTHETIC = "train_synthetic"  # the split with a folder of its own
+REMEDY = (
+    "unpack its archive again, or remove the file, and the recording counts "
+    "as missing."
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,6 @@ def prepare_slurp(
     """
     if skip_prep:
         return
-    save_folder = Path(save_folder)
     tables = {"train": list(train_splits), "devel": ["devel"], "test": ["test"]}
     if not train_splits:
         raise ValueError(
@@ -92,30 +92,18 @@ def prepare_slurp(
         "audio_folder": str(audio_folder),
         "train_splits": tables["train"],
     }
-    marker = save_folder / MARKER
-    if marker.is_file() and json.loads(marker.read_text()) == settings:
-        logger.info(
-            "SLURP is already prepared in %s; to look for more recordings, "
-            "delete %s",
-            save_folder,
-            marker,
-        )
-        return
-    rows = {
-        name: [
-            row
-            for split in splits
-            for row in read_split(text_folder, audio_folder, split)
-        ]
-        for name, splits in tables.items()
-    }
-    save_folder.mkdir(parents=True, exist_ok=True)
-    marker.unlink(missing_ok=True)
-    for name, table in rows.items():
-        write_csv(save_folder / f"{name}.csv", table)
-    partial = marker.with_name(MARKER + ".partial")
-    partial.write_text(json.dumps(settings))
-    os.replace(partial, marker)
+
+    def read():
+        return {
+            name: [
+                row
+                for split in splits
+                for row in read_split(text_folder, audio_folder, split)
+            ]
+            for name, splits in tables.items()
+        }
+
+    write_once(save_folder, "slurp_prepare", settings, COLUMNS, read)
 
 
 def read_split(text_folder, audio_folder, split):
@@ -153,7 +141,7 @@ def read_split(text_folder, audio_folder, split):
     _report_missing(split, Path(audio_folder, folder), said, found)
 
     def describe(name, command):
-        seconds = duration(Path(audio_folder, folder, name))
+        seconds = seconds_of(Path(audio_folder, folder, name), REMEDY)
         wav = f"$data_root/{folder}/{name}"
         return name, seconds, wav, command.semantics, command.transcript
 
@@ -301,63 +289,3 @@ def _field(record, name, kind, place=""):
             f"field '{place}{name}' is {value!r}, not a {kind.__name__}"
         )
     return value
-
-
-def duration(path):
-    """Length of a recording whose last sample can be read.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        An audio file.
-
-    Returns
-    -------
-    float
-        Seconds.
-
-    Raises
-    ------
-    ValueError
-        If the file is empty, truncated, no audio, or not sampled at 16 kHz.
-    """
-    try:
-        with soundfile.SoundFile(path) as audio:
-            rate = audio.samplerate
-            # The header alone does not show that a download was cut short.
-            audio.seek(max(audio.frames - 1, 0))
-            complete = len(audio.read(1)) == 1
-            seconds = audio.frames / rate
-    except soundfile.SoundFileError as err:
-        raise ValueError(_bad_audio(path, str(err))) from err
-    if not complete:
-        raise ValueError(_bad_audio(path, "there are no samples to read"))
-    if rate != SAMPLE_RATE:
-        raise ValueError(
-            f"{path} is sampled at {rate} Hz, not {SAMPLE_RATE}: resample the "
-            f"recordings, e.g. ffmpeg -i IN.flac -ar {SAMPLE_RATE} OUT.flac"
-        )
-    return seconds
-
-
-def _bad_audio(path, reason):
-    return (
-        f"{path} is empty or corrupt ({reason}): unpack its archive again, or "
-        "remove the file, and the recording counts as missing."
-    )
-
-
-def write_csv(path, rows):
-    """Writes a csv file that is either complete or absent.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The file to write.
-    rows : list of tuple
-        The values of `COLUMNS`.
-    """
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as fout:
-        csv.writer(fout).writerows([COLUMNS, *rows])
-    os.replace(partial, path)

@@ -125,26 +125,36 @@ def spread(values):
     return f"{mean(values):.2f} ± {half:.2f} ({len(values)})"
 
 
-def read_command_line(script, about):
-    """--full, --folder and --jobs.
+def run_benchmark(path, doc, plan_cells, make_cells, summarise, as_markdown):
+    """Reads the command line, runs what is missing, prints the table.
+
+    The figures go to stdout as one line of JSON, all else to stderr.
 
     Arguments
     ---------
-    script : Path
-        The benchmark; names its folder in `results`.
-    about : str
-        One line.
-
-    Returns
-    -------
-    argparse.Namespace
-        `folder` exists and is absolute.
+    path : Path
+        Of the table's file; its stem names a folder in `results`.
+    doc : str
+        Of the script; its first line says what it measures.
+    plan_cells : callable
+        Whether --full is given -> keys of all cells, the most worth first.
+    make_cells : callable
+        Folder -> object whose `run(key)` gives the value of a cell.
+    summarise : callable
+        Cells -> dict to print.
+    as_markdown : callable
+        That dict -> table for a README.
     """
-    parser = argparse.ArgumentParser(description=about)
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--folder", default=ROOT / "results" / script.stem)
+    parser.add_argument("--folder", default=ROOT / "results" / path.stem)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     given = parser.parse_args()
-    given.folder = Path(given.folder).resolve()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    return given
+    table, keys = Table(path), plan_cells(given.full)
+    if not table.cells.keys() >= set(keys):
+        folder = Path(given.folder).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        table.fill(keys, make_cells(folder).run, given.jobs)
+    summary = summarise(table.cells)
+    print(as_markdown(summary), file=sys.stderr)
+    print(json.dumps(summary), flush=True)

@@ -13,12 +13,10 @@ A cell is one run of train.py; `cells.py` keeps them. Without --full: one seed,
 one level, and only what is quick to compare.
 """
 
-import json
 import re
-import sys
 from pathlib import Path
 
-from cells import ROOT, Runs, Table, read_command_line, spread
+from cells import ROOT, Runs, run_benchmark, spread
 
 from sb_prune.demo.corpus import synthesise_librispeech
 
@@ -218,17 +216,5 @@ def as_markdown(summary):
     return "\n".join(lines)
 
 
-def main():
-    """Reads the command line, runs what is missing, prints the table."""
-    script = Path(__file__)
-    given = read_command_line(script, __doc__.splitlines()[0])
-    table, keys = Table(TABLE), plan_cells(given.full)
-    if not table.cells.keys() >= set(keys):
-        table.fill(keys, Cells(given.folder).run, given.jobs)
-    summary = summarise(table.cells)
-    print(as_markdown(summary), file=sys.stderr)
-    print(json.dumps(summary), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmark(TABLE, __doc__, plan_cells, Cells, summarise, as_markdown)

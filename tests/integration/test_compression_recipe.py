@@ -178,6 +178,24 @@ def test_a_student_continues_where_its_run_was_stopped(tmp_path, compress):
     assert not hasattr(student.model.encoder.layers[1].attention, "q_proj")
 
 
+@pytest.mark.parametrize(
+    "moment", [{"KILL_EPOCH": "2"}, {"KILL_SAVING": "save"}]
+)
+def test_a_killed_student_ends_with_the_same_bits(tmp_path, compress, moment):
+    compress(tmp_path / "whole", "armhubert", **TINY_STUDENT)
+    run = tmp_path / "killed"
+    killed = compress(
+        run,
+        "armhubert",
+        script=KILLED,
+        environment={"TRAIN": str(TRAIN), **moment},
+        **TINY_STUDENT,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    compress(run, "armhubert", **TINY_STUDENT)
+    assert weights(run / "encoder") == weights(tmp_path / "whole/encoder")
+
+
 @pytest.mark.parametrize("yaml", ["armhubert_s", "maskhubert"])
 def test_the_other_students(tmp_path, compress, yaml):
     options = {**TINY_STUDENT, "number_of_epochs": 1}

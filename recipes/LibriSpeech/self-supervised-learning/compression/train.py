@@ -27,6 +27,7 @@ from speechbrain.utils.distributed import run_on_main
 from sb_prune import pruned
 from sb_prune.distillation.masked import draw_spans
 from sb_prune.lobes import save_encoder
+from sb_prune.snapshots import make_resumable_
 
 
 class Compression(sb.Brain):
@@ -36,6 +37,13 @@ class Compression(sb.Brain):
         super().__init__(*args, **kwargs)
         # not one of `modules`: it neither learns nor is saved
         self.hparams.teacher.to(self.device)
+        self.resume_point = None
+
+    def on_fit_start(self):
+        """Lets a student's run survive a kill, as a pruned encoder's does."""
+        if self.pruning is None:
+            self.resume_point = make_resumable_(self.checkpointer)
+        super().on_fit_start()
 
     def compute_forward(self, batch, stage):
         """Hidden states of both, (layers + 1, batch, frames, width)."""
@@ -82,6 +90,8 @@ class Compression(sb.Brain):
 
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rate of the coming step."""
+        if self.resume_point is not None:
+            self.resume_point.begin_batch_()
         # Beyond total_steps the schedule would turn negative.
         step = min(self.optimizer_step + 1, self.hparams.total_steps)
         self.hparams.lr_annealing(self.optimizer, step)
