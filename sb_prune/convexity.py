@@ -1,0 +1,310 @@
+"""Graph convexity: how convex the regions of classes are among points.
+
+Tetkova et al., "On convex decision regions in deep network representations"
+(Nature Communications 16, 5419, 2025); Dorszewski et al., "Convexity-based
+Pruning of Speech Representation Models" (2024, 2408.11858) cuts encoders above
+the layer where it is highest. Points are joined to their nearest neighbours; a
+class is convex as far as the shortest paths between its points stay inside it.
+
+Legend of the shapes in this file
+    n       points
+    d       features of a point
+    pairs   ordered pairs of points of one class
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
+
+BLOCK = 1 << 24  # float64 values that a block of distances may hold
+NO_PREDECESSOR = -9999  # SciPy's
+
+
+@dataclass(frozen=True)
+class Convexity:
+    """Graph convexity of all classes.
+
+    Arguments
+    ---------
+    score : float
+        Mean over the pairs of all classes, in [0, 1].
+    error : float
+        Standard error of the score. Pairs of one class share points, so that
+        classes are what is drawn anew: it is that of a mean over clusters.
+        With one class alone, that of its pairs.
+    classes : dict
+        Label -> (score, standard error over its pairs); NaN for a class
+        without pairs.
+    """
+
+    score: float
+    error: float
+    classes: dict
+
+
+def graph_convexity(points, labels, neighbours=10, max_pairs=5000, seed=0):
+    """How convex the classes of some points are.
+
+    Arguments
+    ---------
+    points : numpy.ndarray
+        (n, d)
+    labels : sequence
+        (n,) what each point belongs to.
+    neighbours : int
+        To how many others each point is joined.
+    max_pairs : int
+        Ordered pairs drawn from each class; all, where there are no more.
+    seed : int
+        Of the draw.
+
+    Returns
+    -------
+    Convexity
+
+    Raises
+    ------
+    ValueError
+        If there is only one class, there are too few points, a value is not
+        finite, or no class has two points.
+
+    Example
+    -------
+    >>> generator = np.random.default_rng(0)
+    >>> points = generator.normal(size=(40, 3))
+    >>> points[20:] += 100  # far away
+    >>> graph_convexity(points, ["a"] * 20 + ["b"] * 20, neighbours=5).score
+    1.0
+    """
+    names, classes = np.unique(np.asarray(labels), return_inverse=True)
+    points = np.asarray(points, dtype=np.float64)
+    _check(points, classes, names, neighbours)
+    graph = neighbour_graph(points, neighbours)
+    generator = np.random.default_rng(seed)
+    members = [np.flatnonzero(classes == c) for c in range(len(names))]
+    pairs = [sample_pairs(m, max_pairs, generator) for m in members]
+    scores = path_scores(graph, np.concatenate(pairs), classes)
+    of_class = np.split(scores, np.cumsum([len(p) for p in pairs])[:-1])
+    if not len(scores):
+        raise ValueError(
+            "labels: every class has one point; no two to draw a path between"
+        )
+    return Convexity(
+        score=float(scores.mean()),
+        error=_error_of_clusters(of_class),
+        classes={
+            name: (_mean(each), _error(each))
+            for name, each in zip(names.tolist(), of_class)
+        },
+    )
+
+
+def _check(points, classes, names, neighbours):
+    if points.ndim != 2 or len(points) != len(classes):
+        raise ValueError(
+            f"points: {points.shape} beside {len(classes)} labels; give (n, d) "
+            "points and n labels"
+        )
+    if not np.isfinite(points).all():
+        row = int(np.flatnonzero(~np.isfinite(points).all(1))[0])
+        raise ValueError(f"points: number {row} has values that are not finite")
+    if len(names) < 2:
+        raise ValueError(
+            f"labels: {names.tolist()} alone; any one class is convex, give "
+            "two or more"
+        )
+    if not 1 <= neighbours < len(points):
+        raise ValueError(
+            f"neighbours: {neighbours} of {len(points)} points; write at least "
+            "1, and fewer than there are points"
+        )
+
+
+# -------------------------------------------------------------------- graph
+
+
+def neighbour_graph(points, neighbours):
+    """Joins each point to its nearest others.
+
+    An edge that either end wants is there (symmetrised by maximum), its weight
+    is the Euclidean distance. Points in one place count among the neighbours
+    of each other, but nothing joins them: that edge would have no length.
+
+    Arguments
+    ---------
+    points : numpy.ndarray
+        (n, d), float64.
+    neighbours : int
+
+    Returns
+    -------
+    scipy.sparse.csr_array
+        (n, n), symmetric.
+    """
+    n, features = points.shape
+    centred = points - points.mean(0)  # distances of far points lose digits
+    squares = np.einsum("nd,nd->n", centred, centred)
+    slack = 1e-11 * squares.max(initial=0.0)  # more than a block's rounding
+    edges = []
+    for start in range(0, n, max(1, BLOCK // n)):
+        block = slice(start, start + max(1, BLOCK // n))
+        near = centred[block] @ centred.T
+        near *= -2
+        near += squares
+        near += squares[block, None]
+        kth = np.partition(near, neighbours, axis=1)[:, neighbours, None]
+        rows, columns = np.nonzero(near <= kth + 2 * slack)
+        del near
+        rows += start
+        lengths = _lengths(points, rows, columns)
+        # of equally near ones, the first
+        order = np.lexsort((columns, lengths, rows))
+        rows, columns, lengths = rows[order], columns[order], lengths[order]
+        first = np.searchsorted(rows, rows)  # where the row begins
+        chosen = np.arange(len(rows)) - first <= neighbours  # itself, too
+        edges.append((rows[chosen], columns[chosen], lengths[chosen]))
+    rows, columns, lengths = map(np.concatenate, zip(*edges))
+    joined = lengths > 0
+    ends = rows[joined], columns[joined]
+    directed = csr_array((lengths[joined], ends), shape=(n, n))
+    return directed.maximum(directed.T).tocsr()
+
+
+def _lengths(points, rows, columns):
+    """Distances of pairs of points, not by way of their squares."""
+    lengths = np.empty(len(rows))
+    step = max(1, BLOCK // 4 // points.shape[1])
+    for start in range(0, len(rows), step):
+        block = slice(start, start + step)
+        difference = points[rows[block]] - points[columns[block]]
+        lengths[block] = np.sqrt(np.einsum("nd,nd->n", difference, difference))
+    return lengths
+
+
+# -------------------------------------------------------------------- paths
+
+
+def sample_pairs(members, count, generator):
+    """Ordered pairs of different points, each at most once.
+
+    Arguments
+    ---------
+    members : numpy.ndarray
+        (m,) int, the points of one class.
+    count : int
+        How many; all m (m - 1), where there are no more.
+    generator : numpy.random.Generator
+
+    Returns
+    -------
+    numpy.ndarray
+        (pairs, 2) int
+
+    Example
+    -------
+    >>> pairs = sample_pairs(np.array([3, 5]), 9, np.random.default_rng(0))
+    >>> pairs.tolist()
+    [[3, 5], [5, 3]]
+    """
+    m = len(members)
+    total = m * (m - 1)
+    if total <= count:
+        drawn = np.arange(total)
+    else:
+        drawn = generator.choice(total, count, replace=False)
+    first, second = np.divmod(drawn, max(m - 1, 1))
+    second += second >= first  # nobody is paired with itself
+    return np.stack([members[first], members[second]], axis=1)
+
+
+def path_scores(graph, pairs, classes):
+    """What share of the inside of each shortest path lies in the class.
+
+    Arguments
+    ---------
+    graph : scipy.sparse.csr_array
+        (n, n), symmetric; its values are lengths.
+    pairs : numpy.ndarray
+        (pairs, 2) int, both of one class.
+    classes : numpy.ndarray
+        (n,) int
+
+    Returns
+    -------
+    numpy.ndarray
+        (pairs,) 1 where nothing lies between the two, 0 where no path does.
+
+    Example
+    -------
+    >>> line = csr_array(np.diag([1.0, 1.0, 1.0], k=1))  # 0 - 1 - 2 - 3
+    >>> path_scores(line + line.T, np.array([[0, 3]]), np.array([0, 1, 0, 0]))
+    array([0.5])
+    """
+    scores = np.empty(len(pairs))
+    sources, which = np.unique(pairs[:, 0], return_inverse=True)
+    step = max(1, BLOCK // 4 // graph.shape[0])
+    for start in range(0, len(sources), step):
+        block = np.flatnonzero((which >= start) & (which < start + step))
+        if not len(block):
+            continue
+        _, before = dijkstra(
+            graph,
+            indices=sources[start : start + step],
+            return_predecessors=True,
+        )
+        scores[block] = _walk_back(
+            before, which[block] - start, pairs[block], classes
+        )
+    return scores
+
+
+def _walk_back(before, rows, pairs, classes):
+    """All paths at once, from their ends to their beginnings.
+
+    before : (sources, n) what comes before each point on the way from a source
+    rows : (pairs,) which source
+    """
+    begin, end = pairs.T
+    inside = np.zeros(len(pairs))
+    between = np.zeros(len(pairs))
+    here = before[rows, end]
+    reached = here != NO_PREDECESSOR
+    walking = np.flatnonzero(reached & (here != begin))
+    while len(walking):
+        at = here[walking]
+        inside[walking] += classes[at] == classes[begin[walking]]
+        between[walking] += 1
+        here[walking] = before[rows[walking], at]
+        walking = walking[here[walking] != begin[walking]]
+    shares = np.divide(
+        inside, between, where=between > 0, out=np.ones_like(inside)
+    )
+    return np.where(reached, shares, 0.0)
+
+
+# --------------------------------------------------------------- statistics
+
+
+def _mean(scores):
+    return float(scores.mean()) if len(scores) else float("nan")
+
+
+def _error(scores):
+    """Standard error of a mean."""
+    if len(scores) < 2:
+        return float("nan")
+    return float(scores.std(ddof=1) / np.sqrt(len(scores)))
+
+
+def _error_of_clusters(of_class):
+    """Standard error of the mean over all pairs, classes drawn anew."""
+    of_class = [scores for scores in of_class if len(scores)]
+    if len(of_class) < 2:
+        return _error(of_class[0])
+    mean = np.concatenate(of_class).mean()
+    total = sum(map(len, of_class))
+    parts = np.array([(scores - mean).sum() / total for scores in of_class])
+    count = len(of_class)
+    return float(np.sqrt(count / (count - 1) * (parts**2).sum()))
