@@ -68,8 +68,8 @@ class Structure:
         where the stock forward cannot run with fewer.
     removes : tuple of (str, callable)
         (module, factory) pairs: makes, of the stock module, what takes its
-        place when the (only) unit is cut. Everything below those modules is
-        this structure's.
+        place when the (only) unit is cut; None where a list gets shorter.
+        Everything below those modules is this structure's.
     stays : tuple of str
         What lies below those modules and stays nevertheless.
     parent : str, optional

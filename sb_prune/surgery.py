@@ -47,6 +47,29 @@ class Absent(nn.Module):
         return x.new_zeros(())
 
 
+class FewerLayers(nn.ModuleList):
+    """A ModuleList some of whose modules are gone; the others keep their names.
+
+    Example
+    -------
+    >>> layers = nn.ModuleList([nn.Identity(), nn.Tanh(), nn.ReLU()])
+    >>> layers.__class__ = FewerLayers
+    >>> del layers._modules["1"]
+    >>> len(layers), layers[-1], [name for name, _ in layers.named_children()]
+    (2, ReLU(), ['0', '2'])
+    """
+
+    def __getitem__(self, index):
+        """By position, as of any list."""
+        found = list(self)[index]
+        return nn.ModuleList(found) if isinstance(index, slice) else found
+
+
+def leave_out(stock):
+    """For `Structure.removes`: nothing takes the place of a layer."""
+    return None
+
+
 @torch.no_grad()
 def cut_(declaration, plan):
     """Cuts the root of a declaration down to a plan, in place.
@@ -129,7 +152,12 @@ def _without(tensor, dim, gone):
 def _replace_module(root, name, factory):
     parent, _, child = name.rpartition(".")
     parent = root.get_submodule(parent)
-    setattr(parent, child, factory(getattr(parent, child)))
+    new = factory(getattr(parent, child))
+    if new is None:
+        parent.__class__ = FewerLayers
+        del parent._modules[child]
+    else:
+        setattr(parent, child, new)
 
 
 def _refresh_sizes(module):

@@ -158,8 +158,8 @@ def declare(root, architectures, known, kinds=None, only=""):
         describe = next(
             architectures[c] for c in architectures if isinstance(stack, c)
         )
-        for index, layer in enumerate(stack.layers):
-            name = dotted(prefix, "layers", str(index))
+        for index, layer in stack.layers.named_children():
+            name = dotted(prefix, "layers", index)
             layers[name] = describe(name, layer)
     structures = [
         structure

@@ -339,7 +339,7 @@ def _hugging_face_model(root, name, model, attention):
                 attention,
                 model.config.do_stable_layer_norm,
             )
-            for i, layer in enumerate(model.encoder.layers)
+            for i, layer in model.encoder.layers.named_children()
         },
         layerdrop=model.config.layerdrop,
     )
@@ -422,7 +422,7 @@ def _native(root, name, extractor):
         between=weight_operations(wrapper_name, wrapper, ["input_projector"]),
         layers={
             f"{stack}.{i}": encoder_layer(f"{stack}.{i}", layer)
-            for i, layer in enumerate(wrapper.latent_encoder.layers)
+            for i, layer in wrapper.latent_encoder.layers.named_children()
         },
         layerdrop=wrapper.latent_encoder.layerdrop_prob,
     )

@@ -12,6 +12,7 @@ from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 
 from sb_prune import conformer_structures, cut_
 from sb_prune.plan import full_plan
+from sb_prune.structures.whole_layers import layer_plan, layer_structures
 
 FRAMES = 22
 TOLERANCE = 1e-5
@@ -108,3 +109,11 @@ def test_without(make_asr, source, attention, gone):
             plan.keep[structure.name][:] = False
     cut_(declaration, plan)
     assert_streams_alike(model, source, DynChunkTrainConfig(4, 1))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_with_a_layer_left_out(make_asr, source, attention):
+    model, config = make_asr(attention, layers=3), DynChunkTrainConfig(4, 2)
+    declaration = layer_structures(model, conformer_structures)
+    cut_(declaration, layer_plan(declaration, [True, False, True]))
+    assert_streams_alike(model, source, config)
