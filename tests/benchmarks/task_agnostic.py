@@ -242,7 +242,7 @@ def plan_cells(full):
     """Keys of all cells, in the order in which they are worth running."""
     if not full:
         return ["teacher/ic/1", "fine_grained/ic/1"]
-    return [f"{model}/{probe}/1" for model in MODELS for probe in PROBES]
+    return [f"{model}/{probe}/1" for probe in PROBES for model in MODELS]
 
 
 def summarise(cells):
