@@ -6,6 +6,7 @@ from sb_prune.controllers import AugmentedLagrangian, ExactBudget
 from sb_prune.cost import mac_cost, parameter_cost
 from sb_prune.distillation import LayerwiseDistillation, Teacher
 from sb_prune.gates import HardConcrete
+from sb_prune.layer_pruning import LayerPruning
 from sb_prune.masking import attach_, detach_
 from sb_prune.plan import Plan
 from sb_prune.pruner import Pruner
@@ -27,6 +28,7 @@ from sb_prune.structures.transformer import (
     transformer_structures,
 )
 from sb_prune.structures.wav2vec2 import wav2vec2_structures
+from sb_prune.structures.whole_layers import layer_structures
 from sb_prune.surgery import cut_
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "CubicSchedule",
     "ExactBudget",
     "HardConcrete",
+    "LayerPruning",
     "LayerwiseDistillation",
     "LinearSchedule",
     "MACBudget",
@@ -54,6 +57,7 @@ __all__ = [
     "encoder_decoder_structures",
     "front_end_structures",
     "joined_structures",
+    "layer_structures",
     "mac_cost",
     "magnitude_score",
     "parameter_cost",

@@ -5,6 +5,8 @@ import torch
 from speechbrain.dataio.dataloader import LoopedLoader
 from torch.utils.data import DataLoader
 
+from sb_prune.checks import made_from
+from sb_prune.layer_pruning import LayerPruning
 from sb_prune.parallel import end_with_idle_threads, unwrap_
 from sb_prune.run import PruningRun
 
@@ -17,8 +19,9 @@ class PruningMixin:
         class PrunedASR(PruningMixin, ASR):
             '''The same recipe, pruned.'''
 
-    and write a `pruning` block in the YAML (arguments of `PruningRun`).
-    Without that block the class behaves as the recipe's own.
+    and write a `pruning` block in the YAML (arguments of `PruningRun`), a
+    `layer_pruning` block (arguments of `LayerPruning`), or both: layers go
+    first. Without a block the class behaves as the recipe's own.
 
     Raises
     ------
@@ -70,10 +73,17 @@ class PruningMixin:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         end_with_idle_threads()
-        block = getattr(getattr(self, "hparams", None), "pruning", None)
+        hparams = getattr(self, "hparams", None)
+        block = getattr(hparams, "pruning", None)
         self.pruning = None
         if block is not None:
-            self.pruning = PruningRun.from_block(block)
+            self.pruning = made_from(PruningRun, "pruning", block)
+        block = getattr(hparams, "layer_pruning", None)
+        self.layer_pruning = None
+        if block is not None:
+            self.layer_pruning = made_from(LayerPruning, "layer_pruning", block)
+            if self.pruning is not None:
+                self.pruning.follow(self.layer_pruning)
 
     def fit(
         self,
@@ -87,8 +97,10 @@ class PruningMixin:
         """The recipe's fit, over the phases; arguments as `sb.Brain.fit`."""
         train_loader_kwargs = train_loader_kwargs or {}
         valid_loader_kwargs = valid_loader_kwargs or {}
+        if self.layer_pruning is not None and not self.test_only:
+            self._leave_layers_out(train_set)
         if self.pruning is None or self.test_only:
-            return super().fit(
+            super().fit(
                 epoch_counter,
                 train_set,
                 valid_set,
@@ -96,6 +108,10 @@ class PruningMixin:
                 train_loader_kwargs,
                 valid_loader_kwargs,
             )
+            if self.layer_pruning is not None and not self.test_only:
+                unwrap_(self.modules)
+                self._export()
+            return
         run = self.pruning
         train_set = self._loader(
             train_set, sb.Stage.TRAIN, **train_loader_kwargs
@@ -123,12 +139,18 @@ class PruningMixin:
             return data
         return self.make_dataloader(data, stage=stage, **kwargs)
 
+    def _leave_layers_out(self, train_set=None):
+        inside = self.pruning and self.pruning.structures
+        self.layer_pruning.cut_(self, train_set, inside)
+
     def _export(self):
         self.modules.eval()
-        self.pruning.export(self)
+        (self.pruning or self.layer_pruning).export(self)
 
     def on_fit_start(self):
         """The recipe's start; then every masked tensor must be learning."""
+        if self.layer_pruning is not None and self.pruning is None:
+            self.layer_pruning.make_resumable_(self)
         super().on_fit_start()
         if self.pruning is not None:
             self.pruning.check_trainable(self)
@@ -136,8 +158,9 @@ class PruningMixin:
 
     def compute_forward(self, batch, stage):
         """The recipe's forward, with fresh gates in training."""
-        if self.pruning is not None and stage == sb.Stage.TRAIN:
-            self.pruning.begin_batch_()
+        if stage == sb.Stage.TRAIN:
+            for block in filter(None, (self.layer_pruning, self.pruning)):
+                block.begin_batch_()
         return super().compute_forward(batch, stage)
 
     def compute_objectives(self, predictions, batch, stage):
@@ -185,6 +208,8 @@ class PruningMixin:
 
     def on_evaluate_start(self, max_key=None, min_key=None):
         """Rebuilds the shapes first, then the recipe loads its best."""
+        if self.layer_pruning is not None:
+            self._leave_layers_out()
         if self.pruning is not None:
             self.pruning.resume_for_evaluation_(self)
         super().on_evaluate_start(max_key=max_key, min_key=min_key)
@@ -192,7 +217,8 @@ class PruningMixin:
     def evaluate(self, *args, **kwargs):
         """The recipe's evaluation; what it evaluated is then exported."""
         loss = super().evaluate(*args, **kwargs)
-        if self.pruning is not None and self.pruning.is_cut:
+        pruned = self.pruning or self.layer_pruning
+        if pruned is not None and pruned.is_cut:
             self._export()
         return loss
 

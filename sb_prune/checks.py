@@ -1,18 +1,62 @@
 """What a recipe must offer, checked before hours are spent on it."""
 
+import inspect
+from collections.abc import Mapping
+
 import torch
 from speechbrain.utils.parameter_transfer import Pretrainer
 
 from sb_prune.roots import entries_of
 
 
-def check_callable(**settings):
+def made_from(cls, name, block):
+    """Makes what a block of the YAML describes.
+
+    Arguments
+    ---------
+    cls : type
+        Whose arguments are the keys of the block.
+    name : str
+        Of the block.
+    block : dict
+        The YAML's mapping.
+
+    Returns
+    -------
+    object
+        Of that class.
+
+    Raises
+    ------
+    ValueError
+        If it is no mapping, or a key is unknown or missing.
+    """
+    if not isinstance(block, Mapping):
+        raise ValueError(
+            f"{name}: {block!r} is no mapping; write one line `key: value` for "
+            f"each argument of sb_prune.{cls.__name__}"
+        )
+    known = inspect.signature(cls).parameters
+    for key in block:
+        if key not in known:
+            raise ValueError(
+                f"{name}: unknown key {key!r}; the keys are {list(known)}"
+            )
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in block:
+            raise ValueError(f"{name}: the key {key!r} is missing")
+    return cls(**block)
+
+
+def check_callable(block="pruning", **settings):
     """Refuses a part that the YAML makes instead of naming.
 
     Arguments
     ---------
+    block : str
+        Of the YAML.
     settings : callable
-        By their key in the pruning block.
+        By their key in that block.
 
     Raises
     ------
@@ -28,20 +72,22 @@ def check_callable(**settings):
     for key, value in settings.items():
         if not callable(value):
             raise ValueError(
-                f"pruning: {key}: {value!r} cannot be called; write !name: "
+                f"{block}: {key}: {value!r} cannot be called; write !name: "
                 "and the name of a class or function"
             )
 
 
-def check_whole_number(least, **settings):
+def check_whole_number(least, block="pruning", **settings):
     """Refuses what is no whole number, or too small.
 
     Arguments
     ---------
     least : int
         Smallest value.
+    block : str
+        Of the YAML.
     settings : int
-        By their key in the pruning block.
+        By their key in that block.
 
     Raises
     ------
@@ -58,7 +104,7 @@ def check_whole_number(least, **settings):
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or value < least:
             raise ValueError(
-                f"pruning: {key}: {value!r}; write a whole number, {least} or "
+                f"{block}: {key}: {value!r}; write a whole number, {least} or "
                 "more"
             )
 

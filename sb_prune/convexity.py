@@ -143,33 +143,54 @@ def neighbour_graph(points, neighbours):
     scipy.sparse.csr_array
         (n, n), symmetric.
     """
-    n, features = points.shape
+    rows, columns, lengths = nearest(points, neighbours + 1)  # and itself
+    joined = lengths > 0
+    directed = csr_array(
+        (lengths[joined], (rows[joined], columns[joined])),
+        shape=(len(points), len(points)),
+    )
+    return directed.maximum(directed.T).tocsr()
+
+
+def nearest(points, count):
+    """The points nearest to each, itself among them; of equal ones the first.
+
+    Arguments
+    ---------
+    points : numpy.ndarray
+        (n, d), float64.
+    count : int
+        At most n.
+
+    Returns
+    -------
+    rows, columns : numpy.ndarray
+        (n * count,) int, point after point, the nearest first.
+    lengths : numpy.ndarray
+        (n * count,) Euclidean distances, exact to rounding.
+    """
     centred = points - points.mean(0)  # distances of far points lose digits
     squares = np.einsum("nd,nd->n", centred, centred)
-    slack = 1e-11 * squares.max(initial=0.0)  # more than a block's rounding
-    edges = []
-    for start in range(0, n, max(1, BLOCK // n)):
-        block = slice(start, start + max(1, BLOCK // n))
+    slack = 2e-11 * squares.max(initial=0.0)  # more than rounding
+    found = []
+    step = max(1, BLOCK // len(points))
+    for start in range(0, len(points), step):
+        block = slice(start, start + step)
         near = centred[block] @ centred.T
         near *= -2
         near += squares
         near += squares[block, None]
-        kth = np.partition(near, neighbours, axis=1)[:, neighbours, None]
-        rows, columns = np.nonzero(near <= kth + 2 * slack)
-        del near
+        last = np.partition(near, count - 1, axis=1)[:, count - 1, None]
+        rows, columns = np.nonzero(near <= last + slack)
+        del near  # before as much is asked for again
         rows += start
         lengths = _lengths(points, rows, columns)
-        # of equally near ones, the first
         order = np.lexsort((columns, lengths, rows))
         rows, columns, lengths = rows[order], columns[order], lengths[order]
-        first = np.searchsorted(rows, rows)  # where the row begins
-        chosen = np.arange(len(rows)) - first <= neighbours  # itself, too
-        edges.append((rows[chosen], columns[chosen], lengths[chosen]))
-    rows, columns, lengths = map(np.concatenate, zip(*edges))
-    joined = lengths > 0
-    ends = rows[joined], columns[joined]
-    directed = csr_array((lengths[joined], ends), shape=(n, n))
-    return directed.maximum(directed.T).tocsr()
+        beginning = np.searchsorted(rows, rows)  # where the row begins
+        chosen = np.arange(len(rows)) - beginning < count
+        found.append((rows[chosen], columns[chosen], lengths[chosen]))
+    return tuple(map(np.concatenate, zip(*found)))
 
 
 def _lengths(points, rows, columns):

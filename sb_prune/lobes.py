@@ -28,6 +28,7 @@ from sb_prune.export import check_exported
 from sb_prune.folding import fold_, folded_state
 from sb_prune.plan import Plan, full_plan
 from sb_prune.structures.wav2vec2 import kinds_of, wav2vec2_structures
+from sb_prune.structures.whole_layers import ENDING, layer_structures
 from sb_prune.students import STUDENT, build_student
 from sb_prune.surgery import cut_
 
@@ -303,11 +304,19 @@ def _cut_skeleton(config, **attention):
     with torch.device("meta"):
         model = AutoModel.from_config(config, **attention)
     plan = Plan.from_dict(getattr(config, PLAN))
-    declaration = wav2vec2_structures(model, kinds_of(plan))
+    declaration = _declare(model, plan)
     kept = {**full_plan(declaration).keep, **plan.keep}
     cut_(declaration, Plan(kept))
     fold_(model)
     return model
+
+
+def _declare(model, plan):
+    """What a plan of a Hugging Face model was made for."""
+    structures = partial(wav2vec2_structures, kinds=kinds_of(plan))
+    if any(name.endswith(ENDING) for name in plan.keep):
+        return layer_structures(model, structures, inside=True)
+    return structures(model)
 
 
 def _attention(kwargs):

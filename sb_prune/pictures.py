@@ -18,6 +18,10 @@ CURVES = {
     "realised": {"color": "#000000", "linewidth": 1, "marker": "."},
 }
 GONE_COLOUR = "#D9D9D9"
+LABELS = [
+    {"color": colour}
+    for colour in ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+]
 
 
 def draw_structure(path, units):
@@ -148,6 +152,44 @@ def draw_curves(path, curves):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     return True
+
+
+def draw_layers(path, choice):
+    """Draws what a criterion says of each layer, and which depth it chose.
+
+    Arguments
+    ---------
+    path : str
+        PNG to write.
+    choice : dict
+        As `LayerPruning` writes it: a curve for each kind of label.
+    """
+    figure = Figure((7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    layers = len(choice["keep"])
+    for curve, (label, found) in zip(LABELS, choice["curves"].items()):
+        scores = np.array(found["scores"])
+        at = np.arange(layers + 1 - len(scores), layers + 1)
+        axes.plot(at, scores, marker="o", label=label, **curve)
+        if found["errors"]:
+            error = np.array(found["errors"])
+            axes.fill_between(
+                at, scores - error, scores + error, alpha=0.2, **curve
+            )
+    kept = [i for i, stays in enumerate(choice["keep"], start=1) if stays]
+    gone = [i for i in range(1, layers + 1) if i not in kept]
+    for i in gone:
+        axes.axvspan(i - 0.5, i + 0.5, color=GONE_COLOUR, zorder=0)
+    axes.set(
+        xlabel="layer (0: what enters the first; grey: left out)",
+        ylabel="score",
+        title=f"{choice['criterion']}: {len(kept)} of {layers} layers stay",
+        xlim=(-0.5, layers + 0.5),
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
 
 
 def _xy(points):

@@ -53,7 +53,7 @@ class WeightedSum(torch.nn.Module):
         -------
         WeightedSum
         """
-        return cls(encoder.model.config.num_hidden_layers + 1)
+        return cls(len(encoder.model.encoder.layers) + 1)
 
     @property
     def weights(self):

@@ -11,8 +11,6 @@ The folder of the recipe's checkpointer holds, in the order of their making
 says which phase a rerun continues.
 """
 
-import inspect
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -180,6 +178,7 @@ class PruningRun:
             "first_score": first_score,
         }
         self._choose = _chooser(score, learned)
+        self.layers = None  # a LayerPruning that has shortened the model
         self.pruner = None
         self.plan = None
         self.distiller = None
@@ -189,38 +188,35 @@ class PruningRun:
         self._resume_point = ResumePoint()
         self._sampled_step = None
 
-    @classmethod
-    def from_block(cls, block):
-        """Makes a run from the YAML's mapping.
+    def follow(self, layers):
+        """Lets this run begin where layers have been left out.
 
         Arguments
         ---------
-        block : dict
-
-        Returns
-        -------
-        PruningRun
+        layers : LayerPruning
+            Which will shorten the model before this run begins.
 
         Raises
         ------
         ValueError
-            If it is no mapping, or a key is unknown or missing.
+            If the two blocks of the YAML do not fit together.
         """
-        if not isinstance(block, Mapping):
+        if layers.module != self.module:
             raise ValueError(
-                f"pruning: {block!r} is no mapping; write one line `key: "
-                "value` for each argument of sb_prune.PruningRun"
+                f"layer_pruning: module: {layers.module!r}; write that of "
+                f"pruning, {self.module!r}"
             )
-        known = inspect.signature(cls).parameters
-        for key in block:
-            if key not in known:
-                raise ValueError(
-                    f"pruning: unknown key {key!r}; the keys are {list(known)}"
-                )
-        for key, parameter in known.items():
-            if parameter.default is parameter.empty and key not in block:
-                raise ValueError(f"pruning: the key {key!r} is missing")
-        return cls(**block)
+        if self.start_from is not None:
+            raise ValueError(
+                "pruning: start_from: layers are left out before; write it, "
+                "and its keys, in the block layer_pruning"
+            )
+        if layers.export_folder is not None:
+            raise ValueError(
+                "layer_pruning: export_folder: pruning exports what both have "
+                "left; write it, and inference, in that block alone"
+            )
+        self.layers = layers
 
     # ------------------------------------------------------------- phases
 
@@ -452,12 +448,16 @@ class PruningRun:
         )
 
     def _export(self, folder, brain, plan, facts):
+        structures = self.structures
+        if self.layers is not None:
+            structures, plan = self.layers.of_dense(structures, plan)
+            facts = {**self.layers.facts, **facts}
         return export_model(
             folder,
             self.inference,
             brain,
             module=self.module,
-            structures=self.structures,
+            structures=structures,
             plan=plan,
             facts=facts,
         )

@@ -63,7 +63,7 @@ def block(methods, tmp_path, monkeypatch):
 def test_every_method_makes_a_run(methods, block):
     for method in methods.all_methods():
         if method != "small_dense":
-            PruningRun.from_block(block(method))
+            PruningRun(**block(method))
 
 
 def test_methods_differ_in_what_their_names_say(block):
@@ -154,7 +154,7 @@ def test_variants_differ_in_what_their_names_say(
             text = variants.pruning_yaml(task, variant)
             monkeypatch.syspath_prepend(variants.SLURP)
             blocks[variant] = load_hyperpyyaml(text, values)["pruning"]
-            PruningRun.from_block(blocks[variant])
+            PruningRun(**blocks[variant])
 
     def kinds(variant):
         structures = blocks[variant]["structures"]
@@ -250,7 +250,7 @@ def compression(agnostic, tmp_path, monkeypatch):
 def test_pruned_models_differ_in_what_their_names_say(agnostic, compression):
     blocks = {m: compression(m)["pruning"] for m in agnostic.PRUNED}
     for block in blocks.values():
-        PruningRun.from_block(block)
+        PruningRun(**block)
     kinds = {m: b["structures"].keywords["kinds"] for m, b in blocks.items()}
     inside = {"query_key_dims", "value_dims"}
     assert inside < {*kinds["fine_grained"]}
