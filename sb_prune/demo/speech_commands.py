@@ -19,7 +19,11 @@ from sb_prune.demo.synthesis import (
     write_once,
 )
 
-WORDS = "yes no up down left right on off stop go".split()
+WORDS = (
+    "yes no up down left right on off stop go zero one two three four five six "
+    "seven eight nine bed bird cat dog happy house marvin sheila tree wow "
+    "backward forward follow learn visual"
+).split()
 ACCENTS = ("en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp", "en-029")
 TIMBRES = ("m1", "m2", "m3", "m4", "m5", "m7", "f1", "f2", "f3", "f4", "f5")
 LISTS = ("validation_list.txt", "testing_list.txt")
@@ -63,8 +67,10 @@ def voices(number, rng):
     }
 
 
-def synthesise_speech_commands(folder, seed=1234, speakers=40, repetitions=3):
-    """Writes all words by all speakers into a new folder.
+def synthesise_speech_commands(
+    folder, seed=1234, speakers=40, repetitions=3, words=10
+):
+    """Writes words by all speakers into a new folder.
 
     The same arguments give the same files, bit for bit. A folder that is
     already complete is left as it is. A tenth of the speakers, at least one,
@@ -80,6 +86,8 @@ def synthesise_speech_commands(folder, seed=1234, speakers=40, repetitions=3):
         How many, at least 3.
     repetitions : int
         How often each says each word.
+    words : int
+        How many of the data set's 35.
 
     Raises
     ------
@@ -96,17 +104,24 @@ def synthesise_speech_commands(folder, seed=1234, speakers=40, repetitions=3):
     """
     if speakers < 3:
         raise ValueError(f"speakers: {speakers}; three splits need 3 or more")
-    settings = {"seed": seed, "speakers": speakers, "repetitions": repetitions}
+    if not 2 <= words <= len(WORDS):
+        raise ValueError(f"words: {words}; write 2 to {len(WORDS)}")
+    settings = {
+        "seed": seed,
+        "speakers": speakers,
+        "repetitions": repetitions,
+        "words": words,
+    }
     write_once(folder, settings, partial(_write, **settings))
 
 
-def _write(folder, seed, speakers, repetitions):
+def _write(folder, seed, speakers, repetitions, words):
     """Writes all files of the corpus but the marker."""
     drawn = voices(speakers, random.Random(seed))
     said = [
         (word, name, number)
         for name in drawn
-        for word, number in product(WORDS, range(repetitions))
+        for word, number in product(WORDS[:words], range(repetitions))
     ]
     write_audio(
         [folder / _file(*what) for what in said],

@@ -11,6 +11,7 @@ RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 CTC = ROOT / "recipes/LibriSpeech/ASR/CTC"
 SLURP = ROOT / "recipes/SLURP/direct"
 PROBING = ROOT / "recipes/LibriSpeech/probing"
+COMMANDS = ROOT / "recipes/Google-speech-commands"
 COMPRESSION = ROOT / "recipes/LibriSpeech/self-supervised-learning/compression"
 TIMEOUT = 300  # seconds; a run takes about ten
 
@@ -127,6 +128,19 @@ TINY_PROBE = {
     "max_batch_length": 20,
     "num_buckets": 4,
     "num_workers": 0,
+}
+# Those of Speech Commands, ten words by four voices.
+TINY_COMMANDS = {
+    "number_of_epochs": 1,
+    "lr": 0.005,
+    "total_steps": 1000,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+    "max_batch_length": 12,
+    "num_buckets": 2,
+    "num_workers": 0,
+    "encoder_dim": 16,
+    "output_neurons": 10,
 }
 
 

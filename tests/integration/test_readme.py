@@ -13,6 +13,7 @@ from recipe_runs import (
     JOINT_PRUNE,
     ROOT,
     TINY,
+    TINY_COMMANDS,
     TINY_COMPRESSION,
     TINY_CTC,
     TINY_ENCODER,
@@ -92,6 +93,9 @@ SMALLER = {
         wav2vec2_hub="/path/to/small_wav2vec2",
     ),
     "train.py hparams/pr.yaml": options(TINY_PROBE),
+    "label=spk_id": options(TINY_COMMANDS, output_neurons=4),
+    "hparams/convexity.yaml": options(TINY_COMMANDS),
+    "hparams/convexity_l0.yaml": options(TINY_COMMANDS, **TWO_EPOCHS),
     "run_probes.py": ["--probes", "ks", "sid", *options(TINY_PROBE)],
     "sb_prune.report": ["--seconds=2"],
 }

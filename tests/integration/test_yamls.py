@@ -21,6 +21,7 @@ TRAINING = {
     "recipes/LibriSpeech/self-supervised-learning/compression/hparams/"
     "inference": "prune_fine_grained",
     "recipes/SLURP/direct/hparams/inference": "finetune",
+    "recipes/Google-speech-commands/hparams/inference": "finetune",
 }
 
 
@@ -67,10 +68,13 @@ def test_there_are_yamls():
 TRANSFORMER = "recipes/LibriSpeech/ASR/transformer/hparams"
 SLURP = "recipes/SLURP/direct/hparams"
 CTC = "recipes/LibriSpeech/ASR/CTC/hparams"
+COMMANDS = "recipes/Google-speech-commands/hparams"
 PAIRS = [
     (f"{TRANSFORMER}/train", f"{TRANSFORMER}/prune"),
     (f"{TRANSFORMER}/demo_train", f"{TRANSFORMER}/demo_prune"),
     *((f"{f}/demo_finetune", f"{f}/demo_prune") for f in (SLURP, CTC)),
+    (f"{COMMANDS}/finetune", f"{COMMANDS}/convexity"),
+    (f"{COMMANDS}/finetune", f"{COMMANDS}/convexity_l0"),
     *(
         (f"{folder}/finetune", f"{folder}/prune_{variant}")
         for folder in (SLURP, CTC)
@@ -84,7 +88,9 @@ def test_prune_yaml_is_the_dense_one_and_the_block(dense, pruned):
     """Nothing else may drift apart: the dense run must load."""
     train = (ROOT / f"{dense}.yaml").read_text().splitlines()
     prune = (ROOT / f"{pruned}.yaml").read_text()
-    prune = re.sub(r"#+ Pruning #+\n\npruning: .*?\n\n", "", prune, flags=re.S)
+    for title in ("Layer pruning", "Pruning"):
+        block = rf"#+ {title} #+\n\n(# .*?\n)?\w+: .*?\n\n"
+        prune = re.sub(block, "", prune, flags=re.S)
     changed = {
         re.match(r"\w*", line).group()
         for line in set(prune.splitlines()) ^ set(train)

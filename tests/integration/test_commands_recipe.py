@@ -1,0 +1,151 @@
+"""Speech Commands at debug size: layers are chosen, left out, fine-tuned."""
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from recipe_runs import COMMANDS, TINY_COMMANDS, options, run_python
+from speechbrain.inference.classifiers import EncoderClassifier
+
+from sb_prune.export import file_hash
+
+TRAIN = COMMANDS / "train.py"
+KILLED = Path(__file__).with_name("killed_train.py")
+BOTH = {
+    "number_of_epochs": 2,
+    "prune_epochs": 1,
+    "schedule_steps": 2,
+    "target": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def train(commands_corpus, tiny_wav2vec2):
+    """Function: runs one of the recipe's YAMLs into a folder."""
+
+    def run(folder, yaml, script=TRAIN, environment=None, **more):
+        processes = more.pop("processes", 1)
+        check = more.pop("check", environment is None)
+        return run_python(
+            script,
+            f"hparams/{yaml}.yaml",
+            *options(
+                {**TINY_COMMANDS, **more},
+                data_folder=commands_corpus,
+                output_folder=folder,
+                wav2vec2_hub=tiny_wav2vec2,
+            ),
+            cwd=COMMANDS,
+            processes=processes,
+            check=check,
+            **(environment or {}),
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def shortened(tmp_path_factory, train):
+    """Output folder of convexity.yaml."""
+    folder = tmp_path_factory.mktemp("commands") / "run"
+    train(folder, "convexity", number_of_epochs=2)
+    return folder
+
+
+def choice_of(folder):
+    return json.loads((folder / "save/layers.json").read_text())
+
+
+def test_the_export_says_words(shortened, commands_corpus, tmp_path):
+    choice = choice_of(shortened)
+    model = EncoderClassifier.from_hparams(
+        source=str(shortened / "export"), savedir=str(tmp_path)
+    )
+    layers = model.mods.mean_var_norm.model.encoder.layers
+    assert len(layers) == sum(choice["keep"]) <= 2
+    file = sorted(commands_corpus.glob("yes/*.wav"))[0]
+    wav = torch.from_numpy(soundfile.read(file, dtype="float32")[0])
+    scores, _, _, words = model.classify_batch(wav)
+    assert scores.exp().sum() == pytest.approx(1, abs=1e-5)
+    assert words[0] in {path.name for path in commands_corpus.iterdir()}
+
+
+def test_the_curve_is_there(shortened):
+    (curve,) = choice_of(shortened)["curves"].items()
+    assert curve[0] == "word" and len(curve[1]["scores"]) == 3
+    assert (shortened / "save/layers.png").is_file()
+
+
+def test_it_learns(shortened):
+    text = (shortened / "train_log.txt").read_text()
+    first, second = map(float, re.findall(r"train loss: (\S+) ", text))
+    assert second < first
+
+
+def test_a_killed_run_ends_with_the_same_bits(shortened, train, tmp_path):
+    killed = train(
+        tmp_path,
+        "convexity",
+        script=KILLED,
+        environment={"TRAIN": str(TRAIN), "KILL_EPOCH": "2"},
+        number_of_epochs=2,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    train(tmp_path, "convexity", number_of_epochs=2)
+    hashes = {
+        file_hash(folder / "export/model.safetensors")
+        for folder in (tmp_path, shortened)
+    }
+    assert len(hashes) == 1
+
+
+def test_speakers(train, tmp_path):
+    """Every speaker is in every split."""
+    train(tmp_path, "convexity", label="spk_id", output_neurons=4)
+    for split in ("train", "valid", "test"):
+        rows = (tmp_path / f"{split}.csv").read_text().splitlines()[1:]
+        assert len({row.split(",")[3] for row in rows}) == 4
+    assert list(choice_of(tmp_path)["curves"]) == ["spk_id"]
+
+
+def test_layers_first_then_gates(train, tmp_path):
+    train(tmp_path, "convexity_l0", **BOTH)
+    card = (tmp_path / "export/README.md").read_text()
+    assert "layers kept" in card and "cut_max_abs_diff" in card
+    found = re.search(r"cut_max_abs_diff \| +(\S+)", card)
+    assert float(found[1]) <= 1e-5
+    model = EncoderClassifier.from_hparams(
+        source=str(tmp_path / "export"), savedir=str(tmp_path / "hub")
+    )
+    kept = sum(choice_of(tmp_path)["keep"])
+    assert len(model.mods.mean_var_norm.model.encoder.layers) == kept
+
+
+def test_two_processes(train, tmp_path):
+    train(
+        tmp_path,
+        "convexity",
+        processes=2,
+        distributed_backend="gloo",
+        find_unused_parameters=True,
+    )
+    assert (tmp_path / "export/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"output_neurons": 7}, "have 10 classes of word; write output_neuro"),
+        ({"label": "wrd"}, "label: 'wrd'; write word or spk_id"),
+        ({"layer_pruning": "{labels: wrd}"}, "data have no key 'wrd'; write s"),
+        ({"layer_pruning": "{sample: 5}"}, "neighbours: 10 of 5 points"),
+        ({"layer_pruning": "{sampel: 5}"}, "unknown key 'sampel'"),
+    ],
+)
+def test_wrong_values_are_named(train, tmp_path, more, message):
+    done = train(tmp_path, "convexity", check=False, **more)
+    assert done.returncode and message in done.stdout
