@@ -9,6 +9,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 
 from sb_prune import (
+    LayerPruning,
     MACBudget,
     ParameterBudget,
     magnitude_score,
@@ -280,3 +281,73 @@ def test_students_are_as_large_as_what_pruning_leaves(agnostic, compression):
         attention = loaded["wav2vec2"].model.encoder.layers[1].attention
         assert hasattr(attention, "q_proj") == (model != "armhubert")
     assert sizes["maskhubert"] == sizes["narrow"]
+
+
+# ---------------------------------------------------------- convexity_depth
+
+
+@pytest.fixture
+def depths(benchmark_module):
+    return benchmark_module("convexity_depth")
+
+
+@pytest.fixture
+def load_depth(depths, tmp_path, monkeypatch):
+    """Function: a depth or variant -> its loaded YAML, of a small encoder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(depths.COMMANDS)
+    write_untrained(str(tmp_path / "encoder"), **encoder_shape(128))
+
+    def load(what):
+        values = {
+            **depths.EVERY,
+            **depths.phase_lengths(what),
+            "data_folder": "data",
+            "output_folder": str(tmp_path / what),
+            "wav2vec2_hub": str(tmp_path / "encoder"),
+        }
+        overrides = "".join(f"{k}: {v}\n" for k, v in values.items())
+        return load_hyperpyyaml(depths.recipe_yaml(what), overrides)
+
+    return load
+
+
+def test_variants_of_a_depth_have_one_size(depths, load_depth):
+    sizes = {}
+    for what in ("2", *depths.GATED):
+        loaded = load_depth(what)
+        LayerPruning(**loaded["layer_pruning"])
+        model = loaded["wav2vec2"].model
+        size = sum(p.numel() for p in model.parameters())
+        assert size == depths.ALL
+        layer = model.encoder.layers[0]
+        assert sum(p.numel() for p in layer.parameters()) == depths.LAYER
+        removed = loaded["layer_pruning"]["criterion"].removed
+        size -= removed * depths.LAYER
+        if "pruning" in loaded:
+            PruningRun(**loaded["pruning"])
+            size *= 1 - loaded["pruning"]["target"]
+            assert loaded["pruning"]["prune_epochs"] == depths.EPOCHS // 2
+        assert loaded["epoch_counter"].limit == depths.EPOCHS
+        sizes[what] = size
+    assert sizes["2"] == pytest.approx(sizes["both"], rel=1e-3)
+    assert sizes["2"] == pytest.approx(sizes["only_gates"], rel=1e-3)
+
+
+def test_what_a_curve_is_worth(depths):
+    cells = {
+        "curves": {
+            label: {"scores": [9, 1, 2, 4, 3, 2, 1], "errors": [0] * 7}
+            for label in depths.LABELS
+        }
+    }
+    for depth, accuracy in enumerate([10, 20, 70, 60, 80, 5], start=1):
+        cells[f"word/{depth}/1"] = accuracy
+        cells[f"word/{depth}/2"] = accuracy + 2
+    found = depths.summarise(cells)
+    assert found["word"]["chosen"] == 3 and found["word"]["regret"] == 10
+    assert found["word"]["accuracy_by_depth"][3] == [70, 72]
+    assert found["word"]["only_layers"] == [20, 22]
+    assert 0 < found["word"]["spearman"] < 1
+    assert found["spk_id"]["regret"] is None
+    assert "70" not in depths.as_markdown(found).splitlines()[0]
