@@ -117,12 +117,14 @@ def dataio_prepare(hparams):
         path=hparams["label_encoder_file"],
         from_didatasets=[train_data],
         output_key="class",
+        # what training lacks is wrong whatever the answer
+        special_labels={"unk_label": "<unk>"},
     )
     if len(label_encoder) != hparams["output_neurons"]:
         raise ValueError(
             f"output_neurons: {hparams['output_neurons']}; the training data "
-            f"have {len(label_encoder)} classes of {hparams['label']}; write "
-            f"output_neurons: {len(label_encoder)}"
+            f"have {len(label_encoder)} classes of {hparams['label']}, <unk> "
+            f"among them; write output_neurons: {len(label_encoder)}"
         )
     set_output_keys(datasets, ["id", "sig", "encoded_label"])
     train_sampler = DynamicBatchSampler(
@@ -131,8 +133,15 @@ def dataio_prepare(hparams):
     return *datasets, train_sampler
 
 
-if __name__ == "__main__":
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+def main(arguments):
+    """Trains and evaluates.
+
+    Arguments
+    ---------
+    arguments : list of str
+        Of the command line: the YAML, then options and overrides.
+    """
+    hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
     sb.utils.distributed.ddp_init_group(run_opts)
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
@@ -172,3 +181,7 @@ if __name__ == "__main__":
         min_key="error",
         test_loader_kwargs=hparams["valid_dataloader_opts"],
     )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

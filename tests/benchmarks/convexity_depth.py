@@ -119,7 +119,7 @@ class Cells:
                 **EVERY,
                 **options,
                 "label": label,
-                "output_neurons": LABELS[label],
+                "output_neurons": LABELS[label] + 1,  # <unk>
                 "seed": seed,
                 "wav2vec2_hub": self._encoder(),
                 "data_folder": self.words,

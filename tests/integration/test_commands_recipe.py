@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from recipe_runs import COMMANDS, TINY_COMMANDS, options, run_python
+from recipe_runs import (
+    ALL_SPLITS,
+    COMMANDS,
+    FEW_NEIGHBOURS,
+    TINY_COMMANDS,
+    options,
+    run_python,
+)
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from sb_prune.export import file_hash
@@ -105,7 +112,7 @@ def test_a_killed_run_ends_with_the_same_bits(shortened, train, tmp_path):
 
 def test_speakers(train, tmp_path):
     """Every speaker is in every split."""
-    train(tmp_path, "convexity", label="spk_id", output_neurons=4)
+    train(tmp_path, "convexity", label="spk_id", output_neurons=5)
     for split in ("train", "valid", "test"):
         rows = (tmp_path / f"{split}.csv").read_text().splitlines()[1:]
         assert len({row.split(",")[3] for row in rows}) == 4
@@ -125,6 +132,38 @@ def test_layers_first_then_gates(train, tmp_path):
     assert len(model.mods.mean_var_norm.model.encoder.layers) == kept
 
 
+@pytest.mark.parametrize(
+    "recipe", ["LibriSpeech/speaker-identification", "SLURP/intents"]
+)
+def test_other_corpora(recipe, corpus, slurp_corpus, tiny_wav2vec2, tmp_path):
+    """The same script; who speaks, and what for."""
+    slurp = recipe.startswith("SLURP")
+    more = {} if slurp else ALL_SPLITS
+
+    def run(classes):
+        folder = TRAIN.parents[1] / recipe
+        return run_python(
+            folder / "train.py",
+            "hparams/convexity.yaml",
+            *options(
+                {**TINY_COMMANDS, "output_neurons": classes},
+                **more,
+                layer_pruning=FEW_NEIGHBOURS,
+                data_folder=slurp_corpus if slurp else corpus,
+                output_folder=tmp_path,
+                wav2vec2_hub=tiny_wav2vec2,
+            ),
+            cwd=folder,
+            check=False,
+        )
+
+    found = re.search(r"write output_neurons: (\d+)", run(1).stdout)
+    done = run(int(found[1]))
+    assert not done.returncode, done.stdout[-2000:]
+    assert (tmp_path / "export/model.safetensors").is_file()
+    assert list(choice_of(tmp_path)["curves"]) == ["label"]
+
+
 def test_two_processes(train, tmp_path):
     train(
         tmp_path,
@@ -139,7 +178,10 @@ def test_two_processes(train, tmp_path):
 @pytest.mark.parametrize(
     "more, message",
     [
-        ({"output_neurons": 7}, "have 10 classes of word; write output_neuro"),
+        (
+            {"output_neurons": 7},
+            "have 11 classes of word, <unk> among them; wr",
+        ),
         ({"label": "wrd"}, "label: 'wrd'; write word or spk_id"),
         ({"layer_pruning": "{labels: wrd}"}, "data have no key 'wrd'; write s"),
         ({"layer_pruning": "{sample: 5}"}, "neighbours: 10 of 5 points"),

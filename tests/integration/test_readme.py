@@ -9,6 +9,8 @@ import sys
 
 import pytest
 from recipe_runs import (
+    ALL_SPLITS,
+    FEW_NEIGHBOURS,
     JOINT,
     JOINT_PRUNE,
     ROOT,
@@ -93,7 +95,15 @@ SMALLER = {
         wav2vec2_hub="/path/to/small_wav2vec2",
     ),
     "train.py hparams/pr.yaml": options(TINY_PROBE),
-    "label=spk_id": options(TINY_COMMANDS, output_neurons=4),
+    "--label=spk_id": options({**TINY_COMMANDS, "output_neurons": 5}),
+    "hparams/convexity.yaml --data_folder=/path/to/LibriSpeech": options(
+        {**TINY_COMMANDS, "output_neurons": 9},
+        **ALL_SPLITS,
+        layer_pruning=FEW_NEIGHBOURS,
+    ),
+    "hparams/convexity.yaml --data_folder=/path/to/slurp": options(
+        TINY_COMMANDS, layer_pruning=FEW_NEIGHBOURS
+    ),
     "hparams/convexity.yaml": options(TINY_COMMANDS),
     "hparams/convexity_l0.yaml": options(TINY_COMMANDS, **TWO_EPOCHS),
     "run_probes.py": ["--probes", "ks", "sid", *options(TINY_PROBE)],
@@ -150,11 +160,14 @@ def run_line(line, checkout, cwd):
 @pytest.mark.parametrize(
     "readme",
     [
+        "recipes/Google-speech-commands/README.md",
         "recipes/LibriSpeech/ASR/CTC/README.md",
         "recipes/LibriSpeech/ASR/transformer/README.md",
         "recipes/LibriSpeech/probing/README.md",
         "recipes/LibriSpeech/self-supervised-learning/compression/README.md",
+        "recipes/LibriSpeech/speaker-identification/README.md",
         "recipes/SLURP/direct/README.md",
+        "recipes/SLURP/intents/README.md",
         "README.md",  # the last: its results are read below
     ],
 )

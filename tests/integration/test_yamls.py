@@ -22,6 +22,8 @@ TRAINING = {
     "inference": "prune_fine_grained",
     "recipes/SLURP/direct/hparams/inference": "finetune",
     "recipes/Google-speech-commands/hparams/inference": "finetune",
+    "recipes/LibriSpeech/speaker-identification/hparams/inference": "convexity",
+    "recipes/SLURP/intents/hparams/inference": "convexity",
 }
 
 

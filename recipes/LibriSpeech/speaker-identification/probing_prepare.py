@@ -1,0 +1,1 @@
+../probing/probing_prepare.py

@@ -1,0 +1,1 @@
+../../SLURP/slurp_semantics.py

@@ -1,0 +1,1 @@
+../../Google-speech-commands/train.py

@@ -1,0 +1,1 @@
+../../LibriSpeech/probing/probing_prepare.py

@@ -1,0 +1,1 @@
+../../Google-speech-commands/speech_commands_prepare.py
