@@ -10,12 +10,19 @@ import pytest
 import speechbrain as sb
 import torch
 import transformers
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from sb_prune import lobes, pruned, wav2vec2_structures
+from sb_prune import (
+    LayerPruning,
+    conformer_structures,
+    lobes,
+    pruned,
+    wav2vec2_structures,
+)
 from sb_prune.layer_criteria import (
     ConvexityPeak,
     LastLayers,
@@ -322,6 +329,55 @@ def test_other_keys_and_generators_stay(dense, tmp_path):
     layer_states(brain, layers, dataset, ["spk_id"], 4, max_over_time)
     assert list(dataset[0]) == ["id", "sig", "word"]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class OtherRecipe(sb.Brain):
+    """SpeechBrain's own encoders: a Conformer, or wav2vec 2.0 in two parts."""
+
+    def compute_forward(self, batch, stage):
+        signals, lengths = batch.to(self.device).sig
+        if "Transformer" in self.modules:
+            return self.modules.Transformer.encode(signals, lengths)
+        latents = self.modules.latent_extractor(signals)
+        return self.modules.latent_encoder(latents, lengths)["embeddings"]
+
+
+@pytest.mark.parametrize("family", ["conformer", "SpeechBrain wav2vec2"])
+def test_layers_of_speechbrains_own(family, make_asr, make_wav2vec2, tmp_path):
+    if family == "conformer":
+        modules = {"Transformer": make_asr(layers=3)}
+        module, structures = "Transformer", conformer_structures
+        shape = (13, 6)
+    else:
+        modules = dict(make_wav2vec2("SpeechBrain", layers=3))
+        module, structures = list(modules), wav2vec2_structures
+        shape = (700,)
+    generator = torch.Generator().manual_seed(1)
+    signals = torch.randn(8, *shape, generator=generator)
+    dataset = DynamicItemDataset(
+        {str(i): {"number": i, "spk_id": "ab"[i % 2]} for i in range(8)}
+    )
+    dataset.add_dynamic_item(signals.__getitem__, ["number"], "sig")
+    dataset.set_output_keys(["sig"])
+    model = torch.nn.ModuleDict(modules)
+    brain = OtherRecipe(
+        modules=modules,
+        hparams={"seed": 1},
+        run_opts={"device": "cpu"},
+        checkpointer=Checkpointer(tmp_path / "save", {"model": model}),
+    )
+    layers = LayerPruning(
+        module, structures, ConvexityPeak(neighbours=2), labels="spk_id"
+    )
+    with torch.no_grad():
+        batch = PaddedBatch([dataset[0]])
+        before = brain.compute_forward(batch, sb.Stage.VALID)
+    layers.cut_(brain, dataset)
+    choice = json.loads((tmp_path / "save/layers.json").read_text())
+    assert len(choice["curves"]["spk_id"]["scores"]) == 4
+    with torch.no_grad():
+        after = brain.compute_forward(batch, sb.Stage.VALID)
+    assert torch.equal(before, after) == all(choice["keep"])
 
 
 # ---------------------------------------------------------------- bad input
