@@ -109,6 +109,27 @@ def check_whole_number(least, block="pruning", **settings):
             )
 
 
+def check_export(block, inference, export_folder):
+    """Refuses half of what an export needs.
+
+    Arguments
+    ---------
+    block : str
+        Of the YAML.
+    inference, export_folder : str or None
+        Its keys.
+
+    Raises
+    ------
+    ValueError
+        Naming both.
+    """
+    if (inference is None) != (export_folder is None):
+        raise ValueError(
+            f"{block}: write both `inference` and `export_folder`, or neither"
+        )
+
+
 def saved_modules(brain):
     """The recipe's modules that its checkpointer saves.
 

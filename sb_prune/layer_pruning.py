@@ -19,6 +19,7 @@ from speechbrain.utils.logger import get_logger
 from sb_prune.checks import (
     check_brain,
     check_callable,
+    check_export,
     check_whole_number,
     saved_modules,
 )
@@ -101,11 +102,7 @@ class LayerPruning:
                 f"layer_pruning: {type(criterion).__name__} compares classes; "
                 "write `labels`: a key of the training data, e.g. spk_id"
             )
-        if (inference is None) != (export_folder is None):
-            raise ValueError(
-                "layer_pruning: write both `inference` and `export_folder`, "
-                "or neither"
-            )
+        check_export("layer_pruning", inference, export_folder)
         self.module = module
         self.structures = structures
         self.criterion = criterion

@@ -23,6 +23,7 @@ from sb_prune.budgets import ParameterBudget
 from sb_prune.checks import (
     check_brain,
     check_callable,
+    check_export,
     check_trainable,
     check_whole_number,
     saved_modules,
@@ -153,11 +154,7 @@ class PruningRun:
             raise ValueError(
                 "pruning: write `start_min_key` or `start_max_key`, not both"
             )
-        if (inference is None) != (export_folder is None):
-            raise ValueError(
-                "pruning: write both `inference` and `export_folder`, or "
-                "neither"
-            )
+        check_export("pruning", inference, export_folder)
         self.module = module
         self.structures = structures
         self.budget = budget(target=target)
