@@ -16,6 +16,7 @@ from statistics import mean
 from threading import Lock
 
 ROOT = Path(__file__).resolve().parents[2]
+CTC = ROOT / "recipes/LibriSpeech/ASR/CTC"
 
 
 class Runs:
@@ -55,6 +56,32 @@ class Runs:
             if not (output / last).is_file():
                 self._run(script, yaml, {**options, "output_folder": output})
         return output
+
+    def small_encoder(self, speech, name="encoder", **options):
+        """Trains the encoder of the CTC recipe (demo_encoder.yaml).
+
+        Arguments
+        ---------
+        speech : Path
+            The demo's LibriSpeech.
+        name : str
+            Of its folder.
+        **options
+            Overrides of the YAML.
+
+        Returns
+        -------
+        Path
+            An ordinary Hugging Face folder.
+        """
+        output = self.run(
+            name,
+            CTC / "train_with_wav2vec.py",
+            CTC / "hparams/demo_encoder.yaml",
+            "wer_test-clean.txt",
+            {**options, "data_folder": speech},
+        )
+        return output / "encoder"
 
     def _run(self, script, yaml, options):
         flags = [f"--{key}={value}" for key, value in options.items()]

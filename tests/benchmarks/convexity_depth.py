@@ -33,7 +33,6 @@ from sb_prune.demo.corpus import synthesise_librispeech
 from sb_prune.demo.speech_commands import synthesise_speech_commands
 
 COMMANDS = ROOT / "recipes/Google-speech-commands"
-CTC = ROOT / "recipes/LibriSpeech/ASR/CTC"
 TABLE = Path(__file__).with_suffix(".json")
 LABELS = {"word": 35, "spk_id": 55}  # and how many classes
 LAYERS = 6
@@ -121,20 +120,10 @@ class Cells:
                 "label": label,
                 "output_neurons": LABELS[label] + 1,  # <unk>
                 "seed": seed,
-                "wav2vec2_hub": self._encoder(),
+                "wav2vec2_hub": self.runs.small_encoder(self.speech),
                 "data_folder": self.words,
             },
         )
-
-    def _encoder(self):
-        output = self.runs.run(
-            "encoder",
-            CTC / "train_with_wav2vec.py",
-            CTC / "hparams/demo_encoder.yaml",
-            "wer_test-clean.txt",
-            {"data_folder": self.speech},
-        )
-        return output / "encoder"
 
 
 def absolute(text):

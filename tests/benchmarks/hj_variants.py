@@ -166,7 +166,10 @@ class Cells:
         """
         task, variant, *level, seed = key.split("/")
         if variant == "dense":
-            output, encoder = self._dense(task, seed), self._encoder()
+            output, encoder = (
+                self._dense(task, seed),
+                self.runs.small_encoder(self.speech),
+            )
         elif variant == "small_dense":
             output, encoder = self._small(task, level[0], seed)
         else:
@@ -177,14 +180,6 @@ class Cells:
             **TASKS[task].read(output),
             "macs_reduction": round(1 - macs / DENSE_MACS, 3),
         }
-
-    def _encoder(self, name="encoder", **options):
-        """Hugging Face folder of a trained encoder."""
-        script = ASR.script
-        yaml = ASR.yaml("demo_encoder.yaml")
-        options = {**options, "data_folder": self.speech}
-        self.runs.run(name, script, yaml, ASR.last, options)
-        return self.runs.folder / name / "encoder"
 
     def _small(self, task, level, seed):
         """Run and Hugging Face folder of a dense model of equal MACs."""
@@ -197,14 +192,18 @@ class Cells:
         if chosen is ASR:
             size |= ASR.schedule(ENCODER_EPOCHS + epochs) | {"seed": seed}
             name = f"asr-small_dense-{level}-{seed}"
-            return self.runs.folder / name, self._encoder(name, **size)
-        encoder = self._encoder(f"encoder-{level}", **size)
+            return self.runs.folder / name, self.runs.small_encoder(
+                self.speech, name, **size
+            )
+        encoder = self.runs.small_encoder(
+            self.speech, f"encoder-{level}", **size
+        )
         size["wav2vec2_hub"] = encoder
         name = f"{task}-small_dense-{level}-{seed}"
         return self._train(name, task, seed, epochs, **size), encoder
 
     def _dense(self, task, seed):
-        options = {"wav2vec2_hub": self._encoder()}
+        options = {"wav2vec2_hub": self.runs.small_encoder(self.speech)}
         epochs = TASKS[task].dense
         return self._train(
             f"{task}-dense-{seed}", task, seed, epochs, **options
@@ -226,7 +225,7 @@ class Cells:
             "schedule_steps": chosen.steps * chosen.prune // 2,
             "target": TARGETS[level].get(variant, float(level)),
             "dense_folder": self._dense(task, seed),
-            "wav2vec2_hub": self._encoder(),
+            "wav2vec2_hub": self.runs.small_encoder(self.speech),
         }
         return self._run(f"{name}-{seed}", task, yaml, seed, options)
 

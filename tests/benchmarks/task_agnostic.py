@@ -34,7 +34,6 @@ from sb_prune.students import make_student
 
 COMPRESSION = ROOT / "recipes/LibriSpeech/self-supervised-learning/compression"
 PROBING = ROOT / "recipes/LibriSpeech/probing"
-CTC = ROOT / "recipes/LibriSpeech/ASR/CTC"
 TABLE = Path(__file__).with_suffix(".json")
 SPARSITY = 0.72
 WIDTH, LAYERS = 128, 6  # of the teacher
@@ -136,7 +135,7 @@ class Cells:
     def _encoder(self, model, seed):
         """Hugging Face folder or export of a finished encoder."""
         if model == "teacher":
-            return self._teacher()
+            return self.runs.small_encoder(self.speech)
         pruned = model in PRUNED
         yaml = self.runs.folder / f"{model}.yaml"
         yaml.write_text(compression_yaml(model), encoding="utf-8")
@@ -150,21 +149,11 @@ class Cells:
             {
                 **options,
                 "seed": seed,
-                "wav2vec2_hub": self._teacher(),
+                "wav2vec2_hub": self.runs.small_encoder(self.speech),
                 "data_folder": self.speech,
             },
         )
         return output / Path(last).parent
-
-    def _teacher(self):
-        output = self.runs.run(
-            "encoder",
-            CTC / "train_with_wav2vec.py",
-            CTC / "hparams/demo_encoder.yaml",
-            "wer_test-clean.txt",
-            {"data_folder": self.speech},
-        )
-        return output / "encoder"
 
 
 def compression_yaml(model):
