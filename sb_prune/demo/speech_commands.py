@@ -7,6 +7,7 @@ the difference: many voices, one word a file.
 """
 
 import random
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -68,7 +69,7 @@ def voices(number, rng):
 
 
 def synthesise_speech_commands(
-    folder, seed=1234, speakers=40, repetitions=3, words=10
+    folder, seed=1234, speakers=40, repetitions=3, words=10, jitter=0, snr=20
 ):
     """Writes words by all speakers into a new folder.
 
@@ -88,12 +89,16 @@ def synthesise_speech_commands(
         How often each says each word.
     words : int
         How many of the data set's 35.
+    jitter : int
+        How far a recording may be from its speaker's speed (words per minute)
+        and pitch (of 0 to 99), 0 to 30.
+    snr : int
+        Signal-to-noise ratio of the noisiest recordings, in dB.
 
     Raises
     ------
     ValueError
-        If the folder holds something else, or there are too few or too many
-        speakers.
+        If the folder holds something else, or an argument is out of range.
 
     Example
     -------
@@ -106,18 +111,23 @@ def synthesise_speech_commands(
         raise ValueError(f"speakers: {speakers}; three splits need 3 or more")
     if not 2 <= words <= len(WORDS):
         raise ValueError(f"words: {words}; write 2 to {len(WORDS)}")
+    if not 0 <= jitter <= 30:
+        raise ValueError(f"jitter: {jitter}; write 0 to 30")
     settings = {
         "seed": seed,
         "speakers": speakers,
         "repetitions": repetitions,
         "words": words,
+        "jitter": jitter,
+        "snr": snr,
     }
     write_once(folder, settings, partial(_write, **settings))
 
 
-def _write(folder, seed, speakers, repetitions, words):
+def _write(folder, seed, speakers, repetitions, words, jitter, snr):
     """Writes all files of the corpus but the marker."""
-    drawn = voices(speakers, random.Random(seed))
+    rng = random.Random(seed)
+    drawn = voices(speakers, rng)
     said = [
         (word, name, number)
         for name in drawn
@@ -126,14 +136,24 @@ def _write(folder, seed, speakers, repetitions, words):
     write_audio(
         [folder / _file(*what) for what in said],
         [word for word, *_ in said],
-        [drawn[name] for _, name, _ in said],
+        [_recorded(drawn[name], jitter, rng) for _, name, _ in said],
         np.random.default_rng(seed),
+        snr,
     )
     names, tenth = list(drawn), max(speakers // 10, 1)
     for i, file in enumerate(LISTS):
         inside = names[i * tenth : (i + 1) * tenth]
         lines = [_file(*what) for what in said if what[1] in inside]
         (folder / file).write_text("\n".join(sorted(lines)) + "\n", "utf-8")
+
+
+def _recorded(speaker, jitter, rng):
+    """How a speaker says one word."""
+    return replace(
+        speaker,
+        rate=speaker.rate + rng.randint(-jitter, jitter),
+        pitch=speaker.pitch + rng.randint(-jitter, jitter),
+    )
 
 
 def _file(word, name, number):

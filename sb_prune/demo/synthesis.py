@@ -87,7 +87,7 @@ def _is_complete(folder, settings):
     return True
 
 
-def write_audio(paths, texts, speakers, rng):
+def write_audio(paths, texts, speakers, rng, snr=20):
     """Speaks texts into flac files of 16 kHz, with a little noise.
 
     Arguments
@@ -100,17 +100,20 @@ def write_audio(paths, texts, speakers, rng):
         How each is said.
     rng : numpy.random.Generator
         Where the noise comes from.
+    snr : float
+        Of the loudest noise, in dB.
     """
     spoken = speak_all(texts, speakers)
     progress = tqdm(paths, desc="Synthesising", unit="utt")
     for path, (samples, rate) in zip(progress, spoken, strict=True):
         samples = resample(torch.from_numpy(samples), rate, SAMPLE_RATE)
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, add_noise(samples.numpy(), rng), SAMPLE_RATE)
+        noisy = add_noise(samples.numpy(), rng, snr)
+        soundfile.write(path, noisy, SAMPLE_RATE)
 
 
-def add_noise(samples, rng):
-    """Adds white noise 20 to 35 dB below the speech.
+def add_noise(samples, rng, snr=20):
+    """Adds white noise, by default 20 to 35 dB below the speech.
 
     Arguments
     ---------
@@ -118,6 +121,9 @@ def add_noise(samples, rng):
         Speech of shape (time,).
     rng : numpy.random.Generator
         Where the noise comes from.
+    snr : float
+        Signal-to-noise ratio of the loudest noise, in dB; the quietest is
+        15 dB below it.
 
     Returns
     -------
@@ -130,7 +136,7 @@ def add_noise(samples, rng):
     >>> float(add_noise(np.ones(4), np.random.default_rng(0)).max())
     0.5
     """
-    level = samples.std() * 10 ** (-rng.uniform(20, 35) / 20)
+    level = samples.std() * 10 ** (-rng.uniform(snr, snr + 15) / 20)
     noisy = samples + level * rng.standard_normal(len(samples))
     return 0.5 * noisy / abs(noisy).max()
 
