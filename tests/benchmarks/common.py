@@ -124,7 +124,7 @@ def random_scores(declaration, seed, spread=1.0):
     )
 
 
-def compare_speed(make, plans, full, seconds=10):
+def compare_speed(make, cuts, full, seconds=10):
     """Real speed of cut encoders of waveforms, beside the share of MACs left.
 
     Two threads, one utterance, the dense encoder and the cut ones (as
@@ -134,10 +134,8 @@ def compare_speed(make, plans, full, seconds=10):
     ---------
     make : callable
         Makes the dense Hugging Face model.
-    plans : dict
-        Name -> (target of the parameters, kinds, multiple of the channels);
-        what is cut is drawn, structures with different means where whole
-        modules may go.
+    cuts : dict
+        Name -> function: dense model -> (declaration, plan).
     full : bool
         More turns.
     seconds : float
@@ -151,10 +149,10 @@ def compare_speed(make, plans, full, seconds=10):
     torch.set_num_threads(2)
     torch.manual_seed(0)
     models, left = {"dense": make().eval()}, {}
-    for name, plan in plans.items():
+    for name, cut in cuts.items():
         torch.manual_seed(0)
         models[name] = make().eval()
-        left[name] = _cut_at_random_(models[name], *plan, 16000 * seconds)
+        left[name] = _cut_(models[name], cut, 16000 * seconds)
     speed = measure_speed(
         {
             name: lambda wavs, _, model=model: model(wavs)
@@ -175,15 +173,40 @@ def compare_speed(make, plans, full, seconds=10):
     return found
 
 
-def _cut_at_random_(model, target, kinds, multiple, samples):
+def _cut_(model, cut, samples):
     """Cuts a model; returns the shares of parameters and MACs left."""
-    declaration = wav2vec2_structures(model, kinds, channel_multiple=multiple)
-    groups = ParameterBudget(target).groups(declaration)
-    whole = any(s.removes for s in declaration.structures)
-    scores = random_scores(declaration, seed=0, spread=float(whole))
-    plan = fit_plan(declaration, groups, scores)
+    declaration, plan = cut(model)
     kept = plan.kept_counts(declaration)
     costs = parameter_cost(declaration), mac_cost(declaration, samples)
     cut_(declaration, plan)
     fold_(model)
     return [float(cost.of_kept(kept)) / cost.dense() for cost in costs]
+
+
+def random_cut(target, kinds, multiple):
+    """A cut for `compare_speed` that draws what goes.
+
+    Arguments
+    ---------
+    target : float or dict
+        Share of the parameters to remove, or one for each part.
+    kinds : list of str or None
+        Of structures; those of different means where whole modules may go.
+    multiple : int
+        Of the channels.
+
+    Returns
+    -------
+    callable
+    """
+
+    def cut(model):
+        declaration = wav2vec2_structures(
+            model, kinds, channel_multiple=multiple
+        )
+        groups = ParameterBudget(target).groups(declaration)
+        whole = any(s.removes for s in declaration.structures)
+        scores = random_scores(declaration, seed=0, spread=float(whole))
+        return declaration, fit_plan(declaration, groups, scores)
+
+    return cut

@@ -17,7 +17,7 @@ from statistics import median
 from time import perf_counter
 
 import torch
-from common import compare_speed, run
+from common import compare_speed, random_cut, run
 from torch.nn import functional as F
 from transformers import HubertConfig, HubertModel
 
@@ -27,10 +27,10 @@ from sb_prune.structures.wav2vec2 import KINDS
 
 SLICES = ("front_end_channels", "heads", "ffn_units")
 APART = {"feature_extractor": 0.61, "encoder": 0.73}
-PLANS = {  # name -> target, kinds, multiple of the channels
-    "slices": (APART, [*SLICES, *INSIDE_HEADS], 64),
-    "all_kinds": (APART, [*KINDS, *INSIDE_HEADS], 64),
-    "coarse": (APART, [*SLICES], 64),
+CUTS = {  # of target, kinds, multiple of the channels
+    "slices": random_cut(APART, [*SLICES, *INSIDE_HEADS], 64),
+    "all_kinds": random_cut(APART, [*KINDS, *INSIDE_HEADS], 64),
+    "coarse": random_cut(APART, [*SLICES], 64),
 }
 FRAMES, HEADS, WIDTH = 500, 12, 64
 
@@ -71,7 +71,7 @@ def loop_over_buckets(turns):
 
 def measure(full):
     """Shares and speed-ups of each plan, and the loop beside the buckets."""
-    found = compare_speed(lambda: HubertModel(HubertConfig()), PLANS, full)
+    found = compare_speed(lambda: HubertModel(HubertConfig()), CUTS, full)
     ratio = loop_over_buckets(400 if full else 50)
     return {**found["all_kinds"], **found, "loop_over_buckets": ratio}
 
