@@ -3,7 +3,8 @@
     python tests/benchmarks/convexity_depth.py [--full] [--folder RUNS]
 
 The small encoder of the CTC recipe (demo_encoder.yaml, 6 layers) on a Speech
-Commands look-alike of 35 words by 55 voices, to tell words or speakers apart:
+Commands look-alike (35 words, 20 voices, six times each, SNR of -5 to 10 dB),
+to tell words or speakers apart:
 
     curve              convexity of every layer before any training
     errors             its standard errors
@@ -34,11 +35,11 @@ from sb_prune.demo.speech_commands import synthesise_speech_commands
 
 COMMANDS = ROOT / "recipes/Google-speech-commands"
 TABLE = Path(__file__).with_suffix(".json")
-LABELS = {"word": 35, "spk_id": 55}  # and how many classes
+LABELS = {"word": 35, "spk_id": 20}  # and how many classes
 LAYERS = 6
 LAYER, ALL = 198_272, 1_330_448  # parameters, of one layer and of the encoder
 SMALL, MIDDLE = 2, 4  # layers
-EPOCHS, STEPS = 8, 62  # optimizer steps in an epoch
+EPOCHS, STEPS = 4, 127  # optimizer steps in an epoch
 GATED = ("only_gates", "both")
 VARIANTS = ("only_layers", *GATED)
 
@@ -68,7 +69,13 @@ class Cells:
             self.speech, 1234, train_utterances=2700, test_utterances=640
         )
         synthesise_speech_commands(
-            self.words, 1234, speakers=55, repetitions=1, words=35
+            self.words,
+            1234,
+            speakers=LABELS["spk_id"],
+            repetitions=6,
+            words=LABELS["word"],
+            jitter=5,
+            snr=-5,
         )
 
     def run(self, key):
@@ -89,10 +96,8 @@ class Cells:
         label, what, seed = key.split("/")
         yaml = self.runs.folder / f"layers-{what}.yaml"
         yaml.write_text(recipe_yaml(what), encoding="utf-8")
-        phases = 1 if what in ("only_layers", *map(str, range(9))) else 2
-        options = phase_lengths(label, phases)
         output = self._train(
-            f"{label}-{what}-{seed}", yaml, label, options, seed
+            f"{label}-{what}-{seed}", yaml, label, phase_lengths(what), seed
         )
         found = re.search(
             r"test error: (\S+)", (output / "train_log.txt").read_text()
