@@ -3,7 +3,7 @@
     python tests/benchmarks/task_agnostic.py [--full] [--folder RUNS]
 
 The small encoder of the CTC recipe (demo_encoder.yaml, 1.33 M parameters) is
-the teacher. Seven small encoders of 28% of its parameters are made of it on
+the teacher. Nine small encoders of 28% of its parameters are made of it on
 audio alone, with the same steps, by the YAMLs of the compression recipe:
 
     fine_grained   dims inside heads, straight-through gates
@@ -13,6 +13,9 @@ audio alone, with the same steps, by the YAMLs of the compression recipe:
     armhubert      a narrow student, every second layer reuses a map
     maskhubert     a narrow student without reuse
     narrow         the same, distilled without masks
+
+    fine_grained_slow, coarse_heads_slow
+                   gates step by 0.05 instead of 0.2
 
 and each is probed, frozen, by the probing recipe. A cell is one probe of one of
 them; `cells.py` keeps them. Without --full: two encoders, one probe.
@@ -38,7 +41,8 @@ TABLE = Path(__file__).with_suffix(".json")
 SPARSITY = 0.72
 WIDTH, LAYERS = 128, 6  # of the teacher
 STEPS = 607  # optimizer steps in an epoch
-PRUNED = ("fine_grained", "coarse_heads", "soft_gates", "dphubert")
+SLOW = ("fine_grained_slow", "coarse_heads_slow")
+PRUNED = ("fine_grained", "coarse_heads", "soft_gates", "dphubert", *SLOW)
 STUDENTS = ("armhubert", "maskhubert", "narrow")
 MODELS = ("teacher", *PRUNED, *STUDENTS)
 PROBES = ("pr", "asr", "ic", "sid")
@@ -165,8 +169,9 @@ def compression_yaml(model):
     text = re.sub(r"!include:\S+/", f"!include:{ROOT}/hparams/", text)
     block = []
     if model in PRUNED:  # the presets' steps of the gates are for long runs
-        block = ["gate_optimizer: !name:torch.optim.Adam", "    lr: 0.2"]
-    if model == "coarse_heads":
+        step = 0.05 if model in SLOW else 0.2
+        block = ["gate_optimizer: !name:torch.optim.Adam", f"    lr: {step}"]
+    if model.startswith("coarse_heads"):
         kinds = "front_end_channels, layers, ffn_modules, attention_modules"
         block += ["structures:", f"    kinds: [{kinds}, ffn_units, heads]"]
     if model == "soft_gates":

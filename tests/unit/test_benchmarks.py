@@ -267,7 +267,14 @@ def test_pruned_models_differ_in_what_their_names_say(agnostic, compression):
         "coarse_heads": True,
         "soft_gates": False,
         "dphubert": False,
+        "fine_grained_slow": True,
+        "coarse_heads_slow": True,
     }
+    for model in agnostic.SLOW:
+        assert kinds[model] == kinds[model.removesuffix("_slow")]
+    steps = {m: b["gate_optimizer"].keywords["lr"] for m, b in blocks.items()}
+    slow = {model for model, step in steps.items() if step == 0.05}
+    assert slow == {*agnostic.SLOW}
 
 
 def test_students_are_as_large_as_what_pruning_leaves(agnostic, compression):
