@@ -19,8 +19,9 @@ and at the size of two layers, 60% of the parameters gone,
     only_gates     all six, pruned by learned gates (wav2vec2_l0.yaml)
     both           the first four, then pruned
 
-with the same epochs in all. A cell is one run; `cells.py` keeps them. Without
---full: the curves, and words at the first depth.
+with the same epochs in all, and a front-end that learns too, as its gates must
+(the depths above keep it frozen, as the recipe does). A cell is one run;
+`cells.py` keeps them. Without --full: the curves, and words at the first depth.
 """
 
 import json
@@ -97,7 +98,7 @@ class Cells:
         yaml = self.runs.folder / f"layers-{what}.yaml"
         yaml.write_text(recipe_yaml(what), encoding="utf-8")
         output = self._train(
-            f"{label}-{what}-{seed}", yaml, label, phase_lengths(what), seed
+            f"{label}-{what}-{seed}", yaml, label, training(what), seed
         )
         found = re.search(
             r"test error: (\S+)", (output / "train_log.txt").read_text()
@@ -109,7 +110,7 @@ class Cells:
         text = absolute((COMMANDS / "hparams/convexity.yaml").read_text())
         text = text.replace("labels: [!ref <label>]", f"labels: {[*LABELS]}")
         yaml.write_text(text, encoding="utf-8")
-        options = {**phase_lengths("1"), "number_of_epochs": 1}
+        options = {**training("1"), "number_of_epochs": 1}
         output = self._train("curves", yaml, "word", options, 1)
         return json.loads((output / "save/layers.json").read_text())["curves"]
 
@@ -151,7 +152,7 @@ def recipe_yaml(what):
     -------
     str
     """
-    depth = {"only_gates": LAYERS, "both": MIDDLE}
+    depth = {"only_layers": SMALL, "only_gates": LAYERS, "both": MIDDLE}
     name = "convexity_l0" if what in GATED else "convexity"
     text = absolute((COMMANDS / f"hparams/{name}.yaml").read_text("utf-8"))
     removed = LAYERS - int(depth.get(what, what))
@@ -173,11 +174,13 @@ def share_to_prune(what):
     return round(1 - small / before, 4)
 
 
-def phase_lengths(what):
-    """Epochs and learning rates of a run, of one phase or two."""
+def training(what):
+    """Options of a run, of one phase or two."""
     phases = 2 if what in GATED else 1
     total = STEPS * EPOCHS // phases
     options = {"total_steps": total, "cooldown_steps": total // 2}
+    if what in VARIANTS:
+        options["freeze_feature_extractor"] = False
     if what in GATED:
         options["prune_epochs"] = EPOCHS // 2
         options["schedule_steps"] = total - STEPS
@@ -195,9 +198,7 @@ def plan_cells(full):
     for seed in (1, 2, 3):
         for label in LABELS:
             keys += [f"{label}/{d}/{seed}" for d in range(1, LAYERS + 1)]
-            keys += [
-                f"{label}/{v}/{seed}" for v in VARIANTS if v != "only_layers"
-            ]
+            keys += [f"{label}/{v}/{seed}" for v in VARIANTS]
     return keys
 
 
@@ -209,7 +210,6 @@ def summarise(cells):
         for key, value in sorted(cells.items()):
             if key.startswith(f"{label}/"):
                 scores.setdefault(key.split("/")[1], []).append(value)
-        scores["only_layers"] = scores.get(str(SMALL), [])
         by_depth = {
             d: scores[str(d)] for d in range(1, LAYERS + 1) if str(d) in scores
         }

@@ -308,7 +308,7 @@ def load_depth(depths, tmp_path, monkeypatch):
     def load(what):
         values = {
             **depths.EVERY,
-            **depths.phase_lengths(what),
+            **depths.training(what),
             "data_folder": "data",
             "output_folder": str(tmp_path / what),
             "wav2vec2_hub": str(tmp_path / "encoder"),
@@ -321,7 +321,7 @@ def load_depth(depths, tmp_path, monkeypatch):
 
 def test_variants_of_a_depth_have_one_size(depths, load_depth):
     sizes = {}
-    for what in ("2", *depths.GATED):
+    for what in ("2", *depths.VARIANTS):
         loaded = load_depth(what)
         LayerPruning(**loaded["layer_pruning"])
         model = loaded["wav2vec2"].model
@@ -337,8 +337,10 @@ def test_variants_of_a_depth_have_one_size(depths, load_depth):
             assert loaded["pruning"]["prune_epochs"] == depths.EPOCHS // 2
         assert loaded["epoch_counter"].limit == depths.EPOCHS
         sizes[what] = size
-    assert sizes["2"] == pytest.approx(sizes["both"], rel=1e-3)
-    assert sizes["2"] == pytest.approx(sizes["only_gates"], rel=1e-3)
+        frozen = loaded["wav2vec2"].freeze_feature_extractor
+        assert frozen == (what not in depths.VARIANTS)
+    for what in depths.VARIANTS:
+        assert sizes[what] == pytest.approx(sizes["2"], rel=1e-3)
 
 
 def test_what_a_curve_is_worth(depths):
@@ -351,10 +353,11 @@ def test_what_a_curve_is_worth(depths):
     for depth, accuracy in enumerate([10, 20, 70, 60, 80, 5], start=1):
         cells[f"word/{depth}/1"] = accuracy
         cells[f"word/{depth}/2"] = accuracy + 2
+    cells["word/only_layers/1"] = 30
     found = depths.summarise(cells)
     assert found["word"]["chosen"] == 3 and found["word"]["regret"] == 10
     assert found["word"]["accuracy_by_depth"][3] == [70, 72]
-    assert found["word"]["only_layers"] == [20, 22]
+    assert found["word"]["only_layers"] == [30]
     assert 0 < found["word"]["spearman"] < 1
     assert found["spk_id"]["regret"] is None
     assert "70" not in depths.as_markdown(found).splitlines()[0]
