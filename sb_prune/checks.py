@@ -149,7 +149,7 @@ def saved_modules(brain):
     }
 
 
-def check_brain(brain, module, epoch_counter=None):
+def check_brain(brain, module, epoch_counter=None, block="pruning"):
     """Refuses a recipe that cannot be pruned or resumed.
 
     Arguments
@@ -159,6 +159,8 @@ def check_brain(brain, module, epoch_counter=None):
         Keys of the modules to prune.
     epoch_counter : EpochCounter, optional
         Given when training is to follow.
+    block : str
+        Of the YAML.
 
     Raises
     ------
@@ -178,22 +180,22 @@ def check_brain(brain, module, epoch_counter=None):
         )
     if brain.checkpointer is None:
         raise ValueError("checkpointer: pruning needs one in the YAML")
-    _check_entries(brain, entries_of(module))
+    _check_entries(brain, entries_of(module), block)
     _check_saved(brain)
     if epoch_counter is not None:
         _check_counter(brain, epoch_counter)
 
 
-def _check_entries(brain, entries):
+def _check_entries(brain, entries, block):
     if not entries or len(set(entries)) < len(entries):
         raise ValueError(
-            f"pruning: module: {entries}; write an entry of `modules`, or a "
+            f"{block}: module: {entries}; write an entry of `modules`, or a "
             "list that names each once"
         )
     for entry in entries:
         if entry not in brain.modules:
             raise ValueError(
-                f"pruning: module: {entry!r} is not in `modules`; write one "
+                f"{block}: module: {entry!r} is not in `modules`; write one "
                 f"of {list(brain.modules)}"
             )
 

@@ -78,7 +78,7 @@ def graph_convexity(points, labels, neighbours=10, max_pairs=5000, seed=0):
     >>> graph_convexity(points, ["a"] * 20 + ["b"] * 20, neighbours=5).score
     1.0
     """
-    names, classes = np.unique(np.asarray(labels), return_inverse=True)
+    names, classes = _coded(labels)
     points = np.asarray(points, dtype=np.float64)
     _check(points, classes, names, neighbours)
     graph = neighbour_graph(points, neighbours)
@@ -96,9 +96,17 @@ def graph_convexity(points, labels, neighbours=10, max_pairs=5000, seed=0):
         error=_error_of_clusters(of_class),
         classes={
             name: (_mean(each), _error(each))
-            for name, each in zip(names.tolist(), of_class)
+            for name, each in zip(names, of_class)
         },
     )
+
+
+def _coded(labels):
+    """All different labels, sorted as far as they can be, and (n,) places."""
+    labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    names = sorted(set(labels), key=lambda x: (type(x).__name__, x))
+    places = {name: place for place, name in enumerate(names)}
+    return names, np.array([places[label] for label in labels])
 
 
 def _check(points, classes, names, neighbours):
@@ -112,8 +120,7 @@ def _check(points, classes, names, neighbours):
         raise ValueError(f"points: number {row} has values that are not finite")
     if len(names) < 2:
         raise ValueError(
-            f"labels: {names.tolist()} alone; any one class is convex, give "
-            "two or more"
+            f"labels: {names} alone; any one class is convex, give two or more"
         )
     if not 1 <= neighbours < len(points):
         raise ValueError(

@@ -3,13 +3,14 @@
 The folder of the recipe's checkpointer then holds
 
     layers.json    which layers stay, and the scores that say why
-    layers.png     the curves
+    layers.png     the curves, if there are any
 
 and the recipe's own checkpoints of the smaller model, or what a `pruning` block
 puts there, which then prunes what is left.
 """
 
 import json
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -23,14 +24,19 @@ from sb_prune.checks import (
     check_whole_number,
     saved_modules,
 )
-from sb_prune.durable import rename_
+from sb_prune.durable import rename_, set_torn_aside
 from sb_prune.export import export_model, prepare_document
+from sb_prune.phases import has_trained
 from sb_prune.pictures import draw_layers
 from sb_prune.plan import Plan, full_plan
 from sb_prune.representations import layer_states, mean_over_time
 from sb_prune.roots import root_of
 from sb_prune.snapshots import load_dense, make_resumable_
-from sb_prune.structures.whole_layers import layer_plan, layer_structures
+from sb_prune.structures.whole_layers import (
+    layer_plan,
+    layer_structures,
+    stack_of,
+)
 from sb_prune.surgery import cut_
 
 logger = get_logger(__name__)
@@ -51,9 +57,9 @@ class LayerPruning:
         One of `sb_prune.layer_criteria`.
     labels : str or list of str
         Keys of the training data. The criterion chooses by the first; the
-        others are scored and drawn too.
+        others are scored and drawn too. Needed where classes are compared.
     sample : int
-        How many training utterances it sees.
+        How many training utterances it sees, and how many of their segments.
     pooling : callable
         Frames (T, d) -> (d,), e.g. `mean_over_time`.
     seed : int
@@ -89,10 +95,10 @@ class LayerPruning:
         check_callable(
             **block, structures=structures, criterion=criterion, pooling=pooling
         )
-        if isinstance(criterion, type):
+        if isinstance(criterion, (type, partial)):
             raise ValueError(
-                f"layer_pruning: criterion: {criterion.__name__} is a class; "
-                "write !new: instead of !name:"
+                f"layer_pruning: criterion: {described(criterion)} is yet to "
+                "be called; write !new: instead of !name:"
             )
         check_whole_number(1, **block, sample=sample)
         check_whole_number(0, **block, seed=seed)
@@ -146,31 +152,25 @@ class LayerPruning:
         """
         if self.plan is not None:
             return
-        check_brain(brain, self.module)
+        check_brain(brain, self.module, block="layer_pruning")
         root = root_of(brain.modules, self.module)
         declaration = layer_structures(root, self.structures)
+        _check_stack(declaration)
         if inside is not None:
             self._dense_plan = full_plan(
                 layer_structures(root, inside, inside=True)
             )
         folder = Path(brain.checkpointer.checkpoints_dir)
-        if self._start["folder"] is not None:
-            source = load_dense(
-                self._start["folder"],
-                saved_modules(brain),
-                self._start["min_key"],
-                self._start["max_key"],
-            )
-            logger.info(f"The layers are those of {source}")
         choice = ddp_broadcast(_read(folder / CHOICE))
+        if choice is not None and dataset is not None and inside is None:
+            run_on_main(set_torn_aside, [folder])
+        trained = ddp_broadcast(_has_trained(folder, phases=inside is not None))
+        if not trained:
+            self._load_start(brain)
         if choice is not None:
             self._check_same(folder, choice)
         else:
-            if dataset is None:
-                raise ValueError(
-                    f"{folder} holds no choice of layers; train first (run "
-                    "without --test_only)"
-                )
+            _check_fresh(folder, dataset, trained)
             if self.inference is not None:
                 prepare_document(
                     self.export_folder, self.inference, brain, self.module
@@ -185,7 +185,14 @@ class LayerPruning:
             "layers kept": f"{sum(choice['keep'])} of {len(choice['keep'])}",
             "criterion": choice["criterion"],
         }
-        logger.info(f"Layers kept: {choice['keep']} ({folder / PICTURE})")
+        logger.info(f"Layers kept: {choice['keep']} ({folder / CHOICE})")
+
+    def _load_start(self, brain):
+        start = dict(self._start)
+        folder = start.pop("folder")
+        if folder is not None:
+            source = load_dense(folder, saved_modules(brain), **start)
+            logger.info(f"The layers are those of {source}")
 
     def _choose(self, brain, declaration, dataset):
         """What `layers.json` holds."""
@@ -202,6 +209,8 @@ class LayerPruning:
                 self._seed,
             )
             for key, (states, labels) in found.items():
+                if self.criterion.needs_labels:
+                    _warn_about_lone(key, labels)
                 curves[key] = self.criterion(states, labels)
             choice = next(iter(curves.values()))
         else:
@@ -219,16 +228,13 @@ class LayerPruning:
 
     def _settings(self):
         """What must not change between a run and its continuation."""
-        criterion = {
-            key: getattr(value, "__name__", value)
-            for key, value in vars(self.criterion).items()
-        }
         return {
-            "criterion": f"{type(self.criterion).__name__} {criterion}",
+            "criterion": described(self.criterion),
             "labels": self.labels,
             "sample": self._sample,
+            "pooling": described(self._pooling),
             "seed": self._seed,
-            "start_from": str(self._start["folder"]),
+            "start_from": described(self._start),
         }
 
     def _check_same(self, folder, choice):
@@ -308,6 +314,71 @@ class LayerPruning:
                 "plan": self.plan,
                 "facts": self.facts,
             },
+        )
+
+
+def described(value):
+    """What a value of a YAML is, in the same words in every process.
+
+    Arguments
+    ---------
+    value : object
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> described(partial(max, key=abs))
+    "max {'key': 'abs'}"
+    """
+    if isinstance(value, partial):
+        return f"{described(value.func)} {described(value.keywords)}"
+    if isinstance(value, dict):
+        return str({key: described(item) for key, item in value.items()})
+    if hasattr(value, "__name__"):
+        return value.__name__
+    if hasattr(value, "__dict__"):
+        return f"{type(value).__name__} {described(vars(value))}"
+    return str(value)
+
+
+def _check_stack(declaration):
+    stacks = {stack_of(name): None for name in declaration.layers}
+    if len(stacks) > 1:
+        raise ValueError(
+            f"structures: declare layers of {list(stacks)}; one depth is "
+            "chosen: write a function for the encoder alone, e.g. "
+            "conformer_structures"
+        )
+
+
+def _has_trained(folder, phases):
+    return has_trained(folder) if phases else any(folder.glob("CKPT*"))
+
+
+def _check_fresh(folder, dataset, trained):
+    """Refuses what is no start of a run."""
+    if dataset is None:
+        raise ValueError(
+            f"{folder} holds no choice of layers; train first (run without "
+            "--test_only)"
+        )
+    if trained:
+        raise ValueError(
+            f"{folder} holds checkpoints of another run; write another "
+            "output_folder (and start_from, to begin with those)"
+        )
+
+
+def _warn_about_lone(key, labels):
+    """Pairs come from classes of two and more."""
+    lone = sum(count == 1 for count in Counter(labels).values())
+    if 3 * lone > len(labels):
+        logger.warning(
+            f"labels: {lone} of {len(labels)} in the sample are alone in their "
+            f"class of {key} and say nothing; raise `sample`"
         )
 
 

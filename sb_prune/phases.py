@@ -28,11 +28,14 @@ def standing(folder, is_training):
     """
     set_torn_snapshot_aside(folder / "dense")
     set_torn_snapshot_aside(folder / "cut")
-    is_cut = (folder / "cut").is_dir()
-    has_trained = is_cut or any((folder / "prune").glob("CKPT*"))
-    if is_training and not has_trained:
+    if is_training and not has_trained(folder):
         shutil.rmtree(folder / "dense", ignore_errors=True)
-    return (folder / "dense").is_dir(), is_cut
+    return (folder / "dense").is_dir(), (folder / "cut").is_dir()
+
+
+def has_trained(folder):
+    """Whether a run is past its first checkpoint; argument as `standing`."""
+    return (folder / "cut").is_dir() or any((folder / "prune").glob("CKPT*"))
 
 
 class FreshStart:

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -167,7 +168,7 @@ def draw_layers(path, choice):
     figure = Figure((7, 4.5), layout="constrained")
     axes = figure.subplots()
     layers = len(choice["keep"])
-    for curve, (label, found) in zip(LABELS, choice["curves"].items()):
+    for curve, (label, found) in zip(cycle(LABELS), choice["curves"].items()):
         scores = np.array(found["scores"])
         at = np.arange(layers + 1 - len(scores), layers + 1)
         axes.plot(at, scores, marker="o", label=label, **curve)

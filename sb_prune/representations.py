@@ -8,6 +8,7 @@ Legend of the shapes in this file
 """
 
 import math
+from collections.abc import Hashable
 
 import numpy as np
 import speechbrain as sb
@@ -16,6 +17,9 @@ from speechbrain.dataio.batch import PaddedBatch
 from torch.utils.data import DataLoader
 
 from sb_prune.snapshots import generators_untouched
+
+UTTERANCE = "utterance"  # in place of the key of a label
+ROUNDING = 1e-3  # by which the last segment may end late
 
 
 def mean_over_time(frames):
@@ -42,8 +46,8 @@ def max_over_time(frames):
 def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
     """Runs a sample through a model and keeps what its layers give.
 
-    The recipe's own `compute_forward` runs, as in validation, one utterance at
-    a time: nothing is padded.
+    The recipe's own `compute_forward` runs as in validation, as far as the last
+    layer, one utterance at a time: nothing is padded, nothing is decoded.
 
     Arguments
     ---------
@@ -55,12 +59,14 @@ def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
     labels : list of str
         Keys of the dataset. A value is what an utterance belongs to, or a list
         of segments (label, begin, end) with times as shares of the utterance.
+        Without keys: whole utterances, labels None, under the key "utterance".
     sample : int
-        How many utterances to draw; all, where there are no more.
+        How many utterances to draw, and of their segments; all, where there
+        are no more.
     pooling : callable
         Frames (T, d) -> (d,).
     seed : int
-        Of the draw.
+        Of the draws.
 
     Returns
     -------
@@ -71,14 +77,17 @@ def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
     Raises
     ------
     ValueError
-        If the data have no such key.
+        If the data have no such key, an utterance has a label that is none, or
+        a state is not finite.
+    RuntimeError
+        If the recipe does not run all layers.
     """
     if isinstance(dataset, DataLoader):
         dataset = dataset.dataset
     names = {f"label_of_{key}": key for key in labels}
     _check_keys(dataset, labels)
     drawn = np.random.default_rng(seed).permutation(len(dataset))[:sample]
-    found = {key: ([], []) for key in labels}
+    found = {key: _Reservoir(sample, seed) for key in labels or [UTTERANCE]}
     kept = dict(dataset.pipeline.output_mapping)
     with (
         dataset.output_keys_as({**kept, **names}),
@@ -90,17 +99,65 @@ def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
         for index in sorted(drawn.tolist()):
             item = dataset[index]
             values = {key: item.pop(name) for name, key in names.items()}
-            heard.clear()
-            brain.compute_forward(PaddedBatch([item]), sb.Stage.VALID)
+            states = heard.states_of(brain, item)
+            where = f"utterance {dataset.data_ids[index]}"
+            if not labels:
+                found[UTTERANCE].add((None, states), pooling, where)
             for key, value in values.items():
-                points, said = found[key]
-                for label, frames in _segments(value, heard):
-                    points.append([pooling(f).float().cpu() for f in frames])
-                    said.append(label)
-    return {
-        key: ([torch.stack(s).numpy() for s in zip(*points)], said)
-        for key, (points, said) in found.items()
-    }
+                for segment in _segments(value, states, f"{key} of {where}"):
+                    found[key].add(segment, pooling, where)
+    return {key: points.stacked() for key, points in found.items()}
+
+
+class _Reservoir:
+    """Keeps so many of the points it gets, each with the same chance.
+
+    Arguments
+    ---------
+    size : int
+    seed : int
+    """
+
+    def __init__(self, size, seed):
+        self._size = size
+        self._seen = 0
+        self._generator = np.random.default_rng(seed)
+        self._kept = []
+
+    def add(self, segment, pooling, where):
+        """(label, frames of each layer) of what `where` names."""
+        self._seen += 1
+        place = len(self._kept)
+        if place < self._size:
+            self._kept.append(None)
+        else:
+            place = int(self._generator.integers(self._seen))
+        if place < self._size:
+            label, frames = segment
+            self._kept[place] = label, _pooled(frames, pooling, where)
+
+    def stacked(self):
+        """(states, labels), as `layer_states` returns them."""
+        labels, points = zip(*self._kept)
+        states = [torch.stack(layer).numpy() for layer in zip(*points)]
+        return states, list(labels)
+
+
+def _pooled(frames, pooling, where):
+    """(d,) of each layer."""
+    points = [pooling(f).float().cpu() for f in frames]
+    for layer, point in enumerate(points):
+        if not torch.isfinite(point).all():
+            what = f"layer {layer}" if layer else "the input of layer 1"
+            raise ValueError(
+                f"{where}: {what} gives values that are not finite; look for "
+                "them in the audio and in the weights"
+            )
+    return points
+
+
+class _AllHeard(Exception):
+    """The last layer has given what it gives; the rest need not run."""
 
 
 class _Listening:
@@ -127,10 +184,6 @@ class _Listening:
         for handle in self._handles:
             handle.remove()
 
-    def clear(self):
-        """Before the next utterance."""
-        self._states.clear()
-
     def _enter(self, module, args, kwargs):
         self._keep(0, args[0] if args else next(iter(kwargs.values())))
 
@@ -138,27 +191,59 @@ class _Listening:
         if isinstance(output, tuple):
             output = output[0]
         self._states.setdefault(place, output[0])  # the only utterance
+        if len(self._states) > len(self._layers):
+            raise _AllHeard
 
-    @property
-    def states(self):
+    def states_of(self, brain, item):
         """L + 1 of (T, d)."""
-        if len(self._states) <= len(self._layers):
-            raise RuntimeError(
-                "layers: the recipe's compute_forward did not run all of them "
-                "in validation"
-            )
-        return [self._states[i] for i in range(len(self._layers) + 1)]
+        self._states.clear()
+        try:
+            brain.compute_forward(PaddedBatch([item]), sb.Stage.VALID)
+        except _AllHeard:
+            return [self._states[i] for i in range(len(self._layers) + 1)]
+        raise RuntimeError(
+            "layers: the recipe's compute_forward did not run all of them in "
+            "validation"
+        )
 
 
-def _segments(value, heard):
+def _segments(value, states, where):
     """(label, frames of each layer) of an utterance, or of its segments."""
-    states = heard.states
     if not isinstance(value, (list, tuple)):
-        return [(value, states)]
-    return [
-        (label, [_between(frames, begin, end) for frames in states])
-        for label, begin, end in value
-    ]
+        return [(_label(value, where), states)]
+    found = []
+    for segment in value:
+        label, begin, end = _checked(segment, where)
+        frames = [_between(f, begin, end) for f in states]
+        found.append((_label(label, where), frames))
+    return found
+
+
+def _checked(segment, where):
+    """(label, begin, end)"""
+    try:
+        label, begin, end = segment
+        if isinstance(segment, str) or not 0 <= begin < end <= 1 + ROUNDING:
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where}: {segment!r} is no segment (label, begin, end) with "
+            "times as shares of the utterance, 0 <= begin < end <= 1"
+        ) from error
+    return label, begin, end
+
+
+def _label(value, where):
+    """What can be told apart from others."""
+    is_tensor = isinstance(value, torch.Tensor)
+    if is_tensor and value.numel() == 1:
+        return value.item()
+    if value is None or is_tensor or not isinstance(value, Hashable):
+        raise ValueError(
+            f"{where}: {value!r} is no label; give a string or a number, or a "
+            "list of segments"
+        )
+    return value
 
 
 def _between(frames, begin, end):

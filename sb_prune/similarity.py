@@ -94,12 +94,17 @@ def mutual_neighbours(one, other, neighbours=10):
             f"neighbours: {neighbours} of {len(one)} points; write at least "
             "1, and fewer than there are points"
         )
-    pairs = []
-    for points in (one, other):
-        rows, columns, _ = nearest(
-            np.asarray(points, dtype=np.float64), neighbours + 1
-        )
-        others = rows != columns
-        pairs.append(rows[others] * len(points) + columns[others])
+    pairs = [_neighbour_pairs(points, neighbours) for points in (one, other)]
     both = np.intersect1d(*pairs, assume_unique=True)
     return len(both) / (neighbours * len(one))
+
+
+def _neighbour_pairs(points, neighbours):
+    """(n * neighbours,) a number for each point and neighbour."""
+    points = np.asarray(points, dtype=np.float64)
+    rows, columns, _ = nearest(points, neighbours + 1)
+    left_out = (rows == columns).reshape(len(points), -1)
+    # of many points in one place the nearest may all be others
+    left_out[~left_out.any(1), -1] = True
+    kept = ~left_out.ravel()
+    return rows[kept] * len(points) + columns[kept]

@@ -84,6 +84,11 @@ def _is_needed(layer):
     return any(name.endswith("rel_attn_embed") for name in names)
 
 
+def stack_of(layer):
+    """What a layer is in: `"encoder.layers"` of `"encoder.layers.3"`."""
+    return layer.rpartition(".")[0]
+
+
 def layer_plan(declaration, keep):
     """The plan that leaves layers out and touches nothing else.
 
@@ -101,13 +106,15 @@ def layer_plan(declaration, keep):
     Raises
     ------
     ValueError
-        If no layer is kept, there are not as many, or one that must stay goes.
+        If no layer of a stack is kept, there are not as many, or one that must
+        stay goes.
     """
     layers = declaration.layers
-    if len(keep) != len(layers) or not any(keep):
+    left = {stack_of(name) for name, kept in zip(layers, keep) if kept}
+    if len(keep) != len(layers) or left < {stack_of(name) for name in layers}:
         raise ValueError(
             f"layers: keep {sum(keep)} of {len(keep)}; keep at least one of "
-            f"the {len(layers)} there are"
+            f"the {len(layers)} there are, of each stack of layers"
         )
     plan = full_plan(declaration)
     for layer, kept in zip(layers, keep):

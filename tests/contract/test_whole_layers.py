@@ -7,6 +7,7 @@ import torch
 from test_architectures import BUILDS, count
 
 from sb_prune import (
+    encoder_decoder_structures,
     front_end_structures,
     wav2vec2_structures,
 )
@@ -110,6 +111,15 @@ def test_no_layers_left(make_wav2vec2, keep):
     declaration = layer_structures(model, wav2vec2_structures)
     with pytest.raises(ValueError, match="keep at least one of the 2"):
         layer_plan(declaration, keep)
+
+
+def test_every_stack_keeps_a_layer(make_asr):
+    model = make_asr(layers=2, num_decoder_layers=2)
+    declaration = layer_structures(model, encoder_decoder_structures)
+    with pytest.raises(ValueError, match="keep at least one of the 4 .* stack"):
+        layer_plan(declaration, [True, True, False, False])
+    cut_(declaration, layer_plan(declaration, [True, False, False, True]))
+    assert len(model.encoder.layers) == len(model.decoder.layers) == 1
 
 
 def test_nothing_that_has_layers(make_front_end):

@@ -106,6 +106,7 @@ def test_prune_yaml_is_the_dense_one_and_the_block(dense, pruned):
         "freeze_wav2vec_steps",
         "number_of_epochs",
         "prune_epochs",
+        "sample",
         "target",
         "target_front_end",
         "schedule_steps",

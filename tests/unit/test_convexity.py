@@ -183,7 +183,6 @@ def test_one_member_has_no_score():
     points, classes = one_member_class(np.random.default_rng(0))
     found = graph_convexity(points, classes)
     assert np.isnan(found.classes[CLASSES - 1]).all()
-    rest = classes != CLASSES - 1
     assert found.score == pytest.approx(
         np.average(
             [found.classes[c][0] for c in range(CLASSES - 1)],
@@ -193,7 +192,18 @@ def test_one_member_has_no_score():
             ],
         )
     )
-    assert rest.sum() == len(points) - 1
+
+
+def test_labels_of_any_kind():
+    """1 and "1" are two classes; order and type do not matter."""
+    points = np.random.default_rng(0).normal(size=(30, 3))
+    names = ["a", 1, "1"] * 10
+    found = graph_convexity(points, names, neighbours=3, max_pairs=10**6)
+    coded = np.array([0, 1, 2] * 10)
+    same = graph_convexity(points, coded, neighbours=3, max_pairs=10**6)
+    assert found.score == pytest.approx(same.score)
+    for name, code in zip(names[:3], range(3)):
+        assert found.classes[name] == pytest.approx(same.classes[code])
 
 
 def test_no_path_scores_nothing():

@@ -10,6 +10,7 @@ import pytest
 import speechbrain as sb
 import torch
 import transformers
+from matplotlib.axes import Axes
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
@@ -19,6 +20,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from sb_prune import (
     LayerPruning,
     conformer_structures,
+    encoder_decoder_structures,
     lobes,
     pruned,
     wav2vec2_structures,
@@ -31,8 +33,14 @@ from sb_prune.layer_criteria import (
     SimilarBlock,
 )
 from sb_prune.loading import load_export
-from sb_prune.representations import layer_states, max_over_time
-from sb_prune.similarity import cosine_similarity
+from sb_prune.pictures import draw_layers
+from sb_prune.representations import (
+    _Reservoir,
+    layer_states,
+    max_over_time,
+    mean_over_time,
+)
+from sb_prune.similarity import cosine_similarity, mutual_neighbours
 
 INFERENCE = Path(__file__).with_name("tiny_wav2vec2.yaml")
 LAYERS = 4
@@ -242,17 +250,31 @@ def test_of_a_dense_run(run, dense, tmp_path):
     assert layers_of(brain) == [0, 1]
 
 
+def similar_block():
+    """As a YAML makes it: another object in every process."""
+    return SimilarBlock(partial(mutual_neighbours, neighbours=3), removed=2)
+
+
+@pytest.mark.parametrize("labels", ["word", []])
 @pytest.mark.parametrize(
     "criterion",
     [
-        SimilarBlock(cosine_similarity, removed=2),
-        RandomLayers(removed=2, seed=1),
-        LastLayers(removed=2),
+        similar_block,
+        partial(RandomLayers, removed=2, seed=1),
+        partial(LastLayers, removed=2),
     ],
 )
-def test_other_criteria(dense, tmp_path, criterion):
-    brain = fit(make(tmp_path, dense, criterion=criterion, labels="word"))
+def test_other_criteria(dense, tmp_path, criterion, labels):
+    block = {"labels": labels}
+    brain = fit(make(tmp_path, dense, criterion=criterion(), **block))
     assert len(layers_of(brain)) == 2 and layers_of(brain)[0] == 0
+    again = make(tmp_path, dense, criterion=criterion(), **block)
+    again.evaluate(data(), test_loader_kwargs={"batch_size": 4})
+    assert layers_of(again) == layers_of(brain)
+    choice = json.loads((tmp_path / "save/layers.json").read_text())
+    seen = (labels or "utterance") if criterion is similar_block else ""
+    assert "".join(choice["curves"]) == seen
+    assert (tmp_path / "save/layers.png").exists() == bool(seen)
     loaded = load_export(tmp_path / "export").hparams["wav2vec2"]
     assert torch.equal(encode(loaded), encode(brain.modules.wav2vec2))
 
@@ -306,6 +328,80 @@ def test_states_are_those_of_the_layers(dense, tmp_path):
             frames = state.shape[1]
             first = state[0, : int(np.ceil(0.4 * frames))].amax(0).numpy()
             assert parts[place][2 * i] == pytest.approx(first, abs=1e-5)
+
+
+def test_nothing_runs_behind_the_last_layer(dense, tmp_path, monkeypatch):
+    """A search in validation would take hours."""
+    brain = make(tmp_path, dense)
+    layers = list(brain.modules["wav2vec2"].model.encoder.layers)
+    calls = []
+    brain.modules["lin"].register_forward_hook(lambda *_: calls.append(1))
+    found = layer_states(brain, layers, data(), [], 4, max_over_time)
+    assert list(found) == ["utterance"] and not calls
+    assert found["utterance"][1] == [None] * 4
+    brain.compute_forward(PaddedBatch([data()[0]]), sb.Stage.VALID)
+    assert calls
+
+
+def test_segments_are_drawn_too(dense, tmp_path):
+    brain = make(tmp_path, dense)
+    layers = list(brain.modules["wav2vec2"].model.encoder.layers)
+    states, names = layer_states(
+        brain, layers, data(), ["segments"], 10, max_over_time
+    )["segments"]
+    assert len(names) == 10 and {*names} == {"S", "T"}
+    assert states[0].shape == (10, 16)
+
+
+def test_every_point_has_the_same_chance():
+    kept = []
+    for seed in range(300):
+        reservoir = _Reservoir(3, seed)
+        for number in range(10):
+            frames = [torch.zeros(1, 1)]
+            reservoir.add((number, frames), mean_over_time, "here")
+        kept += reservoir.stacked()[1]
+    counts = np.bincount(kept, minlength=10)
+    assert abs(counts - 90).max() < 5 * np.sqrt(300 * 0.3 * 0.7)
+
+
+def with_labels(value):
+    dataset = data()
+    dataset.add_dynamic_item(lambda _: value, takes="number", provides="what")
+    return dataset
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (None, "None is no label"),
+        (torch.tensor([1, 2]), r"tensor\(\[1, 2\]\) is no label"),
+        ({"a": 1}, "is no label; give a string or a number"),
+        (["a", "b"], "'a' is no segment"),
+        (["abc"], "'abc' is no segment"),
+        ([("a", 0.0, 0.5), ("b", 0.5)], r"\('b', 0.5\) is no segment"),
+        ([("a", 1.2, 1.5)], "times as shares of the utterance"),
+        ([("a", 0.5, 0.2)], "times as shares of the utterance"),
+        ([("a", -0.1, 0.2)], "times as shares of the utterance"),
+        ([("a", "0", "1")], "times as shares of the utterance"),
+        ([(None, 0.0, 1.0)], "None is no label"),
+    ],
+)
+def test_values_that_are_no_labels(dense, tmp_path, value, message):
+    brain = make(tmp_path, dense)
+    layers = list(brain.modules["wav2vec2"].model.encoder.layers)
+    with pytest.raises(ValueError, match=f"what of utterance 0: .*{message}"):
+        layer_states(
+            brain, layers, with_labels(value), ["what"], 99, max_over_time
+        )
+
+
+def test_labels_in_tensors_are_numbers(dense, tmp_path):
+    brain = make(tmp_path, dense)
+    layers = list(brain.modules["wav2vec2"].model.encoder.layers)
+    dataset = with_labels(torch.tensor([7]))
+    found = layer_states(brain, layers, dataset, ["what"], 3, max_over_time)
+    assert found["what"][1] == [7, 7, 7]
 
 
 def test_the_sample_is_drawn(dense, tmp_path):
@@ -390,11 +486,15 @@ def test_layers_of_speechbrains_own(family, make_asr, make_wav2vec2, tmp_path):
         ({"labels": []}, "ConvexityPeak compares classes; write `labels`"),
         ({"criterion": LastLayers(removed=4)}, "removed: 4 of 4 layers; keep"),
         ({"criterion": ConvexityPeak(50)}, "neighbours: 50 of 24 points"),
-        ({"criterion": ConvexityPeak}, "ConvexityPeak is a class; write !new:"),
+        ({"criterion": ConvexityPeak}, "ConvexityPeak is yet to be called; "),
+        ({"criterion": partial(LastLayers, 1)}, "LastLayers {} is yet to be "),
         ({"criterion": 5}, "layer_pruning: criterion: 5 cannot be called"),
         ({"sample": 0}, "layer_pruning: sample: 0; write a whole number, 1 o"),
         ({"sampel": 5}, "layer_pruning: unknown key 'sampel'; the keys are"),
-        ({"module": "encoder"}, "module: 'encoder' is not in `modules`"),
+        (
+            {"module": "encoder"},
+            "layer_pruning: module: 'encoder' is not in `modules`",
+        ),
         ({"start_from": "/nowhere"}, "start_from: /nowhere has no checkpoint"),
         ({"inference": None}, "write both `inference` and `export_folder`"),
         ({"inference": "none.yaml"}, "inference: none.yaml does not exist"),
@@ -419,8 +519,31 @@ def test_weights_that_are_not_numbers(dense, tmp_path):
     brain = make(tmp_path, dense)
     weight = brain.modules["wav2vec2"].model.encoder.layers[1].layer_norm
     weight.weight.data[0] = torch.nan
-    with pytest.raises(ValueError, match="values that are not finite"):
+    message = "utterance 0: layer 2 gives values that are not finite"
+    with pytest.raises(ValueError, match=message):
         brain.layer_pruning.cut_(brain, data())
+
+
+def test_classes_of_one_are_counted(dense, tmp_path, caplog):
+    brain = make(tmp_path, dense, labels="number")
+    with pytest.raises(ValueError, match="every class has one point"):
+        brain.layer_pruning.cut_(brain, data())
+    assert "24 of 24 in the sample are alone" in caplog.text
+
+
+def test_more_than_one_stack(make_asr, tmp_path):
+    model = make_asr(layers=2, num_decoder_layers=2)
+    brain = OtherRecipe(
+        modules={"Transformer": model},
+        hparams={"seed": 1},
+        run_opts={"device": "cpu"},
+        checkpointer=Checkpointer(tmp_path / "save", {"model": model}),
+    )
+    layers = LayerPruning(
+        "Transformer", encoder_decoder_structures, LastLayers(1)
+    )
+    with pytest.raises(ValueError, match="one depth is chosen"):
+        layers.cut_(brain, data())
 
 
 @pytest.mark.parametrize(
@@ -444,6 +567,9 @@ def test_another_criterion_in_the_same_folder(run, dense):
     folder, _ = run
     brain = make(folder, dense, criterion=ConvexityPeak(neighbours=4))
     with pytest.raises(ValueError, match="made with another criterion: Conv"):
+        fit(brain)
+    brain = make(folder, dense, pooling=max_over_time)
+    with pytest.raises(ValueError, match="another pooling: mean_over_time, no"):
         fit(brain)
 
 
@@ -500,7 +626,7 @@ def test_of_equal_peaks_the_lowest():
 def test_what_enters_the_first_layer_is_no_choice():
     states, labels = clouds()
     states[0][::2] += 99
-    assert ConvexityPeak(neighbours=5)(states, labels).depth >= 1
+    assert ConvexityPeak(neighbours=5)(states, labels).depth == 2
 
 
 def test_the_most_similar_block_goes():
@@ -522,6 +648,19 @@ def test_a_block_of_no_layers():
         SimilarBlock(cosine_similarity, removed=0)
     with pytest.raises(ValueError, match="similarity: 'cka' cannot be called"):
         SimilarBlock("cka", removed=1)
+
+
+def test_every_label_is_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        Axes, "plot", lambda *_, label, **__: drawn.append(label)
+    )
+    monkeypatch.setattr(Axes, "legend", lambda *_: None)
+    curve = {"scores": [0.1, 0.2, 0.3], "errors": []}
+    curves = {str(i): curve for i in range(7)}
+    choice = {"keep": [True, False], "criterion": "X", "curves": curves}
+    draw_layers(tmp_path / "layers.png", choice)
+    assert drawn == list(curves)
 
 
 def test_depth():

@@ -56,3 +56,11 @@ def test_neighbours_in_common(layers):
 def test_numbers_of_neighbours(layers, neighbours):
     with pytest.raises(ValueError, match="of 50 points; write at least 1"):
         mutual_neighbours(*layers, neighbours=neighbours)
+
+
+def test_neighbours_of_points_in_one_place():
+    """A point is not among its own nearest when many are as near."""
+    one = np.zeros((20, 2))
+    other = np.random.default_rng(0).normal(size=(20, 2))
+    assert mutual_neighbours(one, one, neighbours=3) == 1
+    assert 0 <= mutual_neighbours(one, other, neighbours=3) <= 1
