@@ -14,7 +14,9 @@ import numpy as np
 import speechbrain as sb
 import torch
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.distributed import if_main_process
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from sb_prune.snapshots import generators_untouched
 
@@ -96,7 +98,7 @@ def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
         _Listening(layers) as heard,
     ):
         brain.modules.eval()
-        for index in sorted(drawn.tolist()):
+        for index in _progress(brain, sorted(drawn.tolist())):
             item = dataset[index]
             values = {key: item.pop(name) for name, key in names.items()}
             states = heard.states_of(brain, item)
@@ -107,6 +109,12 @@ def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
                 for segment in _segments(value, states, f"{key} of {where}"):
                     found[key].add(segment, pooling, where)
     return {key: points.stacked() for key, points in found.items()}
+
+
+def _progress(brain, indices):
+    """As SpeechBrain shows it."""
+    hidden = brain.noprogressbar or not if_main_process()
+    return tqdm(indices, desc="Layers", unit="utt", disable=hidden)
 
 
 class _Reservoir:
