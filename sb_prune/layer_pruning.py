@@ -14,6 +14,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from speechbrain.utils.distributed import ddp_broadcast, run_on_main
 from speechbrain.utils.logger import get_logger
 
@@ -167,8 +168,10 @@ class LayerPruning:
         trained = ddp_broadcast(_has_trained(folder, phases=inside is not None))
         if not trained:
             self._load_start(brain)
+            if dataset is not None:  # chosen anew, whatever has changed
+                choice = None
         if choice is not None:
-            self._check_same(folder, choice)
+            self._check_same(folder, choice, declaration.layers)
         else:
             _check_fresh(folder, dataset, trained)
             if self.inference is not None:
@@ -213,6 +216,7 @@ class LayerPruning:
                     _warn_about_lone(key, labels)
                 curves[key] = self.criterion(states, labels)
             choice = next(iter(curves.values()))
+            _warn_about_flat(choice)
         else:
             choice = self.criterion([None] * (len(layers) + 1), None)
         return {
@@ -221,7 +225,12 @@ class LayerPruning:
             "layers": list(declaration.layers),
             "keep": [bool(kept) for kept in choice.keep],
             "curves": {
-                key: {"scores": c.scores, "errors": c.errors, "depth": c.depth}
+                key: {
+                    "points": len(found[key][1]),
+                    "scores": c.scores,
+                    "errors": c.errors,
+                    "depth": c.depth,
+                }
                 for key, c in curves.items()
             },
         }
@@ -237,13 +246,14 @@ class LayerPruning:
             "start_from": described(self._start),
         }
 
-    def _check_same(self, folder, choice):
-        for key, value in self._settings().items():
-            if choice["settings"].get(key) != value:
+    def _check_same(self, folder, choice, layers):
+        made_with = {**choice["settings"], "layers": choice["layers"]}
+        for key, value in {**self._settings(), "layers": [*layers]}.items():
+            if made_with.get(key) != value:
                 raise ValueError(
                     f"layer_pruning: {folder} holds a choice made with "
-                    f"another {key}: {choice['settings'].get(key)}, not "
-                    f"{value}; write another output_folder, or the old value"
+                    f"{key}: {made_with.get(key)}, not {value}; write another "
+                    "output_folder, or the old value"
                 )
 
     # --------------------------------------------------------------- running
@@ -331,16 +341,16 @@ def described(value):
     Example
     -------
     >>> described(partial(max, key=abs))
-    "max {'key': 'abs'}"
+    'max(key: abs)'
     """
     if isinstance(value, partial):
-        return f"{described(value.func)} {described(value.keywords)}"
+        return f"{described(value.func)}({described(value.keywords)})"
     if isinstance(value, dict):
-        return str({key: described(item) for key, item in value.items()})
+        return ", ".join(f"{k}: {described(v)}" for k, v in value.items())
     if hasattr(value, "__name__"):
         return value.__name__
     if hasattr(value, "__dict__"):
-        return f"{type(value).__name__} {described(vars(value))}"
+        return f"{type(value).__name__}({described(vars(value))})"
     return str(value)
 
 
@@ -367,8 +377,9 @@ def _check_fresh(folder, dataset, trained):
         )
     if trained:
         raise ValueError(
-            f"{folder} holds checkpoints of another run; write another "
-            "output_folder (and start_from, to begin with those)"
+            f"{folder} holds checkpoints, of another run, as there is no "
+            f"{CHOICE}; write another output_folder (and start_from, to begin "
+            "with those)"
         )
 
 
@@ -378,7 +389,23 @@ def _warn_about_lone(key, labels):
     if 3 * lone > len(labels):
         logger.warning(
             f"labels: {lone} of {len(labels)} in the sample are alone in their "
-            f"class of {key} and say nothing; raise `sample`"
+            f"class of {key} and say nothing; a larger `sample`, or labels "
+            "that more of the data share, say more"
+        )
+
+
+def _warn_about_flat(choice):
+    """Errors of layers go together, so that this is a hint, not a test."""
+    if not choice.errors:
+        return
+    scores, errors = np.array(choice.scores[1:]), np.array(choice.errors[1:])
+    if (
+        scores.max() - scores <= np.maximum(errors, errors[scores.argmax()])
+    ).all():
+        logger.warning(
+            "layer_pruning: all layers score alike, within standard errors: "
+            f"the depth {choice.depth} says little; look at {PICTURE}, try "
+            "another `criterion`, or more and other data"
         )
 
 
@@ -387,8 +414,10 @@ def _read(path):
         return None
     try:
         choice = json.loads(path.read_text(encoding="utf-8"))
-        choice["keep"], choice["criterion"], choice["settings"]
-    except (ValueError, KeyError, TypeError) as error:
+        choice["settings"].items(), choice["criterion"]
+        if len(choice["keep"]) != len(choice["layers"]):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged; delete it, and all that was trained beside "
             "it, to choose again"

@@ -108,7 +108,7 @@ def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
             for key, value in values.items():
                 for segment in _segments(value, states, f"{key} of {where}"):
                     found[key].add(segment, pooling, where)
-    return {key: points.stacked() for key, points in found.items()}
+    return {key: points.stacked(key) for key, points in found.items()}
 
 
 def _progress(brain, indices):
@@ -144,8 +144,10 @@ class _Reservoir:
             label, frames = segment
             self._kept[place] = label, _pooled(frames, pooling, where)
 
-    def stacked(self):
+    def stacked(self, key):
         """(states, labels), as `layer_states` returns them."""
+        if not self._kept:
+            raise ValueError(f"labels: the sample has no segment of {key!r}")
         labels, points = zip(*self._kept)
         states = [torch.stack(layer).numpy() for layer in zip(*points)]
         return states, list(labels)

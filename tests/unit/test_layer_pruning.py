@@ -1,7 +1,6 @@
 """Layers are chosen, left out, trained, exported; and pruned further."""
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -227,10 +226,11 @@ def test_a_stopped_run_ends_with_the_same_bits(run, dense, tmp_path):
 
 
 def test_a_kill_right_after_the_choice(run, dense, tmp_path):
-    """The choice stands, no checkpoint does."""
+    """No checkpoint stands, so nothing does: another may be made."""
     folder, brain = run
-    (tmp_path / "killed/save").mkdir(parents=True)
-    shutil.copy(folder / "save/layers.json", tmp_path / "killed/save")
+    other = make(tmp_path / "killed", dense, criterion=LastLayers(1))
+    other.layer_pruning.cut_(other, data())
+    assert layers_of(other) != layers_of(brain)
     again = fit(make(tmp_path / "killed", dense))
     assert layers_of(again) == layers_of(brain)
     assert torch.equal(
@@ -360,7 +360,7 @@ def test_every_point_has_the_same_chance():
         for number in range(10):
             frames = [torch.zeros(1, 1)]
             reservoir.add((number, frames), mean_over_time, "here")
-        kept += reservoir.stacked()[1]
+        kept += reservoir.stacked("x")[1]
     counts = np.bincount(kept, minlength=10)
     assert abs(counts - 90).max() < 5 * np.sqrt(300 * 0.3 * 0.7)
 
@@ -394,6 +394,13 @@ def test_values_that_are_no_labels(dense, tmp_path, value, message):
         layer_states(
             brain, layers, with_labels(value), ["what"], 99, max_over_time
         )
+
+
+def test_no_segments(dense, tmp_path):
+    brain = make(tmp_path, dense)
+    layers = list(brain.modules["wav2vec2"].model.encoder.layers)
+    with pytest.raises(ValueError, match="sample has no segment of 'what'"):
+        layer_states(brain, layers, with_labels([]), ["what"], 9, max_over_time)
 
 
 def test_labels_in_tensors_are_numbers(dense, tmp_path):
@@ -487,7 +494,7 @@ def test_layers_of_speechbrains_own(family, make_asr, make_wav2vec2, tmp_path):
         ({"criterion": LastLayers(removed=4)}, "removed: 4 of 4 layers; keep"),
         ({"criterion": ConvexityPeak(50)}, "neighbours: 50 of 24 points"),
         ({"criterion": ConvexityPeak}, "ConvexityPeak is yet to be called; "),
-        ({"criterion": partial(LastLayers, 1)}, "LastLayers {} is yet to be "),
+        ({"criterion": partial(LastLayers, 1)}, r"LastLayers\(\) is yet to be"),
         ({"criterion": 5}, "layer_pruning: criterion: 5 cannot be called"),
         ({"sample": 0}, "layer_pruning: sample: 0; write a whole number, 1 o"),
         ({"sampel": 5}, "layer_pruning: unknown key 'sampel'; the keys are"),
@@ -531,6 +538,20 @@ def test_classes_of_one_are_counted(dense, tmp_path, caplog):
     assert "24 of 24 in the sample are alone" in caplog.text
 
 
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_flat_curve_is_said_to_be(dense, tmp_path, caplog, flat):
+    brain = make(tmp_path, dense, labels="word")
+    scores = [0.5] * 5 if flat else [0.5, 0.1, 0.2, 0.9, 0.5]
+    choice = LayerChoice([True] * LAYERS, scores, [0.1] * 5)
+    brain.layer_pruning.criterion.__class__ = type(
+        "Fixed", (ConvexityPeak,), {"__call__": lambda *_: choice}
+    )
+    brain.layer_pruning.cut_(brain, data())
+    assert ("all layers score alike" in caplog.text) == flat
+    choice = json.loads((tmp_path / "save/layers.json").read_text())
+    assert choice["curves"]["word"]["points"] == UTTERANCES
+
+
 def test_more_than_one_stack(make_asr, tmp_path):
     model = make_asr(layers=2, num_decoder_layers=2)
     brain = OtherRecipe(
@@ -566,10 +587,10 @@ def test_blocks_that_do_not_fit(dense, tmp_path, pruning, block, message):
 def test_another_criterion_in_the_same_folder(run, dense):
     folder, _ = run
     brain = make(folder, dense, criterion=ConvexityPeak(neighbours=4))
-    with pytest.raises(ValueError, match="made with another criterion: Conv"):
+    with pytest.raises(ValueError, match="choice made with criterion: Conv"):
         fit(brain)
     brain = make(folder, dense, pooling=max_over_time)
-    with pytest.raises(ValueError, match="another pooling: mean_over_time, no"):
+    with pytest.raises(ValueError, match="made with pooling: mean_over_t"):
         fit(brain)
 
 
@@ -577,9 +598,12 @@ def test_a_damaged_choice(run, dense, tmp_path):
     folder, _ = run
     text = (folder / "save/layers.json").read_text()
     (tmp_path / "save").mkdir()
-    (tmp_path / "save/layers.json").write_text(text[: len(text) // 2])
-    with pytest.raises(ValueError, match="layers.json is damaged; delete it"):
-        fit(make(tmp_path, dense))
+    short = {**json.loads(text), "keep": [True]}
+    other = {**json.loads(text), "settings": 3}
+    for bad in (text[: len(text) // 2], json.dumps(short), json.dumps(other)):
+        (tmp_path / "save/layers.json").write_text(bad)
+        with pytest.raises(ValueError, match="layers.json is damaged; delete"):
+            fit(make(tmp_path, dense))
 
 
 def test_evaluation_without_a_choice(dense, tmp_path):
