@@ -1,6 +1,7 @@
 """Layers are chosen, left out, trained, exported; and pruned further."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -248,6 +249,21 @@ def test_of_a_dense_run(run, dense, tmp_path):
     for name, tensor in brain.modules.named_parameters():
         assert torch.equal(tensor, whole[name])
     assert layers_of(brain) == [0, 1]
+    fit(make(tmp_path / "cut", dense, criterion=LastLayers(2), **block))
+    shutil.rmtree(tmp_path / "dense")  # it has served
+    again = make(tmp_path / "cut", dense, criterion=LastLayers(2), **block)
+    again.evaluate(data(), test_loader_kwargs={"batch_size": 4})
+    assert layers_of(again) == [0, 1]
+
+
+def test_the_folder_of_another_run(dense, tmp_path):
+    """Its checkpoints are neither used nor lost."""
+    fit(make(tmp_path, dense, criterion=LastLayers(0)))
+    (tmp_path / "save/layers.json").unlink()
+    before = sorted((tmp_path / "save").iterdir())
+    with pytest.raises(ValueError, match="holds checkpoints, of another run"):
+        fit(make(tmp_path, dense))
+    assert sorted((tmp_path / "save").iterdir()) == before
 
 
 def similar_block():
@@ -330,7 +346,7 @@ def test_states_are_those_of_the_layers(dense, tmp_path):
             assert parts[place][2 * i] == pytest.approx(first, abs=1e-5)
 
 
-def test_nothing_runs_behind_the_last_layer(dense, tmp_path, monkeypatch):
+def test_nothing_runs_behind_the_last_layer(dense, tmp_path):
     """A search in validation would take hours."""
     brain = make(tmp_path, dense)
     layers = list(brain.modules["wav2vec2"].model.encoder.layers)
