@@ -398,10 +398,9 @@ def _warn_about_flat(choice):
     """Errors of layers go together, so that this is a hint, not a test."""
     if not choice.errors:
         return
-    scores, errors = np.array(choice.scores[1:]), np.array(choice.errors[1:])
-    if (
-        scores.max() - scores <= np.maximum(errors, errors[scores.argmax()])
-    ).all():
+    scores, errors = np.array([choice.scores[1:], choice.errors[1:]])
+    error = np.maximum(errors, errors[scores.argmax()])
+    if (scores.max() - scores <= error).all():
         logger.warning(
             "layer_pruning: all layers score alike, within standard errors: "
             f"the depth {choice.depth} says little; look at {PICTURE}, try "
