@@ -155,11 +155,13 @@ def test_teacher_replays_its_own_front_end(make_front_end, random_plan):
     distiller.teacher.listen_(modules)
     distiller.teacher.begin_()
     small = forward()
-    assert torch.equal(distiller.teacher.outputs["lin"], dense)
+    # The replay runs with gradients on other memory: kernels may round apart.
+    taught = distiller.teacher.outputs["lin"]
+    torch.testing.assert_close(taught, dense, rtol=1e-5, atol=1e-5)
     assert not distiller.teacher.unpaired
     loss = distiller.add(torch.zeros(()), [True, True])
     loss.backward()
-    assert not torch.equal(small, dense)
+    assert (small - dense).abs().max() > 0.01
     first = modules["CNN"].convblock_0.convs.conv_0.conv.weight
     assert first.grad.abs().sum() > 0  # it learns through the layers
 
