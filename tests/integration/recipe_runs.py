@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fork_server import run_forked
+
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 CTC = ROOT / "recipes/LibriSpeech/ASR/CTC"
@@ -148,23 +150,53 @@ FEW_NEIGHBOURS = "{criterion: {neighbours: 3}}"
 
 
 def run_python(
-    script, *arguments, cwd=RECIPE, check=True, processes=1, **environment
+    script,
+    *arguments,
+    cwd=RECIPE,
+    check=True,
+    processes=1,
+    new_process=False,
+    **environment,
 ):
-    """Runs a script of the repository in a process of its own, or several."""
-    launcher = [sys.executable]
+    """Runs a script of the repository; "-m" and a module is one, too.
+
+    Arguments
+    ---------
+    script : path
+    *arguments : object
+        Of its command line.
+    cwd : path
+    check : bool
+        Fail if the script does.
+    processes : int
+        More than one run under torchrun.
+    new_process : bool
+        Not in a fork (see fork_server.py), but in a process of its own; so do
+        several.
+    **environment : str
+        Further variables.
+
+    Returns
+    -------
+    subprocess.CompletedProcess
+    """
+    arguments = list(map(str, [script, *arguments]))
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{RECIPE}",
+        **environment,
+    }
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
         launcher += [f"--nproc_per_node={processes}"]
-    done = _run_to_its_end(
-        [*launcher, str(script), *map(str, arguments)],
-        cwd=cwd,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{RECIPE}",
-            **environment,
-        },
-    )
+        arguments = [*launcher, *arguments]
+    if new_process or processes > 1:
+        done = _run_to_its_end(
+            [sys.executable, *arguments], cwd=cwd, env=environment
+        )
+    else:
+        done = run_forked(*arguments, cwd=cwd, timeout=TIMEOUT, env=environment)
     if check and done.returncode:
         raise AssertionError(done.stdout[-2000:] + done.stderr[-4000:])
     return done
