@@ -1,69 +1,65 @@
-"""Structured pruning and distillation of SpeechBrain speech models."""
+"""Structured pruning and distillation of SpeechBrain speech models.
 
-from sb_prune.brain import PruningMixin, pruned
-from sb_prune.budgets import MACBudget, ParameterBudget
-from sb_prune.controllers import AugmentedLagrangian, ExactBudget
-from sb_prune.cost import mac_cost, parameter_cost
-from sb_prune.distillation import LayerwiseDistillation, Teacher
-from sb_prune.gates import HardConcrete
-from sb_prune.layer_pruning import LayerPruning
-from sb_prune.masking import attach_, detach_
-from sb_prune.plan import Plan
-from sb_prune.pruner import Pruner
-from sb_prune.run import PruningRun
-from sb_prune.schedules import ConstantSchedule, CubicSchedule, LinearSchedule
-from sb_prune.scores import (
-    ScorePruner,
-    magnitude_score,
-    random_score,
-    taylor_score,
-)
-from sb_prune.structure import joined_structures
-from sb_prune.structures.branchformer import branchformer_structures
-from sb_prune.structures.conformer import conformer_structures
-from sb_prune.structures.convolution import front_end_structures
-from sb_prune.structures.encoder_decoder import encoder_decoder_structures
-from sb_prune.structures.transformer import (
-    decoder_structures,
-    transformer_structures,
-)
-from sb_prune.structures.wav2vec2 import wav2vec2_structures
-from sb_prune.structures.whole_layers import layer_structures
-from sb_prune.surgery import cut_
+The names of `__all__` are public: recipes, YAMLs and exports use them, and they
+stay where they are. Each is imported when it is first asked for.
+"""
 
-__all__ = [
-    "AugmentedLagrangian",
-    "ConstantSchedule",
-    "CubicSchedule",
-    "ExactBudget",
-    "HardConcrete",
-    "LayerPruning",
-    "LayerwiseDistillation",
-    "LinearSchedule",
-    "MACBudget",
-    "ParameterBudget",
-    "Plan",
-    "Pruner",
-    "PruningMixin",
-    "PruningRun",
-    "ScorePruner",
-    "Teacher",
-    "attach_",
-    "branchformer_structures",
-    "conformer_structures",
-    "cut_",
-    "decoder_structures",
-    "detach_",
-    "encoder_decoder_structures",
-    "front_end_structures",
-    "joined_structures",
-    "layer_structures",
-    "mac_cost",
-    "magnitude_score",
-    "parameter_cost",
-    "pruned",
-    "random_score",
-    "taylor_score",
-    "transformer_structures",
-    "wav2vec2_structures",
-]
+from importlib import import_module
+
+_ROOMS = {
+    "architectures.branchformer": ["branchformer_structures"],
+    "architectures.conformer": ["conformer_structures"],
+    "architectures.encoder_decoder": ["encoder_decoder_structures"],
+    "architectures.front_end": ["front_end_structures"],
+    "architectures.transformer": [
+        "decoder_structures",
+        "transformer_structures",
+    ],
+    "architectures.wav2vec2": ["wav2vec2_structures"],
+    "architectures.whole_layers": ["layer_structures"],
+    "brain": ["PruningMixin", "pruned"],
+    "cut.masking": ["attach_", "detach_"],
+    "cut.surgery": ["cut_"],
+    "declare.cost": ["mac_cost", "parameter_cost"],
+    "declare.joined": ["joined_structures"],
+    "declare.plan": ["Plan"],
+    "declare.roots": ["side_by_side"],
+    "distillation": ["LayerwiseDistillation", "Teacher"],
+    "export.build": ["Pretrainer", "build_cut", "load_verified"],
+    "export.loading": ["load_export"],
+    "learn.budgets": ["MACBudget", "ParameterBudget"],
+    "learn.controllers": ["AugmentedLagrangian", "ExactBudget"],
+    "learn.gates": ["HardConcrete"],
+    "learn.pruner": ["Pruner"],
+    "learn.schedules": [
+        "ConstantSchedule",
+        "CubicSchedule",
+        "LinearSchedule",
+    ],
+    "learn.scores": [
+        "ScorePruner",
+        "magnitude_score",
+        "random_score",
+        "taylor_score",
+    ],
+    "run.layer_pruning": ["LayerPruning"],
+    "run.pruning": ["PruningRun"],
+    "run.resume": ["make_resumable_"],
+    "support.parallel": ["end_with_idle_threads"],
+}
+_WHERE = {name: room for room, names in _ROOMS.items() for name in names}
+_FORMAT_1 = ("loading", "roots", "structure", "structures")
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name):
+    if name in _WHERE:
+        return getattr(import_module(f"sb_prune.{_WHERE[name]}"), name)
+    if name in _FORMAT_1:  # modules once, which stand in old exports
+        return getattr(import_module("sb_prune.export.format_1"), name)
+    raise AttributeError(f"module 'sb_prune' has no attribute {name!r}")
+
+
+def __dir__():
+    return [*globals(), *__all__]

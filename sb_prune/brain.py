@@ -5,10 +5,10 @@ import torch
 from speechbrain.dataio.dataloader import LoopedLoader
 from torch.utils.data import DataLoader
 
-from sb_prune.checks import made_from
-from sb_prune.layer_pruning import LayerPruning
-from sb_prune.parallel import end_with_idle_threads, unwrap_
-from sb_prune.run import PruningRun
+from sb_prune.run.checks import made_from
+from sb_prune.run.layer_pruning import LayerPruning
+from sb_prune.run.pruning import PruningRun
+from sb_prune.support.parallel import end_with_idle_threads, unwrap_
 
 
 class PruningMixin:

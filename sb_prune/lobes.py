@@ -13,28 +13,23 @@ the dense model with the plan beside it; one of a student (`sb_prune.students`)
 says which layers reuse an attention map.
 """
 
-import json
-import tempfile
-from functools import partial
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file, save_file
 from speechbrain.integrations.huggingface import hubert, wav2vec2, wavlm
-from transformers import AutoModel
 from transformers.utils import cached_file
 
-from sb_prune.export import check_exported
-from sb_prune.folding import fold_, folded_state
-from sb_prune.plan import Plan, full_plan
-from sb_prune.structures.wav2vec2 import kinds_of, wav2vec2_structures
-from sb_prune.structures.whole_layers import ENDING, layer_structures
+from sb_prune.export.build import load_verified  # noqa: F401, of format 1
+from sb_prune.export.hugging_face import (
+    WEIGHTS,
+    assign,
+    attention_of,
+    check_weights,
+    cut_skeleton,
+    is_pruned,
+    skeleton,
+)
 from sb_prune.students import STUDENT, build_student
-from sb_prune.surgery import cut_
 
-PLAN = "sb_prune_plan"  # key of config.json
-WEIGHTS = "model.safetensors"
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+__all__ = ["HuBERT", "WavLM", "Wav2Vec2", "save_encoder", "skeleton"]
 
 
 class _PrunedLobe:
@@ -87,17 +82,19 @@ class _PrunedLobe:
     def _from_pretrained(
         self, source, save_path, cache_dir, device=None, **kwargs
     ):
-        if getattr(self.config, PLAN, None) is not None:
-            self.model = _cut_skeleton(self.config, **_attention(kwargs))
+        if is_pruned(vars(self.config)):
+            self.model = cut_skeleton(self.config, **attention_of(kwargs))
         elif getattr(self.config, STUDENT, None) is not None:
             with torch.device("meta"):
-                self.model = build_student(self.config, **_attention(kwargs))
+                self.model = build_student(self.config, **attention_of(kwargs))
         else:
             super()._from_pretrained(
                 source, save_path, cache_dir, device, **kwargs
             )
             return
-        _assign(self.model, cached_file(source, WEIGHTS, cache_dir=save_path))
+        weights = cached_file(source, WEIGHTS, cache_dir=save_path)
+        check_weights(self.config, weights)
+        assign(self.model, weights)
         if device is not None:
             self.model.to(device)
 
@@ -146,185 +143,3 @@ def save_encoder(lobe, folder):
     """
     lobe.model.save_pretrained(folder)
     lobe.feature_extractor.save_pretrained(folder)
-
-
-class _Skeleton:
-    """Makes a lobe without weights, of a config that is at hand."""
-
-    def _from_pretrained(
-        self, source, save_path, cache_dir, device=None, **kwargs
-    ):
-        self.model = self.auto_class.from_config(
-            self.config, **_attention(kwargs)
-        )
-
-
-def skeleton(lobe, config, preprocessor):
-    """A lobe as its own constructor makes it, but with random weights.
-
-    No file is read and nothing is fetched: what `hyperparams.yaml` of an
-    export builds, on the meta device, before it is cut.
-
-    Arguments
-    ---------
-    lobe : callable
-        The stock class with its arguments, but for `source` and `save_path`.
-    config : dict
-        Content of the dense model's config.json.
-    preprocessor : dict
-        Content of its preprocessor_config.json.
-
-    Returns
-    -------
-    torch.nn.Module
-        Of the stock class.
-
-    Example
-    -------
-    >>> config = {
-    ...     "model_type": "wav2vec2", "hidden_size": 16, "conv_dim": [8],
-    ...     "conv_kernel": [10], "conv_stride": [5], "num_attention_heads": 2,
-    ...     "num_hidden_layers": 1, "intermediate_size": 32,
-    ... }
-    >>> preprocessor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor"}
-    >>> with torch.device("meta"):
-    ...     lobe = skeleton(
-    ...         partial(wav2vec2.Wav2Vec2, output_norm=True),
-    ...         config,
-    ...         preprocessor,
-    ...     )
-    >>> lobe(torch.ones(2, 800, device="meta")).shape
-    torch.Size([2, 159, 16])
-    """
-    lobe = partial(lobe)  # HyperPyYAML gives the class if it has no arguments
-    stock, arguments = lobe.func, lobe.keywords
-    unloaded = type(stock.__name__, (_Skeleton, stock), {})
-    with tempfile.TemporaryDirectory() as folder:
-        _write_json(Path(folder, CONFIG), config)
-        _write_json(Path(folder, PREPROCESSOR), preprocessor)
-        made = unloaded(source=folder, save_path=folder, **arguments)
-    made.__class__ = stock
-    return made
-
-
-def describe(lobe):
-    """What `skeleton` needs to make a lobe's shapes again.
-
-    Arguments
-    ---------
-    lobe : torch.nn.Module
-        One of SpeechBrain's.
-
-    Returns
-    -------
-    config : dict
-    preprocessor : dict
-
-    Raises
-    ------
-    ValueError
-        If the lobe was pruned before.
-    """
-    config = lobe.model.config.to_dict()
-    if config.get(PLAN) is not None:
-        raise ValueError(
-            "pruning: module: the encoder is an export that was pruned "
-            "before; start from the dense one, with a higher target"
-        )
-    # where it came from says nothing about what it became
-    config = {k: v for k, v in config.items() if not k.startswith("_")}
-    return _plain(config), _plain(lobe.feature_extractor.to_dict())
-
-
-def _plain(settings):
-    """Through JSON, so that YAML can say it too."""
-    return json.loads(json.dumps(settings, default=str))
-
-
-def write_encoder(folder, lobe, plan):
-    """Writes what the lobes here load into a folder.
-
-    Arguments
-    ---------
-    folder : Path
-        Exists.
-    lobe : torch.nn.Module
-        Trained and cut.
-    plan : Plan
-        What was kept, by names from the Hugging Face model.
-
-    Returns
-    -------
-    str
-        Name of the file with its weights.
-    """
-    config, preprocessor = describe(lobe)
-    _write_json(folder / CONFIG, {**config, PLAN: plan.to_dict()})
-    _write_json(folder / PREPROCESSOR, preprocessor)
-    state = folded_state(lobe.model)
-    state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    return WEIGHTS
-
-
-def load_verified(lobe, path, sha256):
-    """Loads an encoder's weights if they are those exported; a Pretrainer
-    hook.
-
-    Arguments
-    ---------
-    lobe : torch.nn.Module
-        Its parameters may be on the meta device.
-    path : str
-        A safetensors file; it is memory-mapped and assigned.
-    sha256 : str
-        What the file must hash to.
-
-    Raises
-    ------
-    ValueError
-        If the file was truncated or edited, or does not fit the lobe.
-    """
-    check_exported(path, sha256)
-    _assign(lobe.model, path)
-
-
-def _assign(model, path):
-    try:
-        model.load_state_dict(load_file(path), strict=True, assign=True)
-    except Exception as error:  # a torn file fails in any way
-        raise ValueError(
-            f"{path} does not fit the encoder that {CONFIG} describes (was "
-            f"one of them truncated or edited?): {error}"
-        ) from error
-
-
-def _cut_skeleton(config, **attention):
-    """The small model on the meta device, by the plan in its config."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(config, **attention)
-    plan = Plan.from_dict(getattr(config, PLAN))
-    declaration = _declare(model, plan)
-    kept = {**full_plan(declaration).keep, **plan.keep}
-    cut_(declaration, Plan(kept))
-    fold_(model)
-    return model
-
-
-def _declare(model, plan):
-    """What a plan of a Hugging Face model was made for."""
-    structures = partial(wav2vec2_structures, kinds=kinds_of(plan))
-    if any(name.endswith(ENDING) for name in plan.keep):
-        return layer_structures(model, structures, inside=True)
-    return structures(model)
-
-
-def _attention(kwargs):
-    """Of `from_pretrained`'s arguments, what a config alone can follow."""
-    key = "attn_implementation"
-    return {key: kwargs[key]} if key in kwargs else {}
-
-
-def _write_json(path, settings):
-    text = json.dumps(settings, indent=2, sort_keys=True)
-    path.write_text(text + "\n", encoding="utf-8")

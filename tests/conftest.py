@@ -20,9 +20,9 @@ from speechbrain.nnet.containers import ModuleList
 from speechbrain.nnet.linear import Linear
 from speechbrain.utils.importutils import LazyModule
 
-from sb_prune.masking import attach_, detach_
-from sb_prune.plan import Plan
-from sb_prune.surgery import cut_
+from sb_prune.cut.masking import attach_, detach_
+from sb_prune.cut.surgery import cut_
+from sb_prune.declare.plan import Plan
 
 FEATURES = 6
 FREQUENCIES = 12  # of the features of a front-end

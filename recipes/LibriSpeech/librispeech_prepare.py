@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sb_prune.manifests import seconds_of, write_once
+from sb_prune.recipe.manifests import seconds_of, write_once
 
 COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 REMEDY = (

@@ -8,7 +8,7 @@ from pathlib import Path
 from slurp_semantics import format_semantics
 from speechbrain.utils.logger import get_logger
 
-from sb_prune.manifests import seconds_of, write_once
+from sb_prune.recipe.manifests import seconds_of, write_once
 
 logger = get_logger(__name__)
 

@@ -26,18 +26,18 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.metric_stats import ErrorRateStats
 from torch.nn.utils.parametrizations import weight_norm
 
+from sb_prune.cut.folding import folded_state
+from sb_prune.declare.tables import format_table
 from sb_prune.demo.runs import Run, say, train
-from sb_prune.folding import folded_state
-from sb_prune.loading import tag_of
-from sb_prune.measure import (
+from sb_prune.export.yaml_nodes import tag_of
+from sb_prune.report.command import write_report
+from sb_prune.report.measure import (
     count_macs,
     count_parameters,
     measure_speed,
     noise,
 )
-from sb_prune.report import write_report
-from sb_prune.snapshots import read_meta
-from sb_prune.table import format_table
+from sb_prune.run.snapshots import read_meta
 
 SECONDS = 10  # of audio, to measure with
 RUNS = ("dense", "dense_longer", "pruned")

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sb_prune.pictures import read_log
+from sb_prune.report.pictures import read_log
 
 STARTED = time.monotonic()
 

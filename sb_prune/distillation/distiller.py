@@ -1,7 +1,7 @@
 """The distiller: a teacher and a loss, over the batches of a run."""
 
+from sb_prune.declare.roots import by_entry
 from sb_prune.distillation.teacher import Teacher
-from sb_prune.roots import by_entry
 
 
 class Distiller:

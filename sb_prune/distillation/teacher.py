@@ -11,8 +11,8 @@ import copy
 import torch
 from torch.utils._pytree import tree_map
 
-from sb_prune.exactness import first_tensor
-from sb_prune.parallel import unwrap
+from sb_prune.cut.exactness import first_tensor
+from sb_prune.support.parallel import unwrap
 
 
 class Teacher:

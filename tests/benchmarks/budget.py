@@ -24,8 +24,8 @@ from sb_prune import (
     Pruner,
     conformer_structures,
 )
-from sb_prune.fitting import leaf_prices
-from sb_prune.plan import full_plan
+from sb_prune.declare.plan import full_plan
+from sb_prune.learn.fitting import leaf_prices
 
 STEPS, AFTER, POINTS = 300, 60, 20
 FRAMES = 50

@@ -16,9 +16,9 @@ from sb_prune import (
     parameter_cost,
     wav2vec2_structures,
 )
-from sb_prune.fitting import fit_plan
-from sb_prune.folding import fold_
-from sb_prune.measure import measure_speed
+from sb_prune.cut.folding import fold_
+from sb_prune.learn.fitting import fit_plan
+from sb_prune.report.measure import measure_speed
 
 ATTENTIONS = ("RelPosMHAXL", "RoPEMHA", "regularMHA")
 FAMILIES = {

@@ -161,7 +161,7 @@ def recipe_yaml(what):
         "layer_pruning:\n"
         "    module: wav2vec2\n"
         "    structures: !name:sb_prune.wav2vec2_structures\n"
-        "    criterion: !new:sb_prune.layer_criteria.LastLayers\n"
+        "    criterion: !new:sb_prune.depth.criteria.LastLayers\n"
         f"        removed: {removed}\n",
         text,
     ).replace("target: 0.5", f"target: {share_to_prune(what)}")

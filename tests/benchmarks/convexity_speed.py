@@ -17,7 +17,7 @@ import numpy as np
 from common import run
 from nnconvexity import graph as authors
 
-from sb_prune.convexity import graph_convexity
+from sb_prune.depth.convexity import graph_convexity
 
 FEATURES, CLASSES = 768, 10
 

@@ -21,8 +21,8 @@ from sb_prune import (
     parameter_cost,
     wav2vec2_structures,
 )
-from sb_prune.fitting import fit_plan
-from sb_prune.plan import full_plan
+from sb_prune.declare.plan import full_plan
+from sb_prune.learn.fitting import fit_plan
 
 
 def errors(dense, structures, count, frames, target):

@@ -14,7 +14,7 @@ from common import compare_speed, run
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from sb_prune import layer_structures, wav2vec2_structures
-from sb_prune.structures.whole_layers import layer_plan
+from sb_prune.architectures.whole_layers import layer_plan
 
 LAYERS = 12
 DEPTHS = (9, 6, 3, 1)

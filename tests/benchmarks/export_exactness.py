@@ -22,10 +22,10 @@ from sb_prune import (
     cut_,
     wav2vec2_structures,
 )
-from sb_prune.fitting import fit_plan
-from sb_prune.masking import detach_
-from sb_prune.structures import conformer, wav2vec2
-from sb_prune.structures.parts import INSIDE_HEADS
+from sb_prune.architectures import conformer, wav2vec2
+from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.cut.masking import detach_
+from sb_prune.learn.fitting import fit_plan
 
 TARGETS = (0.3, 0.5, 0.7, 0.9)
 

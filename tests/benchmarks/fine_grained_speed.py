@@ -10,7 +10,8 @@ exported) timed in turns; `--full` takes more turns. Efficiency is speed-up
 times MACs left. The top level repeats `all_kinds`.
 
 `loop_over_buckets` is one attention of unequal heads (768 dims, 500 frames,
-one thread): time of a loop over heads, over that of `sb_prune.attention`.
+one thread): time of a loop over heads, over that of
+`sb_prune.cut.modules.attention`.
 """
 
 from statistics import median
@@ -21,9 +22,9 @@ from common import compare_speed, random_cut, run
 from torch.nn import functional as F
 from transformers import HubertConfig, HubertModel
 
-from sb_prune.attention import attend
-from sb_prune.structures.parts import INSIDE_HEADS
-from sb_prune.structures.wav2vec2 import KINDS
+from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.wav2vec2 import KINDS
+from sb_prune.cut.modules.attention import attend
 
 SLICES = ("front_end_channels", "heads", "ffn_units")
 APART = {"feature_extractor": 0.61, "encoder": 0.73}

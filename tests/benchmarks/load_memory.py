@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from sb_prune import ParameterBudget, cut_, lobes, wav2vec2_structures
-from sb_prune.fitting import fit_plan
+from sb_prune.learn.fitting import fit_plan
 
 SMALL = {"num_hidden_layers": 4, "conv_dim": (128,) * 7}
 LOAD = """

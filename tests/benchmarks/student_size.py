@@ -14,7 +14,7 @@ import torch
 from common import run
 from transformers import HubertConfig, HubertModel
 
-from sb_prune.measure import count_macs
+from sb_prune.report.measure import count_macs
 from sb_prune.students import make_student
 
 SECONDS = 10

@@ -23,17 +23,17 @@ from sb_prune import (
     transformer_structures,
     wav2vec2_structures,
 )
-from sb_prune.cost import mac_cost, parameter_cost
-from sb_prune.masking import attach_, detach_
-from sb_prune.plan import full_plan
-from sb_prune.structures import (
+from sb_prune.architectures import (
     branchformer,
     conformer,
     transformer,
     wav2vec2,
 )
-from sb_prune.structures.parts import INSIDE_HEADS
-from sb_prune.surgery import cut_
+from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.cut.masking import attach_, detach_
+from sb_prune.cut.surgery import cut_
+from sb_prune.declare.cost import mac_cost, parameter_cost
+from sb_prune.declare.plan import full_plan
 
 FRAMES, TOKENS = 13, 6
 SAMPLES = 700

@@ -21,7 +21,7 @@ from sb_prune import (
     mac_cost,
     parameter_cost,
 )
-from sb_prune.structures.conformer import KINDS
+from sb_prune.architectures.conformer import KINDS
 
 FRAMES = 23
 TOLERANCE = 1e-5

@@ -8,7 +8,7 @@ import torch
 from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
 
 from sb_prune import lobes
-from sb_prune.loading import load_export
+from sb_prune.export.loading import load_export
 
 EXPORTS = sorted(
     (Path(__file__).parents[1] / "fixtures").glob("format_*/*/"),

@@ -20,7 +20,7 @@ from sb_prune import (
     Pruner,
     conformer_structures,
 )
-from sb_prune.fitting import fit_plan
+from sb_prune.learn.fitting import fit_plan
 
 STRAIGHT = {"straight_through": True}
 

@@ -15,8 +15,8 @@ from speechbrain.decoders import (
 from speechbrain.nnet.linear import Linear
 
 from sb_prune import ParameterBudget, cut_, encoder_decoder_structures
-from sb_prune.fitting import fit_plan
-from sb_prune.plan import full_plan
+from sb_prune.declare.plan import full_plan
+from sb_prune.learn.fitting import fit_plan
 
 VOCABULARY, WIDTH = 20, 16
 BLANK, BOS, EOS = 0, 1, 2

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 
 from sb_prune import conformer_structures, cut_
-from sb_prune.plan import full_plan
-from sb_prune.structures.whole_layers import layer_plan, layer_structures
+from sb_prune.architectures.whole_layers import layer_plan, layer_structures
+from sb_prune.declare.plan import full_plan
 
 FRAMES = 22
 TOLERANCE = 1e-5

@@ -11,10 +11,10 @@ from sb_prune import (
     front_end_structures,
     wav2vec2_structures,
 )
-from sb_prune.cost import mac_cost, parameter_cost
-from sb_prune.plan import full_plan
-from sb_prune.structures.whole_layers import layer_plan, layer_structures
-from sb_prune.surgery import cut_
+from sb_prune.architectures.whole_layers import layer_plan, layer_structures
+from sb_prune.cut.surgery import cut_
+from sb_prune.declare.cost import mac_cost, parameter_cost
+from sb_prune.declare.plan import full_plan
 
 LAYERS = 4
 ENCODERS = {name: b for name, b in BUILDS.items() if "decoder" not in name}

@@ -133,7 +133,7 @@ def train(folder, batches_per_step, **run_opts):
 
     # what is exported is tested elsewhere; here, by which process
     with patch.multiple(
-        "sb_prune.run",
+        "sb_prune.run.pruning",
         prepare_document=lambda *arguments: None,
         export_model=export_model,
     ):

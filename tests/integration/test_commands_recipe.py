@@ -18,7 +18,7 @@ from recipe_runs import (
 )
 from speechbrain.inference.classifiers import EncoderClassifier
 
-from sb_prune.export import file_hash
+from sb_prune.support.hashes import file_hash
 
 TRAIN = COMMANDS / "train.py"
 KILLED = Path(__file__).with_name("killed_train.py")

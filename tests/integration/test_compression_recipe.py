@@ -18,8 +18,8 @@ from recipe_runs import (
 from speechbrain.inference.encoders import WaveformEncoder
 
 from sb_prune import lobes
-from sb_prune.attention import UnequalHeads
-from sb_prune.export import file_hash
+from sb_prune.cut.modules.attention import UnequalHeads
+from sb_prune.support.hashes import file_hash
 
 TRAIN = COMPRESSION / "train.py"
 KILLED = Path(__file__).with_name("killed_train.py")

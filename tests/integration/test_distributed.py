@@ -7,9 +7,9 @@ import torch
 from recipe_runs import run_python
 from small_train import train
 
-from sb_prune.export import file_hash
-from sb_prune.loading import load_export
-from sb_prune.snapshots import read_meta
+from sb_prune.export.loading import load_export
+from sb_prune.run.snapshots import read_meta
+from sb_prune.support.hashes import file_hash
 
 HERE = Path(__file__).parent
 TWO = {

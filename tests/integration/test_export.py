@@ -10,8 +10,9 @@ from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb_prune import ParameterBudget, conformer_structures, cut_
-from sb_prune.export import build_cut, file_hash, load_verified
-from sb_prune.fitting import fit_plan
+from sb_prune.export.build import build_cut, load_verified
+from sb_prune.learn.fitting import fit_plan
+from sb_prune.support.hashes import file_hash
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from tiny_recipe import Runs, events_of, fill_disk, limit_file_size, log_of
 
-from sb_prune.durable import MARK
-from sb_prune.export import file_hash
-from sb_prune.loading import load_export
+from sb_prune.export.loading import load_export
+from sb_prune.support.disk import MARK
+from sb_prune.support.hashes import file_hash
 
 SIGKILLED = -9
 EPOCHS = 4

@@ -17,10 +17,10 @@ from sb_prune import (
     joined_structures,
     mac_cost,
 )
-from sb_prune.plan import Plan
-from sb_prune.report import main
-from sb_prune.roots import root_of
-from sb_prune.snapshots import read_meta
+from sb_prune.declare.plan import Plan
+from sb_prune.declare.roots import root_of
+from sb_prune.report.command import main
+from sb_prune.run.snapshots import read_meta
 
 KILLED = Path(__file__).with_name("killed_train.py")
 ENTRIES = ["CNN", "Transformer"]

@@ -10,9 +10,9 @@ from hyperpyyaml import load_hyperpyyaml
 from recipe_runs import run_python
 
 from sb_prune import conformer_structures, cut_
-from sb_prune.export import file_hash
-from sb_prune.plan import Plan
-from sb_prune.snapshots import read_meta
+from sb_prune.declare.plan import Plan
+from sb_prune.run.snapshots import read_meta
+from sb_prune.support.hashes import file_hash
 
 KILLED = Path(__file__).with_name("killed_train.py")
 

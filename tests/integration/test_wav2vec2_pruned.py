@@ -20,9 +20,9 @@ from recipe_runs import (
 from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
 
 from sb_prune import lobes
-from sb_prune.export import file_hash
-from sb_prune.loading import load_export
-from sb_prune.snapshots import read_meta
+from sb_prune.export.loading import load_export
+from sb_prune.run.snapshots import read_meta
+from sb_prune.support.hashes import file_hash
 
 KILLED = Path(__file__).with_name("killed_train.py")
 

@@ -12,7 +12,7 @@ from recipe_runs import (
     run_python,
 )
 
-from sb_prune.loading import load_export
+from sb_prune.export.loading import load_export
 
 COMPARE = """
 import sys

@@ -17,7 +17,7 @@ from sb_prune import (
     wav2vec2_structures,
 )
 from sb_prune.demo.encoder import encoder_shape, write_untrained
-from sb_prune.run import PruningRun
+from sb_prune.run.pruning import PruningRun
 
 ROOT = Path(__file__).parents[2]
 

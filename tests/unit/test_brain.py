@@ -18,8 +18,8 @@ from sb_prune import (
     PruningMixin,
     conformer_structures,
 )
+from sb_prune.cut.masking import attach_
 from sb_prune.distillation import nearest_surviving
-from sb_prune.masking import attach_
 
 STEPS = 10  # batches in an epoch
 

@@ -509,7 +509,7 @@ def test_statistics_outside_modules_are_warned_about(tmp_path, monkeypatch):
         return brain
 
     said = []
-    monkeypatch.setattr("sb_prune.run.logger.warning", said.append)
+    monkeypatch.setattr("sb_prune.run.pruning.logger.warning", said.append)
     fit(make_normalised(tmp_path / "dense"))
     fit(make_normalised(tmp_path / "ours", start_from=str(tmp_path / "dense")))
     assert any("normalizer: update_until_epoch: 4" in text for text in said)

@@ -1,6 +1,7 @@
 """Small encoders in SpeechBrain's lobes: exported, loaded, swapped in."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from sb_prune import LayerwiseDistillation, lobes, pruned, wav2vec2_structures
-from sb_prune.attention import UnequalHeads
-from sb_prune.export import file_hash
-from sb_prune.loading import ExportError, load_export
-from sb_prune.structures.parts import INSIDE_HEADS
+from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.cut.modules.attention import UnequalHeads
+from sb_prune.export.formats import FORMAT
+from sb_prune.export.hugging_face import describe
+from sb_prune.export.loading import ExportError, load_export
+from sb_prune.support.hashes import file_hash
 
 INFERENCE = Path(__file__).with_name("tiny_wav2vec2.yaml")
 LOBES = {
@@ -167,7 +170,8 @@ def test_export_is_a_hugging_face_folder(small):
     }
     config = transformers.AutoConfig.from_pretrained(export)
     assert config.hidden_size == 16
-    plan = json.loads((export / "config.json").read_text())[lobes.PLAN]
+    settings = json.loads((export / "config.json").read_text())["sb_prune"]
+    plan = settings["plan"]
     assert set(plan) == {
         name.removeprefix("model.") for name in brain.pruning.plan.to_dict()
     }
@@ -248,7 +252,7 @@ def test_layerdrop_may_be_set(dense_folder, tmp_path):
 def test_exports_are_not_pruned_again(small, tmp_path):
     export, _ = small
     with pytest.raises(ValueError, match="pruned before; start from the dense"):
-        lobes.describe(lobes.Wav2Vec2(str(export), str(tmp_path)))
+        describe(lobes.Wav2Vec2(str(export), str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -261,7 +265,7 @@ def test_torn_files_are_named(small, tmp_path, name):
     if name == "model.safetensors":
         with pytest.raises(ExportError, match="is not the file that was"):
             load_export(tmp_path)
-        with pytest.raises(ValueError, match=f"{name} does not fit"):
+        with pytest.raises(ValueError, match="is not the file that was"):
             lobes.Wav2Vec2(str(tmp_path), str(tmp_path))
     else:
         with pytest.raises(Exception, match="config.json"):
@@ -285,3 +289,22 @@ def test_hashes_are_in_the_yaml(small):
     export, _ = small
     text = (export / "hyperparams.yaml").read_text()
     assert file_hash(export / "model.safetensors") in text
+
+
+def test_the_config_says_what_the_plan_is_for(small):
+    export, brain = small
+    settings = json.loads((export / "config.json").read_text())["sb_prune"]
+    assert settings["format"] == FORMAT
+    kinds = {s.kind for s in brain.pruning.declaration.structures}
+    assert set(settings["kinds"]) == kinds
+    assert settings["sha256"] == file_hash(export / "model.safetensors")
+
+
+def test_a_later_format_is_refused(small, tmp_path):
+    export, _ = small
+    later = shutil.copytree(export, tmp_path / "later")
+    config = json.loads((later / "config.json").read_text())
+    config["sb_prune"]["format"] = FORMAT + 1
+    (later / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="later sb_prune.* --upgrade"):
+        lobes.Wav2Vec2(str(later), str(tmp_path))

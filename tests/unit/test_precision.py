@@ -12,7 +12,7 @@ from sb_prune import (
     LayerwiseDistillation,
 )
 from sb_prune.distillation import Teacher
-from sb_prune.parallel import unwrap_
+from sb_prune.support.parallel import unwrap_
 
 
 class Recorded(PrunedRecipe):

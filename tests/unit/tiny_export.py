@@ -10,9 +10,9 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from sb_prune import Plan, conformer_structures, cut_
-from sb_prune.export import export_model
-from sb_prune.plan import full_plan
-from sb_prune.roots import root_of
+from sb_prune.declare.plan import full_plan
+from sb_prune.declare.roots import root_of
+from sb_prune.export.folder import export_model
 
 RECIPE = Path(__file__).parents[2] / "recipes/LibriSpeech/ASR/transformer"
 INFERENCE = RECIPE / "hparams/inference_ctc.yaml"

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sb_prune.table import format_table
+from sb_prune.declare.tables import format_table
 
 HERE = Path(__file__).resolve().parent
 CORPUS = {

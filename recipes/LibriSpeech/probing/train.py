@@ -29,7 +29,7 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
-from sb_prune.parallel import end_with_idle_threads
+from sb_prune.support.parallel import end_with_idle_threads
 
 BLANK = 0
 

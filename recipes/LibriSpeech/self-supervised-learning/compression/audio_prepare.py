@@ -6,7 +6,7 @@ from pathlib import Path
 import soundfile
 from speechbrain.utils.logger import get_logger
 
-from sb_prune.manifests import SAMPLE_RATE, write_once
+from sb_prune.recipe.manifests import SAMPLE_RATE, write_once
 
 logger = get_logger(__name__)
 

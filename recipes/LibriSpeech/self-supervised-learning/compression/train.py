@@ -27,7 +27,7 @@ from speechbrain.utils.distributed import run_on_main
 from sb_prune import pruned
 from sb_prune.distillation.masked import draw_spans
 from sb_prune.lobes import save_encoder
-from sb_prune.snapshots import make_resumable_
+from sb_prune.run.resume import make_resumable_
 
 
 class Compression(sb.Brain):

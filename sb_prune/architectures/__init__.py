@@ -1,0 +1,1 @@
+"""One file per family of models: what can be cut in it."""

@@ -1,0 +1,472 @@
+"""Parts that the layers of several architectures have in common.
+
+Shapes: d model width, h FFN hidden units, H heads, k head width, L queries,
+S keys and values.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Callable
+
+import torch
+from speechbrain.nnet.attention import (
+    MultiheadAttention,
+    PositionalwiseFeedForward,
+    RelPosMHAXL,
+    RoPEMHA,
+)
+
+from sb_prune.cut.modules.attention import (
+    FewerHeads,
+    UnequalMultiheadAttention,
+    UnequalRelPosMHAXL,
+)
+from sb_prune.cut.surgery import Absent
+from sb_prune.declare.structure import Operation, Slices, Structure
+
+INSIDE_HEADS = ("query_key_dims", "value_dims")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module of a layer: cut whole, or unit by unit.
+
+    Arguments
+    ---------
+    module : Structure
+        The module, whole.
+    units : Structure
+        What it consists of.
+    operations : callable
+        frames (int) -> list of Operation.
+    inside : tuple of Structure
+        What each unit consists of.
+    """
+
+    module: Structure
+    units: Structure
+    operations: Callable
+    inside: tuple = ()
+
+    def structures(self, kinds, parent):
+        """The module, its units and what is inside them, parents first.
+
+        Arguments
+        ---------
+        kinds : list of str
+            Which kinds to list.
+        parent : str or None
+            What must be open for the module to matter.
+
+        Returns
+        -------
+        list of Structure
+
+        Raises
+        ------
+        ValueError
+            If what is inside the units is wanted, but not the units.
+        """
+        found = []
+        if self.module.kind in kinds:
+            found.append(replace(self.module, parent=parent))
+            parent = self.module.name
+        inside = [s for s in self.inside if s.kind in kinds]
+        if self.units.kind in kinds:
+            units = _holding(self.units, inside) if inside else self.units
+            found.append(replace(units, parent=parent))
+        elif inside:
+            raise ValueError(
+                f"kinds: {inside[0].kind} lie inside {self.units.kind}; write "
+                f"{self.units.kind} too"
+            )
+        return found + [replace(s, parent=self.units.name) for s in inside]
+
+
+def _holding(units, inside):
+    """Units that leave to others what those cut; the rest they cut."""
+    others = [cut for structure in inside for cut in structure.cuts]
+    cuts = []
+    for cut in units.cuts:
+        taken = [
+            other.index.flatten()
+            for other in others
+            if (other.tensor, other.dim) == (cut.tensor, cut.dim)
+        ]
+        rest = cut.index
+        if taken:
+            rest = rest[~torch.isin(rest, torch.cat(taken))]
+            rest = rest.view(units.units, -1)
+        if rest.numel():
+            cuts.append(replace(cut, index=rest))
+    return replace(units, cuts=tuple(cuts), holds=True)
+
+
+class AbsentCrossAttention(Absent):
+    """Cross-attention that was cut: looks at no frame.
+
+    Searchers read the weights of the last layer, so they stay a tensor.
+    """
+
+    def forward(self, query, key, *args, **kwargs):
+        """Returns zeros: a scalar, and weights (B, L, S) without memory."""
+        zero = query.new_zeros(())
+        return zero, zero.expand(*query.shape[:2], key.shape[1])
+
+
+def consecutive(units, entries=1):
+    """Indices of units that lie one after another.
+
+    Example
+    -------
+    >>> consecutive(2, entries=3)
+    tensor([[0, 1, 2],
+            [3, 4, 5]])
+    """
+    return torch.arange(units * entries).view(units, entries)
+
+
+def whole_linear(name, linear):
+    """Masks with which a module's gate multiplies its last weight and bias."""
+    size = consecutive(1, linear.out_features)
+    tensors = ["weight"] if linear.bias is None else ["weight", "bias"]
+    return tuple(Slices(f"{name}.{tensor}", 0, size) for tensor in tensors)
+
+
+def same_length(frames):
+    """As many steps as frames."""
+    return frames
+
+
+def weight_operations(name, module, parts, steps=same_length, path=None):
+    """MACs of weights that are applied once per step.
+
+    They hold no tensor: what is cut must not be kept alive.
+
+    Arguments
+    ---------
+    name : str
+        Module that goes when all of it is cut.
+    module : torch.nn.Module
+        What holds the weights.
+    parts : list of str
+        Submodules of it that have one.
+    steps : callable
+        frames -> steps that they run over.
+    path : str, optional
+        Name of `module`, if it lies below `name`.
+
+    Returns
+    -------
+    callable
+        frames (int) -> list of Operation.
+    """
+    sizes = {
+        f"{path or name}.{part}.weight": module.get_submodule(
+            part
+        ).weight.numel()
+        for part in parts
+    }
+    return lambda frames: [
+        Operation(steps(frames) * size, name, tensor=tensor)
+        for tensor, size in sizes.items()
+    ]
+
+
+def feed_forward(name, ffn, path=None, norm=None, steps=same_length):
+    """Hidden units of a feed-forward module.
+
+    Arguments
+    ---------
+    name : str
+        Module that goes when all of it is cut.
+    ffn : torch.nn.Module
+        The PositionalwiseFeedForward.
+    path : str, optional
+        Name of `ffn`, if it lies below `name`.
+    norm : str, optional
+        Norm that feeds nothing else.
+    steps : callable
+        frames -> steps that it runs over.
+
+    Returns
+    -------
+    Part or None
+        None if ffn is of another class.
+    """
+    if not isinstance(ffn, PositionalwiseFeedForward):
+        return None
+    return two_linears(name, ffn, ("ffn.0", "ffn.3"), path, norm, steps)
+
+
+def two_linears(name, ffn, linears, path=None, norm=None, steps=same_length):
+    """Hidden units between two linear layers.
+
+    Arguments
+    ---------
+    name : str
+        Module that goes when all of it is cut.
+    ffn : torch.nn.Module
+        Holds both.
+    linears : (str, str)
+        Their names inside it, in the order in which data flow.
+    path : str, optional
+        Name of `ffn`, if it lies below `name`.
+    norm : str, optional
+        Norm that feeds nothing else.
+    steps : callable
+        frames -> steps that they run over.
+
+    Returns
+    -------
+    Part
+    """
+    path = path or name
+    first, second = (f"{path}.{linear}" for linear in linears)
+    each = consecutive(ffn.get_submodule(linears[0]).out_features)
+    units = Structure(
+        name=f"{name}.units",
+        kind="ffn_units",
+        units=len(each),
+        masks=(Slices(f"{second}.weight", 1, each),),
+        cuts=(
+            Slices(f"{first}.weight", 0, each),
+            Slices(f"{first}.bias", 0, each),
+            Slices(f"{second}.weight", 1, each),
+        ),
+    )
+    module = Structure(
+        name=name,
+        kind="ffn_modules",
+        units=1,
+        masks=whole_linear(second, ffn.get_submodule(linears[1])),
+        removes=((name, Absent), *identity(norm)),
+    )
+    return Part(
+        module, units, weight_operations(name, ffn, linears, steps, path)
+    )
+
+
+def attention(name, module, norm=None, steps=same_length, memory=None):
+    """Heads of an attention module.
+
+    Arguments
+    ---------
+    name : str
+        Of the module.
+    module : torch.nn.Module
+        RelPosMHAXL, RoPEMHA or MultiheadAttention.
+    norm : str, optional
+        Norm that feeds nothing else.
+    steps : callable
+        frames -> L.
+    memory : callable, optional
+        frames -> S, of cross-attention; None: self-attention.
+
+    Returns
+    -------
+    Part or None
+        None if the heads of such a module cannot be cut.
+    """
+    inner, path = module, name
+    if isinstance(module, MultiheadAttention):
+        inner, path = module.att, f"{name}.att"
+    elif not isinstance(module, (RelPosMHAXL, RoPEMHA)):
+        return None
+    if getattr(inner, "in_proj_weight", None) is None:  # kdim or vdim
+        return None
+    cross = memory is not None
+    absent = AbsentCrossAttention if cross else _absent_self_attention
+    whole = Structure(
+        name=name,
+        kind="cross_attention_modules" if cross else "attention_modules",
+        units=1,
+        masks=whole_linear(f"{path}.out_proj", inner.out_proj),
+        removes=((name, absent), *identity(norm)),
+    )
+    return Part(
+        whole,
+        _heads(name, path, inner, cross),
+        _attention_operations(name, path, inner, steps, memory or steps),
+        () if cross else _dims(name, path, inner),
+    )
+
+
+_absent_self_attention = partial(Absent, extra_outputs=1)
+
+
+def identity(norm):
+    """What a norm that feeds one module only becomes, if there is one."""
+    return ((norm, torch.nn.Identity),) if norm else ()
+
+
+def _heads(name, path, inner, cross):
+    """Heads of the module `inner`, which lies at `path`."""
+    heads, width = inner.num_heads, inner.head_dim
+    each = consecutive(heads, width)
+    cuts = [
+        Slices(f"{path}.in_proj_weight", 0, _projection_rows(inner, cross)),
+        Slices(f"{path}.out_proj.weight", 1, each),
+    ]
+    wrapped = isinstance(inner, torch.nn.MultiheadAttention)
+    if wrapped and inner.in_proj_bias is not None:
+        rows = _projection_rows(inner, cross)
+        cuts.append(Slices(f"{path}.in_proj_bias", 0, rows))
+    if not wrapped and inner.vbias is not None:
+        cuts.append(Slices(f"{path}.value_bias_weight", 0, each))
+    if isinstance(inner, RelPosMHAXL):
+        cuts += [
+            Slices(f"{path}.linear_pos.weight", 0, each),
+            Slices(f"{path}.pos_bias_u", None, each),
+            Slices(f"{path}.pos_bias_v", None, each),
+        ]
+    return Structure(
+        name=f"{name}.heads",
+        kind="cross_heads" if cross else "heads",
+        units=heads,
+        masks=(Slices(f"{path}.out_proj.weight", 1, each),),
+        cuts=tuple(cuts),
+        counts=((path, "num_heads"),),
+        adapters=((path, FewerHeads),) if wrapped else (),
+    )
+
+
+def _dims(name, path, inner):
+    """Dims inside the heads; those of RoPEMHA rotate in pairs and stay."""
+    if isinstance(inner, RoPEMHA):
+        return ()
+    each = consecutive(inner.num_heads * inner.head_dim)
+    rows = _projection_rows(inner, cross=False)  # (H, 3k)
+    q, k, v = (part.reshape(-1, 1) for part in rows.chunk(3, dim=1))
+    projections = [f"{path}.in_proj_weight"]
+    relative, value = [], [Slices(f"{path}.out_proj.weight", 1, each)]
+    if isinstance(inner, RelPosMHAXL):
+        adapter = UnequalRelPosMHAXL
+        relative.append(Slices(f"{path}.linear_pos.weight", 0, each))
+        biases = [
+            Slices(f"{path}.pos_bias_{letter}", None, each) for letter in "uv"
+        ]
+        if inner.vbias is not None:
+            value.append(Slices(f"{path}.value_bias_weight", 0, each))
+    else:
+        adapter, biases = UnequalMultiheadAttention, []
+        if inner.in_proj_bias is not None:
+            projections.append(f"{path}.in_proj_bias")
+    query_key = torch.cat([q, k], dim=1)
+    return dims_of_heads(
+        name,
+        path,
+        query_key=(
+            (*(Slices(tensor, 0, k) for tensor in projections), *relative),
+            (
+                *(Slices(tensor, 0, query_key) for tensor in projections),
+                *relative,
+                *biases,
+            ),
+        ),
+        value=(
+            value[:1],
+            (*value, *(Slices(tensor, 0, v) for tensor in projections)),
+        ),
+        adapter=adapter,
+    )
+
+
+def dims_of_heads(name, path, query_key, value, adapter):
+    """Dims of query and key, and of value and output, inside every head.
+
+    Wang et al., "Task-Agnostic Structured Pruning of Speech Representation
+    Models" (2023), fine-grained attention heads.
+
+    Arguments
+    ---------
+    name : str
+        Of the attention, whose heads are `name`.heads.
+    path : str
+        Of the module that has them.
+    query_key, value : (tuple of Slices, tuple of Slices)
+        Masks and cuts of each.
+    adapter : type
+        Class of the module once heads differ in width.
+
+    Returns
+    -------
+    tuple of Structure
+    """
+    return tuple(
+        Structure(
+            name=f"{name}.{which}",
+            kind=f"{which}_dims",
+            units=len(masks[0].index),
+            masks=tuple(masks),
+            cuts=tuple(cuts),
+            adapters=((path, adapter),),
+            widths=((path, f"{which}_widths"),),
+        )
+        for which, (masks, cuts) in (
+            ("query_key", query_key),
+            ("value", value),
+        )
+    )
+
+
+def pair_operations(name, scores, values):
+    """MACs of attention over pairs of frames.
+
+    Arguments
+    ---------
+    name : str
+        Of the attention.
+    scores, values : float
+        MACs of the scores, and of the weighted sums.
+
+    Returns
+    -------
+    list of Operation
+    """
+    heads = f"{name}.heads"
+    return [
+        Operation(macs, name, structures=((f"{name}.{which}", heads),))
+        for which, macs in (("query_key", scores), ("value", values))
+    ]
+
+
+def _projection_rows(inner, cross):
+    """(H, 3k) rows of in_proj_weight that each head reads.
+
+    torch's attention stacks all q, all k, all v. SpeechBrain's own reads that
+    layout too where query and key differ, but [q_h; k_h; v_h] per head where
+    they are the same.
+    """
+    heads, width = inner.num_heads, inner.head_dim
+    if not cross and not isinstance(inner, torch.nn.MultiheadAttention):
+        return consecutive(heads, 3 * width)
+    each = consecutive(heads, width)
+    return torch.cat([each + i * heads * width for i in range(3)], dim=1)
+
+
+def _attention_operations(name, path, inner, steps, memory):
+    """frames -> MACs of L queries over S keys."""
+    sizes = {tensor: p.numel() for tensor, p in inner.named_parameters()}
+    width = inner.num_heads * inner.head_dim
+    relative = isinstance(inner, RelPosMHAXL)
+
+    def operations(frames):
+        queries, keys = steps(frames), memory(frames)
+        positions = (2 * max(queries, keys) - 1) * relative
+        times = {
+            "in_proj_weight": (queries + 2 * keys) / 3,
+            "out_proj.weight": queries,
+            "linear_pos.weight": positions,
+        }
+        found = [
+            Operation(times[t] * sizes[t], name, tensor=f"{path}.{t}")
+            for t in times
+            if t in sizes
+        ]
+        scores, values = keys + positions, keys
+        return found + pair_operations(
+            name, queries * scores * width, queries * values * width
+        )
+
+    return operations

@@ -1,0 +1,576 @@
+"""Structures of wav2vec 2.0, HuBERT and WavLM encoders.
+
+Channels of every convolution of the front-end, attention heads, FFN hidden
+units, whole modules and layers (Peng et al., "Structured Pruning of
+Self-Supervised Pre-trained Models for Speech Recognition and Understanding",
+ICASSP 2023, 2302.14132): of the Hugging Face models inside SpeechBrain's
+`Wav2Vec2`, `HuBERT` and `WavLM` lobes, base-like (norms last, GroupNorm in the
+front-end) and large-like (norms first, LayerNorms), and of SpeechBrain's own
+`W2VLatentExtractor` and `EncoderWrapper`.
+
+Where norms come last they normalise what passes by and stay when a module or
+layer goes. Lengths here are samples of the waveform.
+
+Shapes: T frames, C channels, d model width, H heads, k head width.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Callable
+
+from speechbrain.lobes.models.transformer.Transformer import TransformerEncoder
+from speechbrain.lobes.models.wav2vec import EncoderWrapper, W2VLatentExtractor
+
+from sb_prune.architectures.parts import (
+    INSIDE_HEADS,
+    Part,
+    consecutive,
+    dims_of_heads,
+    identity,
+    pair_operations,
+    two_linears,
+    weight_operations,
+    whole_linear,
+)
+from sb_prune.architectures.stacks import (
+    Layer,
+    check_known,
+    check_matched,
+    select,
+)
+from sb_prune.architectures.transformer import encoder_layer
+from sb_prune.cut.surgery import Absent
+from sb_prune.declare.structure import (
+    Declaration,
+    Operation,
+    Slices,
+    Structure,
+    dotted,
+)
+
+KINDS = (
+    "front_end_channels",
+    "layers",
+    "ffn_modules",
+    "attention_modules",
+    "ffn_units",
+    "heads",
+)
+TEN_SECONDS = 160_000  # samples
+NOT_INSTALLED = "those of Hugging Face need `pip install sb_prune[wav2vec2]`"
+
+
+def wav2vec2_structures(root, kinds=None, only="", channel_multiple=1):
+    """Declares what can be cut in the wav2vec 2.0-like encoder of a module.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        E.g. one of SpeechBrain's lobes `Wav2Vec2`, `HuBERT` or `WavLM`, or a
+        ModuleDict of a `W2VLatentExtractor` and an `EncoderWrapper`.
+    kinds : list of str, optional
+        Which of `KINDS` to declare, by default all; query_key_dims and
+        value_dims beside heads let these become unequal (Wang et al.,
+        "Task-Agnostic Structured Pruning of Speech Representation Models",
+        Interspeech 2023, 2306.01385).
+    only : str
+        Regular expression that structure names must contain; empty: all.
+    channel_multiple : int
+        Plans keep multiples of so many channels of each convolution. Wide
+        convolutions on CPUs are fastest with multiples of 64.
+
+    Returns
+    -------
+    Declaration
+        Its `operations` take the number of samples.
+
+    Raises
+    ------
+    ValueError
+        If there is not one such encoder below root, it has parts that cannot
+        be counted, a kind is unknown, or a kind or `only` matches nothing.
+
+    Example
+    -------
+    >>> from transformers import Wav2Vec2Config, Wav2Vec2Model
+    >>> config = Wav2Vec2Config(
+    ...     hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+    ...     intermediate_size=16, conv_dim=(4, 4), conv_kernel=(10, 3),
+    ...     conv_stride=(5, 2), num_conv_pos_embeddings=4,
+    ...     num_conv_pos_embedding_groups=2,
+    ... )
+    >>> declaration = wav2vec2_structures(Wav2Vec2Model(config))
+    >>> for structure in declaration.structures:
+    ...     print(structure.name, structure.units)
+    feature_extractor.conv_layers.0.channels 4
+    feature_extractor.conv_layers.1.channels 4
+    encoder.layers.0 1
+    encoder.layers.0.attention 1
+    encoder.layers.0.attention.heads 2
+    encoder.layers.0.feed_forward 1
+    encoder.layers.0.feed_forward.units 16
+    """
+    check_known(kinds, KINDS + INSIDE_HEADS)
+    if channel_multiple < 1:
+        raise ValueError(
+            f"channel_multiple: {channel_multiple}; write 1 or more channels"
+        )
+    encoder = _find(root)
+    wanted = KINDS if kinds is None else kinds
+    structures = []
+    if "front_end_channels" in wanted:
+        structures += _channels(
+            encoder.convolutions, encoder.reader, channel_multiple
+        )
+    for name, layer in encoder.layers.items():
+        structures += layer.structures(name, wanted)
+    check_matched(structures, kinds or ())
+    return Declaration(
+        root=root,
+        scope=encoder.scope,
+        structures=select(structures, only),
+        operations=encoder.operations,
+        layers=tuple(encoder.layers),
+        layerdrop=encoder.layerdrop,
+        blocks=tuple(c.name for c in encoder.convolutions),
+        output_frames=lambda samples: _lengths(encoder.convolutions, samples)[
+            -1
+        ],
+        usual_frames=TEN_SECONDS,
+    )
+
+
+def kinds_of(plan):
+    """All kinds that a plan can be for, those inside heads if it has them.
+
+    Arguments
+    ---------
+    plan : Plan
+        Of a Hugging Face encoder.
+
+    Returns
+    -------
+    tuple of str
+
+    Example
+    -------
+    >>> from sb_prune.declare.plan import Plan
+    >>> plan = Plan.from_dict(
+    ...     {"encoder.layers.0.attention.value": "3 of 4: 0-2"}
+    ... )
+    >>> kinds_of(plan)[-1]
+    'value_dims'
+    """
+    last = {f"{name.rpartition('.')[2]}_dims" for name in plan.keep}
+    return KINDS + tuple(kind for kind in INSIDE_HEADS if kind in last)
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """One convolution of the front-end.
+
+    Arguments
+    ---------
+    name : str
+        Of the module whose `conv` is the torch Conv1d.
+    shape : torch.Size
+        Of its weight: (C made, C read, kernel).
+    stride : int
+    has_bias : bool
+    norms : tuple of str
+        LayerNorms over the channels it makes.
+    group_norms : tuple of str
+        GroupNorms with a group per channel.
+    """
+
+    name: str
+    shape: tuple
+    stride: int
+    has_bias: bool
+    norms: tuple = ()
+    group_norms: tuple = ()
+
+    @property
+    def weight(self):
+        """Name of its weight."""
+        return f"{self.name}.conv.weight"
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """What one family's description has, in the order in which data flow.
+
+    Arguments
+    ---------
+    scope : tuple of str
+        Modules that are counted.
+    convolutions : tuple of _Convolution
+    reader : str
+        The Linear that reads their output.
+    between : callable
+        frames (int) -> list of Operation between the front-end and the
+        layers, the reader's with them.
+    layers : dict
+        Name -> Layer.
+    layerdrop : float
+        Probability with which training skips a layer.
+    """
+
+    scope: tuple
+    convolutions: tuple
+    reader: str
+    between: Callable
+    layers: dict
+    layerdrop: float
+
+    def operations(self, samples):
+        """MACs on one utterance."""
+        lengths = _lengths(self.convolutions, samples)
+        found = [
+            Operation(length * c.shape.numel(), c.name, tensor=c.weight)
+            for c, length in zip(self.convolutions, lengths)
+        ]
+        frames = lengths[-1]
+        found += self.between(frames)
+        for layer in self.layers.values():
+            found += layer.all_operations(frames)
+        return found
+
+
+def _lengths(convolutions, samples):
+    """Length at the output of each convolution; none has padding."""
+    lengths = []
+    for convolution in convolutions:
+        kernel = convolution.shape[2]
+        samples = max(0, (samples - kernel) // convolution.stride + 1)
+        lengths.append(samples)
+    return lengths
+
+
+def _channels(convolutions, reader, multiple):
+    """A structure for the channels that each convolution makes."""
+    readers = [c.weight for c in convolutions[1:]] + [f"{reader}.weight"]
+    for convolution, weight in zip(convolutions, readers):
+        each = consecutive(convolution.shape[0])
+        read = Slices(weight, 1, each)
+        norms = (*convolution.norms, *convolution.group_norms)
+        made = [convolution.weight]
+        if convolution.has_bias:
+            made.append(f"{convolution.name}.conv.bias")
+        made += [f"{n}.{t}" for n in norms for t in ("weight", "bias")]
+        yield Structure(
+            name=f"{convolution.name}.channels",
+            kind="front_end_channels",
+            units=len(each),
+            masks=(read,),
+            cuts=(read, *(Slices(tensor, 0, each) for tensor in made)),
+            norms=tuple(Slices(n, None, each) for n in convolution.norms),
+            counts=tuple(
+                (norm, attribute)
+                for norm in convolution.group_norms
+                for attribute in ("num_groups", "num_channels")
+            ),
+            multiple=multiple,
+        )
+
+
+# ----------------------------------------------------------------- families
+
+
+def _find(root):
+    """Describes the one encoder below root."""
+    families = {**_hugging_face(), W2VLatentExtractor: _native}
+    found = [
+        (name, module)
+        for name, module in root.named_modules()
+        if isinstance(module, tuple(families))
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"module: {len(found)} encoders that can be cut found in "
+            f"{_what_is(root)}; name a module with one of "
+            f"{[family.__name__ for family in families]}"
+            + ("" if len(families) > 1 else f"; {NOT_INSTALLED}")
+        )
+    name, module = found[0]
+    describe = next(d for f, d in families.items() if isinstance(module, f))
+    return describe(root, name, module)
+
+
+def _what_is(root):
+    """Class of a module, and of the Hugging Face model in it."""
+    inner = getattr(root, "model", None)
+    kinds = [type(module).__name__ for module in (root, inner) if module]
+    return " with ".join(kinds)
+
+
+def _hugging_face():
+    """Model class -> its description; empty without transformers."""
+    try:
+        from transformers import HubertModel, Wav2Vec2Model, WavLMModel
+    except ImportError:  # an extra: `pip install sb_prune[wav2vec2]`
+        return {}
+    return {
+        Wav2Vec2Model: partial(_hugging_face_model, attention=_attention),
+        HubertModel: partial(_hugging_face_model, attention=_attention),
+        WavLMModel: partial(_hugging_face_model, attention=_biased_attention),
+    }
+
+
+def _hugging_face_model(root, name, model, attention):
+    """A model of transformers; `attention` describes that of its layers."""
+    if _has_adapters(model):
+        raise ValueError(
+            f"module: {name or type(model).__name__} has adapters, which "
+            "cannot be cut; load it with add_adapter=False and "
+            "adapter_attn_dim=None"
+        )
+    projection = dotted(name, "feature_projection")
+    stack = dotted(name, "encoder", "layers")
+    return _Encoder(
+        scope=(name,),
+        convolutions=_hugging_face_convolutions(name, model),
+        reader=f"{projection}.projection",
+        between=_hugging_face_between(name, model),
+        layers={
+            f"{stack}.{i}": _layer(
+                f"{stack}.{i}",
+                layer,
+                attention,
+                model.config.do_stable_layer_norm,
+            )
+            for i, layer in model.encoder.layers.named_children()
+        },
+        layerdrop=model.config.layerdrop,
+    )
+
+
+def _has_adapters(model):
+    """Behind the encoder or inside its layers; HuBERT has the latter only."""
+    behind = getattr(model, "adapter", None)
+    inside = getattr(model.config, "adapter_attn_dim", None)
+    return behind is not None or inside is not None
+
+
+def _hugging_face_convolutions(name, model):
+    found = []
+    prefix = dotted(name, "feature_extractor", "conv_layers")
+    last = len(model.feature_extractor.conv_layers) - 1
+    over_channels = model.config.feat_extract_norm == "layer"
+    for i, layer in enumerate(model.feature_extractor.conv_layers):
+        norm = (
+            (f"{prefix}.{i}.layer_norm",)
+            if hasattr(layer, "layer_norm")
+            else ()
+        )
+        norms = norm if over_channels else ()
+        if i == last and hasattr(model.feature_projection, "layer_norm"):
+            norms += (dotted(name, "feature_projection", "layer_norm"),)
+        found.append(
+            _Convolution(
+                name=f"{prefix}.{i}",
+                shape=layer.conv.weight.shape,
+                stride=layer.conv.stride[0],
+                has_bias=layer.conv.bias is not None,
+                norms=norms,
+                group_norms=() if over_channels else norm,
+            )
+        )
+    return tuple(found)
+
+
+def _hugging_face_between(name, model):
+    """Projection and positional convolution."""
+    projection = weight_operations(
+        dotted(name, "feature_projection"),
+        model.feature_projection,
+        ["projection"],
+    )
+    conv = model.encoder.pos_conv_embed.conv
+    size, kernel = conv.weight.numel(), conv.kernel_size[0]
+    more = 2 * conv.padding[0] - kernel + 1  # computed, then chomped
+    positions = dotted(name, "encoder", "pos_conv_embed")
+    return lambda frames: [
+        *projection(frames),
+        Operation((frames + more) * size, positions),
+    ]
+
+
+def _native(root, name, extractor):
+    """SpeechBrain's own: extractor and encoder are modules side by side."""
+    wrappers = {
+        n: m for n, m in root.named_modules() if isinstance(m, EncoderWrapper)
+    }
+    if len(wrappers) != 1:
+        raise ValueError(
+            f"module: {len(wrappers)} EncoderWrapper found to read the "
+            "W2VLatentExtractor's output; list both, e.g. module: "
+            "[latent_extractor, latent_encoder]"
+        )
+    wrapper_name, wrapper = next(iter(wrappers.items()))
+    if not isinstance(wrapper.latent_encoder, TransformerEncoder):
+        raise ValueError(
+            f"module: {wrapper_name}.latent_encoder is a "
+            f"{type(wrapper.latent_encoder).__name__}; only a "
+            "TransformerEncoder can be cut here"
+        )
+    stack = dotted(wrapper_name, "latent_encoder", "layers")
+    return _Encoder(
+        scope=(name, wrapper_name),
+        convolutions=_native_convolutions(name, extractor),
+        reader=dotted(wrapper_name, "input_projector"),
+        between=weight_operations(wrapper_name, wrapper, ["input_projector"]),
+        layers={
+            f"{stack}.{i}": encoder_layer(f"{stack}.{i}", layer)
+            for i, layer in wrapper.latent_encoder.layers.named_children()
+        },
+        layerdrop=wrapper.latent_encoder.layerdrop_prob,
+    )
+
+
+def _native_convolutions(name, extractor):
+    found = []
+    blocks = list(extractor.extractor.items())
+    for i, (block_name, block) in enumerate(blocks):
+        prefix = dotted(name, "extractor", block_name, "convs")
+        conv = block.convs.conv_0
+        norms = (f"{prefix}.norm_0.norm",)
+        if i == len(blocks) - 1:
+            norms += (dotted(name, "norm"),)
+        found.append(
+            _Convolution(
+                name=f"{prefix}.conv_0",
+                shape=conv.conv.weight.shape,
+                stride=conv.stride,
+                has_bias=conv.conv.bias is not None,
+                norms=norms,
+            )
+        )
+    return tuple(found)
+
+
+# ------------------------------------------------------------------- layers
+
+
+def _layer(name, layer, attention, norms_first):
+    """A layer of transformers; norms that come last stay."""
+    att, ffn = f"{name}.attention", f"{name}.feed_forward"
+    first = f"{name}.layer_norm" if norms_first else None
+    second = f"{name}.final_layer_norm" if norms_first else None
+    linears = ("intermediate_dense", "output_dense")
+    return Layer(
+        parts=(
+            attention(att, layer.attention, first),
+            two_linears(ffn, layer.feed_forward, linears, norm=second),
+        )
+    )
+
+
+_absent_attention = partial(Absent, extra_outputs=1)
+
+
+def _attention(name, module, norm, absent=_absent_attention, more=0):
+    """Heads of wav2vec 2.0 and HuBERT; stock modules run with fewer."""
+    whole = Structure(
+        name=name,
+        kind="attention_modules",
+        units=1,
+        masks=whole_linear(f"{name}.out_proj", module.out_proj),
+        removes=((name, absent), *identity(norm)),
+    )
+    operations = _attention_operations(name, module, more)
+    inside = _dims(name, module)
+    return Part(whole, _heads(name, module), operations, inside)
+
+
+def _biased_attention(name, module, norm):
+    """Heads of WavLM; its first layer keeps the bias that all layers use."""
+    from sb_prune.cut.modules.wavlm import (
+        AbsentBiasedAttention,
+        BiasOnly,
+        FewerBiasedHeads,
+        UnequalBiasedHeads,
+    )
+
+    has_bias = hasattr(module, "rel_attn_embed")
+    absent = BiasOnly if has_bias else AbsentBiasedAttention
+    gate = module.gru_rel_pos_linear.weight.numel() * module.num_heads
+    part = _attention(name, module, norm, absent, gate)
+    strength = consecutive(module.num_heads)
+    return replace(
+        part,
+        module=replace(
+            part.module,
+            stays=(f"{name}.rel_attn_embed",) if has_bias else (),
+        ),
+        units=replace(
+            part.units,
+            cuts=(
+                *part.units.cuts,
+                Slices(f"{name}.gru_rel_pos_const", 1, strength),
+            ),
+            positions=((name, "kept_heads"),),
+            adapters=((name, FewerBiasedHeads),),
+        ),
+        inside=tuple(
+            replace(dims, adapters=((name, UnequalBiasedHeads),))
+            for dims in part.inside
+        ),
+    )
+
+
+def _heads(name, module):
+    each = consecutive(module.num_heads, module.head_dim)
+    out = Slices(f"{name}.out_proj.weight", 1, each)
+    rows = (
+        Slices(f"{name}.{projection}_proj.{tensor}", 0, each)
+        for projection in "qkv"
+        for tensor in ("weight", "bias")
+    )
+    return Structure(
+        name=f"{name}.heads",
+        kind="heads",
+        units=module.num_heads,
+        masks=(out,),
+        cuts=(out, *rows),
+        counts=((name, "num_heads"),),
+    )
+
+
+def _dims(name, module):
+    """Dims inside the heads."""
+    from sb_prune.cut.modules.wav2vec2 import unequal
+
+    each = consecutive(module.num_heads * module.head_dim)
+    made = {
+        p: tuple(
+            Slices(f"{name}.{p}_proj.{tensor}", 0, each)
+            for tensor in ("weight", "bias")
+        )
+        for p in "qkv"
+    }
+    out = Slices(f"{name}.out_proj.weight", 1, each)
+    return dims_of_heads(
+        name,
+        name,
+        query_key=(made["k"], made["q"] + made["k"]),
+        value=((out,), (out, *made["v"])),
+        adapter=unequal(module),
+    )
+
+
+def _attention_operations(name, module, more):
+    """frames -> MACs; `more` per frame, shared evenly by the heads."""
+    projections = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    linears = weight_operations(name, module, projections)
+    width = module.embed_dim
+
+    def operations(frames):
+        pairs = frames * frames * width
+        return [
+            *linears(frames),
+            *pair_operations(name, pairs, pairs),
+            Operation(more * frames, name, structures=(f"{name}.heads",)),
+        ]
+
+    return operations

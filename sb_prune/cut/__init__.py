@@ -1,0 +1,1 @@
+"""A masked model computes what the cut model will: masks, then surgery."""

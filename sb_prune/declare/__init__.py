@@ -1,0 +1,1 @@
+"""What can be cut, as plain data: structures, their cost, plans."""

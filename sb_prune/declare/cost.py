@@ -1,0 +1,267 @@
+"""Parameters and multiply-accumulates of a model, dense, expected or cut.
+
+Both are polynomials in the number of kept units of each structure: a tensor
+counts the product of what is left of its axes, an operation its dense MACs
+times the share left of each dimension it runs over. A `Cost` holds such a
+polynomial as three small tensors, so that thousands of gates cost microseconds
+and the derivative comes from autograd.
+"""
+
+import math
+from collections import defaultdict
+from itertools import accumulate
+
+import torch
+
+from sb_prune.declare.structure import below
+
+WHOLE = [(1.0, ())]  # the share of a tensor that nothing cuts
+
+
+class Cost:
+    """A polynomial in the kept units of every structure of a declaration.
+
+    Arguments
+    ---------
+    declaration : Declaration
+        Whose structures are the variables.
+    terms : list of (float, tuple)
+        (coefficient, factors); each factor is (structure name, fixed, slope)
+        and stands for `fixed + slope * kept units`.
+    """
+
+    def __init__(self, declaration, terms):
+        self.declaration = declaration
+        position = {s.name: i for i, s in enumerate(declaration.structures)}
+        merged = defaultdict(float)
+        for coefficient, factors in terms:
+            merged[tuple(sorted(factors))] += coefficient
+        width = max((len(f) for f in merged), default=0) or 1
+        shape = (len(merged), width)
+        self.coefficients = torch.tensor(list(merged.values())).double()
+        self.variables = torch.full(shape, len(position))
+        self.fixed = torch.ones(shape, dtype=torch.float64)
+        self.slopes = torch.zeros(shape, dtype=torch.float64)
+        for row, factors in enumerate(merged):
+            for column, (name, fixed, slope) in enumerate(factors):
+                self.variables[row, column] = position[name]
+                self.fixed[row, column] = fixed
+                self.slopes[row, column] = slope
+        self._owner = torch.repeat_interleave(
+            torch.tensor([s.units for s in declaration.structures])
+        )
+        self._holder = _holding_units(declaration)
+
+    def of_kept(self, kept):
+        """Cost at given numbers of kept units.
+
+        Arguments
+        ---------
+        kept : torch.Tensor
+            (..., structures), float64; closed modules count 0.
+
+        Returns
+        -------
+        torch.Tensor
+            (...)
+        """
+        ones = torch.ones_like(kept[..., :1])
+        kept = torch.cat([kept, ones], dim=-1)[..., self.variables]
+        return (self.fixed + self.slopes * kept).prod(-1) @ self.coefficients
+
+    def expected(self, probabilities):
+        """Expected cost under independent gates, differentiable.
+
+        Arguments
+        ---------
+        probabilities : torch.Tensor
+            (N,) keep probabilities.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar, float64.
+        """
+        return self.of_kept(self.sum_units(probabilities))
+
+    def sum_units(self, values):
+        """Sums a value per gate into a value per structure.
+
+        The value of a gate is that times the value of the unit that holds it.
+
+        Arguments
+        ---------
+        values : torch.Tensor
+            (N,)
+
+        Returns
+        -------
+        torch.Tensor
+            (structures,), float64.
+        """
+        values = values.double().cpu()
+        if self._holder is not None:
+            values = (
+                values * torch.cat([values, values.new_ones(1)])[self._holder]
+            )
+        total = torch.zeros(len(self.declaration.structures)).double()
+        return total.index_add(0, self._owner, values)
+
+    def depends_on(self):
+        """Names of the structures whose kept units change this cost.
+
+        Returns
+        -------
+        set of str
+        """
+        structures = self.declaration.structures
+        positions = self.variables.unique().tolist()
+        return {structures[i].name for i in positions if i < len(structures)}
+
+    def dense(self):
+        """Cost with every unit kept."""
+        return float(self.expected(torch.ones(len(self._owner))))
+
+
+def parameter_cost(declaration, prefix=""):
+    """Number of parameters of the scope.
+
+    Arguments
+    ---------
+    declaration : Declaration
+        What can be cut.
+    prefix : str
+        Counts only what lies below this module.
+
+    Returns
+    -------
+    Cost
+    """
+    shares = _tensor_shares(declaration)
+    terms = [
+        (parameter.numel() * part, factors + _owners(declaration, name))
+        for name, parameter in declaration.root.named_parameters()
+        if _counted(declaration, name, prefix)
+        for part, factors in shares[name]
+    ]
+    return Cost(declaration, terms)
+
+
+def mac_cost(declaration, frames, prefix=""):
+    """Multiply-accumulates of the scope for one utterance.
+
+    Arguments
+    ---------
+    declaration : Declaration
+        What can be cut.
+    frames : int
+        Length of the utterance at the input of the scope.
+    prefix : str
+        Counts only what lies below this module.
+
+    Returns
+    -------
+    Cost
+    """
+    shares = _tensor_shares(declaration)
+    terms = []
+    for operation in declaration.operations(frames):
+        if not _counted(declaration, operation.module, prefix):
+            continue
+        more = _scaling(declaration, operation)
+        more += _owners(declaration, operation.module)
+        parts = shares[operation.tensor] if operation.tensor else WHOLE
+        terms += [
+            (operation.macs * part, factors + more) for part, factors in parts
+        ]
+    return Cost(declaration, terms)
+
+
+def _scaling(declaration, operation):
+    """Factors of the structures that an operation runs over."""
+    found = []
+    for names in operation.structures:
+        names = (names,) if isinstance(names, str) else names
+        known = [declaration.by_name.get(name) for name in names]
+        known = [structure for structure in known if structure]
+        found += [(s.name, 0.0, 1 / s.units) for s in known[:1]]
+    return tuple(found)
+
+
+def _counted(declaration, name, prefix):
+    return below(name, prefix) and any(
+        below(name, module) for module in declaration.scope
+    )
+
+
+def _tensor_shares(declaration):
+    """Tensor name -> the share of it that its cuts leave, as terms.
+
+    A term is (coefficient, factors). What is cut along one axis adds up, and
+    the shares of several axes multiply.
+    """
+    sizes = {
+        name: tuple(p.shape) for name, p in declaration.root.named_parameters()
+    }
+    slopes = defaultdict(list)  # (tensor, axis) -> what each unit is of it
+    for structure in declaration.structures:
+        for cut in structure.cuts:
+            size = sizes[cut.tensor]
+            size = math.prod(size) if cut.dim is None else size[cut.dim]
+            slope = cut.index.shape[1] / size
+            slopes[cut.tensor, cut.dim].append((structure, slope))
+    shares = defaultdict(lambda: WHOLE)
+    for (tensor, _), found in slopes.items():
+        shares[tensor] = [
+            (a * b, first + second)
+            for a, first in shares[tensor]
+            for b, second in _axis_share(found)
+        ]
+    return shares
+
+
+def _axis_share(found):
+    """Terms of one axis: what is never cut, and what each structure leaves."""
+    fixed = round(1 - sum(s.units * slope for s, slope in found), 12)
+    if len(found) == 1:
+        (structure, slope) = found[0]
+        return [(1.0, ((structure.name, fixed, slope),))]
+    never_cut = [(fixed, ())] if fixed else []
+    return never_cut + [
+        (1.0, ((structure.name, 0.0, slope),)) for structure, slope in found
+    ]
+
+
+def _holding_units(declaration):
+    """(N,) position of the gate that holds each gate, N where none does.
+
+    None if no structure holds others.
+    """
+    structures = declaration.structures
+    if not any(s.holds for s in structures):
+        return None
+    total = declaration.total_units
+    starts = {s.name: p for s, p in zip(structures, _starts(structures))}
+    return torch.cat(
+        [
+            torch.full((s.units,), total)
+            if holder is None
+            else declaration.held(
+                s, starts[holder.name] + torch.arange(holder.units)
+            )
+            for s in structures
+            for holder in [declaration.holder(s)]
+        ]
+    )
+
+
+def _starts(structures):
+    """Position of the first gate of each structure."""
+    return accumulate((s.units for s in structures), initial=0)
+
+
+def _owners(declaration, name):
+    """Factors of every structure whose removal takes `name` with it."""
+    return tuple(
+        (s.name, 0.0, 1.0) for s in declaration.structures if s.takes(name)
+    )

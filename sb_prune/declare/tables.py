@@ -1,0 +1,164 @@
+"""What a plan leaves of every layer, as rows to read or to draw."""
+
+from sb_prune.declare.cost import parameter_cost
+from sb_prune.declare.structure import below
+
+GONE = "-"
+
+
+def kept_units(declaration, plan):
+    """Kept and all units of each kind in each layer.
+
+    Arguments
+    ---------
+    declaration : Declaration
+        Of the dense model.
+    plan : Plan
+        What stays.
+
+    Returns
+    -------
+    dict
+        Block or layer -> {column -> (kept, all)}. Columns are what the layers
+        have in common, e.g. `mha_layer.heads`; a module whose units are
+        declared has no column of its own, and its units are 0 where it is
+        gone.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.models.transformer.Conformer import (
+    ...     ConformerEncoder,
+    ... )
+    >>> from sb_prune import Plan, conformer_structures
+    >>> declaration = conformer_structures(
+    ...     ConformerEncoder(1, d_model=8, d_ffn=16, nhead=4), kinds=["heads"]
+    ... )
+    >>> plan = Plan.from_dict({"layers.0.mha_layer.heads": "1 of 4: 2"})
+    >>> kept_units(declaration, plan)
+    {'layers.0': {'mha_layer.heads': (1, 4)}}
+    """
+    parents = {
+        s.parent for s in declaration.structures if not declaration.holder(s)
+    }
+    counts = plan.kept_counts(declaration).int().tolist()
+    table = {place: {} for place in _places(declaration)}
+    for structure, kept in zip(declaration.structures, counts):
+        if structure.name in parents:
+            continue
+        layer, column = _place(declaration, structure.name)
+        table.setdefault(layer, {})[column] = (kept, structure.units)
+    return table
+
+
+def _places(declaration):
+    return (*declaration.blocks, *declaration.layers)
+
+
+def _place(declaration, name):
+    """(layer, name within it); what lies in no layer is its own column."""
+    for layer in _places(declaration):
+        if below(name, layer):
+            return layer, name[len(layer) + 1 :] or "layer"
+    return "elsewhere", name
+
+
+def structure_table(declaration, plan):
+    """What a plan keeps, a row per layer, with totals.
+
+    Arguments
+    ---------
+    declaration : Declaration
+        Of the dense model.
+    plan : Plan
+        What stays.
+
+    Returns
+    -------
+    list of list of str
+        The header, then the rows. A cell reads "kept/all", or "-" where the
+        module or the whole layer is gone.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.models.transformer.Conformer import (
+    ...     ConformerEncoder,
+    ... )
+    >>> from sb_prune import Plan, conformer_structures
+    >>> declaration = conformer_structures(
+    ...     ConformerEncoder(1, d_model=8, d_ffn=16, nhead=4), kinds=["heads"]
+    ... )
+    >>> plan = Plan.from_dict({"layers.0.mha_layer.heads": "1 of 4: 2"})
+    >>> for row in structure_table(declaration, plan):
+    ...     print(row)
+    ['layer', 'mha_layer.heads', 'parameters']
+    ['layers.0', '1/4', '1,220/1,472']
+    ['all layers', '1/4', '1,220/1,472']
+    """
+    units = kept_units(declaration, plan)
+    columns = column_names(units)
+    counts = plan.kept_counts(declaration)
+    rows = [["layer", *columns, "parameters"]]
+    sums = {column: (0, 0) for column in columns}
+    total = (0, 0)
+    for layer, cells in units.items():
+        cost = parameter_cost(declaration, layer)
+        size = (round(float(cost.of_kept(counts))), round(cost.dense()))
+        shown = [_cell(cells[c]) if c in cells else "" for c in columns]
+        rows.append([layer, *shown, _cell(size)])
+        for column, cell in cells.items():
+            sums[column] = _add(sums[column], cell)
+        total = _add(total, size)
+    shown = [_cell(sums[column]) for column in columns]
+    return rows + [["all layers", *shown, _cell(total)]]
+
+
+def column_names(units):
+    """Every column of what `kept_units` returns, in order, once."""
+    return list(dict.fromkeys(c for cells in units.values() for c in cells))
+
+
+def _add(a, b):
+    return a[0] + b[0], a[1] + b[1]
+
+
+def _cell(pair):
+    kept, everything = pair
+    return f"{kept:,}/{everything:,}" if kept else GONE
+
+
+def format_table(rows):
+    """Lays rows out as a table that reads well as text and as Markdown.
+
+    Arguments
+    ---------
+    rows : list of list
+        The header, then the rows; written with `str`.
+
+    Returns
+    -------
+    str
+        The first column left-aligned, the others right-aligned.
+
+    Example
+    -------
+    >>> print(format_table([["layer", "heads"], ["first", "3/4"]]))
+    | layer | heads |
+    |:------|------:|
+    | first |   3/4 |
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    ruler = [
+        "-" * (width + 1) + ":" if i else ":" + "-" * (width + 1)
+        for i, width in enumerate(widths)
+    ]
+    lines = [
+        "| "
+        + " | ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        )
+        + " |"
+        for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join(ruler) + "|", *lines[1:]])

@@ -1,0 +1,26 @@
+"""Which layers stay: criteria, and what they are computed from."""
+
+from sb_prune.depth.criteria import (
+    ConvexityPeak,
+    LastLayers,
+    RandomLayers,
+    SimilarBlock,
+)
+from sb_prune.depth.representations import max_over_time, mean_over_time
+from sb_prune.depth.similarity import (
+    cosine_similarity,
+    linear_cka,
+    mutual_neighbours,
+)
+
+__all__ = [
+    "ConvexityPeak",
+    "LastLayers",
+    "RandomLayers",
+    "SimilarBlock",
+    "cosine_similarity",
+    "linear_cka",
+    "max_over_time",
+    "mean_over_time",
+    "mutual_neighbours",
+]

@@ -1,0 +1,232 @@
+"""Criteria that say which layers of a stack may go, before any training.
+
+A criterion is called with what the layers give for a labelled sample and
+answers with a `LayerChoice`. Each is one class, which a YAML names:
+
+    criterion: !new:sb_prune.depth.criteria.ConvexityPeak
+        neighbours: 10
+
+Legend of the shapes in this file
+    L   layers
+    n   points: utterances, or segments of them
+    d   features
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sb_prune.depth.convexity import graph_convexity
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Which layers stay, and why.
+
+    Arguments
+    ---------
+    keep : list of bool
+        (L,)
+    scores : list of float
+        What was compared; empty where nothing was.
+    errors : list of float
+        Standard errors of the scores; empty where there are none.
+    """
+
+    keep: list
+    scores: list = field(default_factory=list)
+    errors: list = field(default_factory=list)
+
+    @property
+    def depth(self):
+        """How many layers stay."""
+        return sum(self.keep)
+
+
+class ConvexityPeak:
+    """Keeps the layers up to the one where classes are most convex.
+
+    Dorszewski et al., "Convexity-based Pruning of Speech Representation
+    Models" (2024, 2408.11858), section 2.4. Of layers that score the same the
+    lowest counts; the scores begin with what enters the first layer, which is
+    no choice.
+
+    Arguments
+    ---------
+    neighbours, max_pairs, seed : int
+        As for `graph_convexity`.
+
+    Example
+    -------
+    >>> generator = np.random.default_rng(0)
+    >>> labels = [0, 1] * 20
+    >>> mixed, apart = generator.normal(size=(2, 40, 3))
+    >>> apart[::2] += 9
+    >>> ConvexityPeak(neighbours=5)([mixed, mixed, apart, mixed], labels).keep
+    [True, True, False]
+    """
+
+    needs_states = needs_labels = True
+
+    def __init__(self, neighbours=10, max_pairs=5000, seed=0):
+        self.settings = {
+            "neighbours": neighbours,
+            "max_pairs": max_pairs,
+            "seed": seed,
+        }
+
+    def __call__(self, states, labels):
+        """Scores every layer.
+
+        Arguments
+        ---------
+        states : list of numpy.ndarray
+            L + 1 of (n, d): what enters the first layer, what leaves each.
+        labels : sequence
+            (n,)
+
+        Returns
+        -------
+        LayerChoice
+        """
+        found = [graph_convexity(s, labels, **self.settings) for s in states]
+        scores = [each.score for each in found]
+        peak = int(np.argmax(scores[1:]))
+        return LayerChoice(
+            keep=[layer <= peak for layer in range(len(states) - 1)],
+            scores=scores,
+            errors=[each.error for each in found],
+        )
+
+
+class SimilarBlock:
+    """Removes the block of layers whose input and output are most alike.
+
+    Dorszewski et al., "How Redundant Is the Transformer Stack in Speech
+    Representation Models?" (2024, 2409.16302). The first layer always stays.
+
+    Arguments
+    ---------
+    similarity : callable
+        Two arrays (n, d) -> float, the higher the more alike: one of
+        `sb_prune.depth.similarity`.
+    removed : int
+        How many layers, side by side.
+
+    Example
+    -------
+    >>> from sb_prune.depth.similarity import linear_cka
+    >>> a, b, c = np.random.default_rng(0).normal(size=(3, 20, 4))
+    >>> SimilarBlock(linear_cka, removed=1)([a, b, b, c], None).keep
+    [True, False, True]
+    """
+
+    needs_states, needs_labels = True, False
+
+    def __init__(self, similarity, removed):
+        if not callable(similarity):
+            raise ValueError(
+                f"similarity: {similarity!r} cannot be called; write !name: "
+                "and a function, e.g. sb_prune.depth.similarity.linear_cka"
+            )
+        _check_removed(removed, least=1)
+        self.similarity = similarity
+        self.removed = removed
+
+    def __call__(self, states, labels):
+        """Compares what enters and what leaves each block.
+
+        Arguments
+        ---------
+        states : list of numpy.ndarray
+            L + 1 of (n, d): what enters the first layer, what leaves each.
+        labels : object
+            Not looked at.
+
+        Returns
+        -------
+        LayerChoice
+            A score for each block but the one that begins at the first layer.
+        """
+        layers = len(states) - 1
+        _check_left(self.removed, layers)
+        scores = [
+            self.similarity(states[start], states[start + self.removed])
+            for start in range(1, layers - self.removed + 1)
+        ]
+        start = 1 + int(np.argmax(scores))
+        block = range(start, start + self.removed)
+        return LayerChoice([i not in block for i in range(layers)], scores)
+
+
+class RandomLayers:
+    """Removes layers at random, to compare with. The first always stays.
+
+    Arguments
+    ---------
+    removed : int
+        How many.
+    seed : int
+
+    Example
+    -------
+    >>> RandomLayers(removed=2, seed=1)([None] * 7, None).keep
+    [True, False, True, True, True, False]
+    """
+
+    needs_states = needs_labels = False
+
+    def __init__(self, removed, seed=0):
+        _check_removed(removed)
+        self.removed = removed
+        self.seed = seed
+
+    def __call__(self, states, labels):
+        """Arguments as of the others; their values are not looked at."""
+        layers = len(states) - 1
+        _check_left(self.removed, layers)
+        generator = np.random.default_rng(self.seed)
+        gone = 1 + generator.permutation(layers - 1)[: self.removed]
+        return LayerChoice([i not in gone for i in range(layers)])
+
+
+class LastLayers:
+    """Removes the last layers, however alike.
+
+    Arguments
+    ---------
+    removed : int
+        How many.
+
+    Example
+    -------
+    >>> LastLayers(removed=2)([None] * 5, None).keep
+    [True, True, False, False]
+    """
+
+    needs_states = needs_labels = False
+
+    def __init__(self, removed):
+        _check_removed(removed)
+        self.removed = removed
+
+    def __call__(self, states, labels):
+        """Arguments as of the others; their values are not looked at."""
+        layers = len(states) - 1
+        _check_left(self.removed, layers)
+        return LayerChoice([i < layers - self.removed for i in range(layers)])
+
+
+def _check_removed(removed, least=0):
+    whole = isinstance(removed, int) and not isinstance(removed, bool)
+    if not whole or removed < least:
+        raise ValueError(
+            f"removed: {removed!r}; write a number of layers, {least} or more"
+        )
+
+
+def _check_left(removed, layers):
+    if removed >= layers:
+        raise ValueError(
+            f"removed: {removed} of {layers} layers; keep at least one"
+        )

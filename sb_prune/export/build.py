@@ -1,0 +1,150 @@
+"""What the YAML of an export names: small modules, files verified."""
+
+import torch
+from speechbrain.utils import parameter_transfer
+from speechbrain.utils.checkpoints import (
+    DEFAULT_LOAD_HOOKS,
+    DEFAULT_TRANSFER_HOOKS,
+    get_default_hook,
+)
+
+from sb_prune.cut.folding import fold_
+from sb_prune.cut.surgery import cut_
+from sb_prune.declare.plan import Plan
+from sb_prune.export.formats import check_format
+from sb_prune.export.loadables import is_plain_module
+from sb_prune.support.hashes import check_hash
+
+
+def build_cut(factory, structures, plan, format=1):
+    """Builds a cut module without ever allocating the dense one.
+
+    Arguments
+    ---------
+    factory : callable
+        Makes the dense stock module.
+    structures : callable
+        Module -> Declaration, as in training.
+    plan : dict
+        As `Plan.to_dict` writes it.
+    format : int
+        Of the export.
+
+    Returns
+    -------
+    torch.nn.Module
+        On the meta device; `load_verified` fills it.
+
+    Raises
+    ------
+    ValueError
+        If the plan was made for another architecture, or by a later version.
+
+    Example
+    -------
+    >>> from functools import partial
+    >>> from speechbrain.lobes.models.transformer.Conformer import (
+    ...     ConformerEncoder,
+    ... )
+    >>> from sb_prune import conformer_structures
+    >>> small = build_cut(
+    ...     partial(ConformerEncoder, 1, d_model=8, d_ffn=16, nhead=4),
+    ...     partial(conformer_structures, kinds=["heads"]),
+    ...     {"layers.0.mha_layer.heads": "1 of 4: 2"},
+    ... )
+    >>> small.layers[0].mha_layer.in_proj_weight
+    Parameter containing:
+    tensor(..., device='meta', size=(6, 8), requires_grad=True)
+    """
+    check_format(format)
+    with torch.device("meta"):
+        module = factory()
+    cut_(structures(module), Plan.from_dict(plan))
+    fold_(module)
+    return module
+
+
+def load_verified(loaded, path, sha256):
+    """Loads one file of an export if it is the one exported; a Pretrainer
+    hook.
+
+    Arguments
+    ---------
+    loaded : object
+        A module (its parameters may be on the meta device), or anything that
+        a Pretrainer loads.
+    path : str
+        The file; a state dict is memory-mapped and assigned. That of a Hugging
+        Face encoder is a safetensors file.
+    sha256 : str
+        What the file must hash to.
+
+    Raises
+    ------
+    ValueError
+        If the file was truncated or edited, or does not fit the module.
+    """
+    check_hash(path, sha256)
+    if str(path).endswith(".safetensors"):
+        from sb_prune.export.hugging_face import assign  # needs an extra
+
+        assign(loaded.model, path)
+        return
+    if is_plain_module(loaded):
+        _assign_weights(loaded, path)
+        return
+    hook = get_default_hook(loaded, DEFAULT_TRANSFER_HOOKS)
+    if hook is not None:
+        hook(loaded, path)
+    else:  # as a Pretrainer does
+        get_default_hook(loaded, DEFAULT_LOAD_HOOKS)(loaded, path, False)
+
+
+def _assign_weights(module, path):
+    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    try:
+        module.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not fit the model in hyperparams.yaml (was it "
+            f"edited?): {error}"
+        ) from error
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise ValueError(f"{path} has no values for {empty}")
+
+
+class Pretrainer(parameter_transfer.Pretrainer):
+    """SpeechBrain's, with files that are not called `<key>.ckpt`.
+
+    Arguments
+    ---------
+    files : dict
+        Key of a loadable -> name of its file in the source.
+    **kwargs
+        As SpeechBrain's.
+
+    Example
+    -------
+    >>> linear = torch.nn.Linear(1, 1)
+    >>> folder = getfixture("tmp_path")
+    >>> torch.save(linear.state_dict(), folder / "weights.pt")
+    >>> pretrainer = Pretrainer(
+    ...     files={"linear": "weights.pt"}, loadables={"linear": linear}
+    ... )
+    >>> paths = pretrainer.collect_files(default_source=str(folder))
+    >>> paths["linear"].name
+    'weights.pt'
+    """
+
+    def __init__(self, files=None, **kwargs):
+        super().__init__(**kwargs)
+        self.files = files or {}
+
+    def collect_files(self, default_source=None, **kwargs):
+        """As SpeechBrain's."""
+        if default_source is not None:
+            for key, file in self.files.items():
+                self.paths.setdefault(key, f"{default_source}/{file}")
+        return super().collect_files(default_source, **kwargs)

@@ -1,0 +1,167 @@
+"""The YAML of the dense model, turned into that of an export."""
+
+from pathlib import Path
+
+import ruamel.yaml
+from ruamel.yaml.comments import CommentedMap, TaggedScalar
+from ruamel.yaml.tag import Tag
+
+from sb_prune.declare.roots import entries_of
+from sb_prune.export.encoders import encoders_of, key_of
+from sb_prune.export.formats import BUILDERS, FORMAT
+from sb_prune.export.loadables import find_object, saver_of
+from sb_prune.export.yaml_nodes import (
+    factory_of,
+    named,
+    references,
+    tag_of,
+    tagged,
+)
+
+MARK = "sb_prune export"  # in the first line of an export's YAML
+TOGETHER = "pruned_modules"  # key of what is built by one plan
+
+
+def prepare_document(folder, inference, brain, module):
+    """Reads the dense YAML and refuses early what could not be exported.
+
+    Arguments
+    ---------
+    folder : Path
+        Where the export will go.
+    inference : str
+        YAML of the dense model.
+    brain : Brain
+        Whose hparams fill the placeholders.
+    module : str or list of str
+        Keys of the modules that will be cut.
+
+    Returns
+    -------
+    CommentedMap
+        The YAML, placeholders filled.
+
+    Raises
+    ------
+    ValueError
+        If the YAML lacks something, or `folder` holds anything else.
+    """
+    _check_ours(Path(folder))
+    document = _read(inference)
+    _fill_placeholders(document, brain.hparams, inference)
+    for entry in entries_of(module):
+        if not tag_of(document.get(entry)).startswith("!new:"):
+            raise ValueError(
+                f"inference: {inference}: {entry} must be a !new: of the "
+                "stock class, as in the training YAML"
+            )
+    if not isinstance(module, str):
+        _check_together(document, module, inference)
+    if not document.get("pretrainer", {}).get("loadables"):
+        raise ValueError(
+            f"inference: {inference} has no pretrainer with loadables; add "
+            "one, as for any published SpeechBrain model"
+        )
+    for key, reference in document["pretrainer"]["loadables"].items():
+        loaded = find_object(brain, reference.value.strip("<>"), inference)
+        saver_of(loaded, key, inference)
+    for entry in encoders_of(brain, module, inference):
+        if key_of(document, entry) is None:
+            raise ValueError(
+                f"inference: {inference}: the pretrainer needs a loadable of "
+                f"its own for the encoder; add {entry}: !ref <{entry}>, and "
+                "leave it out of the others"
+            )
+    return document
+
+
+def _check_together(document, entries, inference):
+    """Whether several modules can be built at the place of the last."""
+    if TOGETHER in document:
+        raise ValueError(
+            f"inference: {inference}: {TOGETHER} is what the export calls the "
+            "cut modules; write another key"
+        )
+    above = list(document)[: _last_place(document, entries)]
+    for key in above:
+        early = references(document[key]) & set(entries)
+        if early:
+            raise ValueError(
+                f"inference: {inference}: {key} refers to {sorted(early)} "
+                f"above the last of {entries}; move {key} below them"
+            )
+
+
+def _check_ours(folder):
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
+        return
+    yaml_file = folder / "hyperparams.yaml"
+    if not (yaml_file.is_file() and MARK in yaml_file.read_text("utf-8")):
+        raise ValueError(
+            f"export_folder: {folder} holds something else; write a folder "
+            "that does not exist"
+        )
+
+
+def _read(inference):
+    if not Path(inference).is_file():
+        raise ValueError(
+            f"inference: {inference} does not exist; write the YAML of the "
+            "dense model as for publishing (relative to where train.py runs)"
+        )
+    with open(inference, encoding="utf-8") as file:
+        document = ruamel.yaml.YAML().load(file)
+    if not isinstance(document, CommentedMap):
+        raise ValueError(
+            f"inference: {inference} is empty; write the YAML of the dense "
+            "model as for publishing"
+        )
+    return document
+
+
+def _fill_placeholders(document, hparams, inference):
+    """Scalars of the dense YAML that follow the training YAML."""
+    for key, node in document.items():
+        if tag_of(node) != "!PLACEHOLDER":
+            continue
+        value = getattr(hparams, key, None)
+        if not isinstance(value, (int, float, str, bool)):
+            raise ValueError(
+                f"inference: {inference}: {key} is a !PLACEHOLDER, but the "
+                f"training YAML has no scalar {key}; write its value"
+            )
+        document[key] = value
+
+
+def wrap_cut_modules(document, module, structures, plan):
+    """module: !new:Stock ... becomes module: !apply:build_cut of it.
+
+    Several are built side by side from one plan, where the last of them
+    stands, and each refers to its part.
+    """
+    if isinstance(module, str):
+        factory = factory_of(document[module])
+        document[module] = _builder(factory, structures, plan)
+        return
+    place = _last_place(document, module) + 1 - len(module)
+    factories = {entry: factory_of(document.pop(entry)) for entry in module}
+    together = tagged("!name:sb_prune.side_by_side", **factories)
+    document.insert(place, TOGETHER, _builder(together, structures, plan))
+    for i, entry in enumerate(module, start=1):
+        part = f"<{TOGETHER}.{entry}>"
+        node = TaggedScalar(part, tag=Tag(suffix="!ref"))
+        document.insert(place + i, entry, node)
+
+
+def _last_place(document, entries):
+    return max(list(document).index(entry) for entry in entries)
+
+
+def _builder(factory, structures, plan):
+    return tagged(
+        BUILDERS[0],
+        format=FORMAT,
+        factory=factory,
+        structures=named(structures),
+        plan=plan.to_dict(),
+    )

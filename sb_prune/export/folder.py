@@ -1,0 +1,161 @@
+"""Export: a folder that SpeechBrain's own `from_hparams` loads.
+
+The recipe gives the YAML with which it would publish the *dense* model: an
+ordinary inference `hyperparams.yaml`, whose `!PLACEHOLDER` scalars take their
+values from the training YAML. The export is that file with the pruned module
+built by `build_cut` and every file loaded by `load_verified`, beside them the
+weights, the normaliser, the tokenizer and a card. Where a Hugging Face lobe of
+SpeechBrain was cut, the folder is a Hugging Face folder too (`encoders`).
+"""
+
+import shutil
+from pathlib import Path
+
+import ruamel.yaml
+import torch
+from ruamel.yaml.comments import CommentedMap
+from speechbrain.utils.logger import get_logger
+
+from sb_prune.export.card import write_card
+from sb_prune.export.document import MARK, prepare_document, wrap_cut_modules
+from sb_prune.export.encoders import (
+    describe_encoder,
+    encoders_of,
+    save_encoder_config,
+    save_encoder_weights,
+)
+from sb_prune.export.loadables import (
+    find_object,
+    is_plain_module,
+    saver_of,
+    state_on_cpu,
+)
+from sb_prune.export.loading import load_export
+from sb_prune.export.yaml_nodes import tagged
+from sb_prune.support.disk import naming_what_fails, rename_
+from sb_prune.support.hashes import file_hash
+from sb_prune.support.random_state import generators_untouched
+
+logger = get_logger(__name__)
+
+
+def export_model(folder, inference, brain, module, structures, plan, facts):
+    """Writes the export folder, checks it, and renames it into place.
+
+    Arguments
+    ---------
+    folder : str
+        Where; an earlier export there is replaced.
+    inference : str
+        YAML of the dense model, as for publishing.
+    brain : Brain
+        With the trained, cut modules and the objects the YAML loads.
+    module : str or list of str
+        Keys of the cut modules, in the recipe's `modules` and in the YAML.
+    structures : callable
+        Module -> Declaration.
+    plan : Plan
+        What was kept.
+    facts : dict
+        Measured figures for the card.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If the YAML lacks something, or `folder` holds anything else.
+    """
+    folder = Path(folder)
+    document = prepare_document(folder, inference, brain, module)
+    place = folder.resolve()  # a link to another disk stays one
+    aside = place.with_name(place.name + ".incomplete")
+    encoders = encoders_of(brain, module, inference)
+    for entry, lobe in encoders.items():
+        describe_encoder(document, entry, lobe)
+    wrap_cut_modules(document, module, structures, plan)
+    with naming_what_fails(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        _save_loadables(document, inference, brain, aside)
+        for entry, lobe in encoders.items():
+            save_encoder_weights(document, entry, lobe, aside)
+        _write_yaml(aside / "hyperparams.yaml", document)
+    with generators_untouched():
+        loaded = load_export(aside)
+    _verify(loaded, brain, document)
+    _verify_names(loaded, brain, inference)
+    with naming_what_fails(folder):
+        for entry, lobe in encoders.items():
+            save_encoder_config(
+                loaded.declaration, plan, module, entry, lobe, aside
+            )
+        write_card(aside / "README.md", loaded, facts)
+        _replace(aside, place)
+    logger.info(f"Exported to {folder}: {facts}")
+    return folder
+
+
+def _write_yaml(path, document):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(f"# {MARK}: made by sb_prune, plan inline\n")
+        ruamel.yaml.YAML().dump(document, file)
+
+
+def _replace(aside, folder):
+    """A kill in between leaves no half export, and nothing to repair."""
+    earlier = folder.with_name(folder.name + ".earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if folder.exists():
+        rename_(folder, earlier)
+    rename_(aside, folder)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _save_loadables(document, inference, brain, folder):
+    """Saves each object that the YAML's Pretrainer will load."""
+    pretrainer = document["pretrainer"]
+    hooks = CommentedMap()
+    for key, reference in pretrainer["loadables"].items():
+        path = folder / f"{key}.ckpt"
+        loaded = find_object(brain, reference.value.strip("<>"), inference)
+        saver_of(loaded, key, inference)(loaded, path)
+        hooks[key] = tagged(
+            "!name:sb_prune.load_verified", sha256=file_hash(path)
+        )
+    pretrainer["custom_hooks"] = hooks
+
+
+def _verify(loaded, brain, document):
+    """Compares every tensor of the reloaded folder, bit for bit."""
+    for key, theirs in loaded.hparams["pretrainer"].loadables.items():
+        if not is_plain_module(theirs):
+            continue
+        name = document["pretrainer"]["loadables"][key].value.strip("<>")
+        theirs = state_on_cpu(theirs)
+        for tensor, value in state_on_cpu(
+            find_object(brain, name, key)
+        ).items():
+            if not torch.equal(value, theirs[tensor]):
+                raise RuntimeError(f"export: {tensor} differs after reloading")
+
+
+def _verify_names(loaded, brain, inference):
+    """Compares modules of the same name: in a ModuleList, names are numbers,
+    so that two layers of one shape could take each other's weights."""
+    recipe = {**vars(brain.hparams), **dict(brain.modules)}
+    for name, theirs in loaded.hparams.items():
+        if not (is_plain_module(theirs) and name in recipe):
+            continue
+        ours, theirs = state_on_cpu(recipe[name]), state_on_cpu(theirs)
+        if ours.keys() == theirs.keys() and not all(
+            torch.equal(ours[tensor], theirs[tensor]) for tensor in ours
+        ):
+            raise ValueError(
+                f"inference: {inference}: {name} would get other weights than "
+                f"the recipe's {name}; list the modules of each of the "
+                "pretrainer's loadables in the order of the training YAML"
+            )

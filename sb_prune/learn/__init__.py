@@ -1,0 +1,1 @@
+"""Which units stay: gates or scores, under a budget, on a schedule."""

@@ -1,0 +1,1 @@
+"""What the recipes' prepare files and YAMLs have in common."""

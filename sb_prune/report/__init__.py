@@ -1,0 +1,1 @@
+"""What one sees of an export: tables, pictures, measured speed."""

@@ -1,0 +1,5 @@
+"""`python -m sb_prune.report FOLDER`: see `command`."""
+
+from sb_prune.report.command import main
+
+main()

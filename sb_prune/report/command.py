@@ -1,0 +1,250 @@
+"""What was kept, what it costs, how fast it is: the report of an export.
+
+    python -m sb_prune.report FOLDER [--seconds 10] [--log TRAIN_LOG]
+
+Prints tables and draws `structure.png` and, from the log of the run,
+`curves.png` into the export folder. Everything is measured on the CPU, here
+and now, on the folder as anyone would load it.
+"""
+
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from sb_prune.declare.cost import mac_cost, parameter_cost
+from sb_prune.declare.tables import (
+    GONE,
+    format_table,
+    kept_units,
+    structure_table,
+)
+from sb_prune.export.loading import ExportError, load_export
+from sb_prune.report.measure import (
+    count_frames,
+    count_macs,
+    count_parameters,
+    measure_speed,
+    noise,
+)
+from sb_prune.report.pictures import draw_curves, draw_structure, read_log
+
+LENGTHS = (1, 10, 30)  # seconds: attention grows with the square
+
+# ---------------------------------------------------------------- measuring
+
+
+def cost_table(export, seconds=10):
+    """Parameters and MACs of an export beside those of its dense model.
+
+    Arguments
+    ---------
+    export : Export
+        Loaded.
+    seconds : float
+        Length of the audio, on which the MACs per second depend.
+
+    Returns
+    -------
+    list of list of str
+        The header, then the rows. What lies outside the pruned scope is the
+        same in both, and counted in the loaded model. MACs are those of the
+        encoder's call; searching with a decoder is not in them. For short and
+        long audio there is a row of the scope each.
+    """
+    declaration = export.declaration
+    sample_rate = export.hparams.get("sample_rate", 16000)
+    wavs = noise(seconds, sample_rate)
+    kept = export.plan.kept_counts(declaration)
+    parameters = parameter_cost(declaration)
+    size = count_parameters(export.hparams["modules"].values())
+    done = count_macs(export.encoder, wavs) / seconds
+    scope = ", ".join(filter(None, declaration.scope)) or export.key
+
+    def macs(seconds):
+        wavs = noise(seconds, sample_rate)
+        frames = count_frames(export.encoder, export.scope[0], wavs)
+        cost = mac_cost(declaration, frames)
+        return float(cost.of_kept(kept)) / seconds, cost.dense() / seconds
+
+    return [
+        ["cost", "pruned", "dense", "left"],
+        *_cost_rows(
+            (f"parameters, {scope}", "parameters, whole model"),
+            parameters.of_kept(kept),
+            parameters.dense(),
+            size,
+        ),
+        *_cost_rows(
+            (f"MACs per second, {scope}", "MACs per second, from the audio"),
+            *macs(seconds),
+            done,
+        ),
+        *(
+            _cost_row(f"MACs per second, {scope}, of {length} s", *macs(length))
+            for length in LENGTHS
+        ),
+    ]
+
+
+def _cost_rows(names, now, dense, whole):
+    """A row for the scope; one that adds what is the same in both."""
+    now = float(now)
+    pairs = [(now, dense), (whole, dense + whole - now)]
+    return [_cost_row(name, *pair) for name, pair in zip(names, pairs)]
+
+
+def _cost_row(name, now, dense):
+    return [name, f"{now:,.0f}", f"{dense:,.0f}", f"{now / dense:.1%}"]
+
+
+def measurement_table(folder, export, seconds=10):
+    """Speed and memory of an export on this machine.
+
+    Arguments
+    ---------
+    folder : str
+        Where it was loaded from.
+    export : Export
+        Loaded.
+    seconds : float
+        Length of the audio.
+
+    Returns
+    -------
+    list of list of str
+        The header, then the rows.
+    """
+    sample_rate = export.hparams.get("sample_rate", 16000)
+    speed = measure_speed({"": export.encoder}, seconds, sample_rate)[""]
+    memory = measure_memory(folder, seconds) or (GONE, GONE)
+    threads = torch.get_num_threads()
+    return [
+        [f"measured on {seconds:g} s of noise, {threads} thread(s)", "value"],
+        ["real-time factor, median of 9 forwards", f"{speed:.4f}"],
+        ["peak resident memory of a fresh process (MiB)", memory[0]],
+        ["    of it added by the forward (MiB)", memory[1]],
+    ]
+
+
+def measure_memory(folder, seconds=10):
+    """Peak memory of a forward, in a fresh process.
+
+    Arguments
+    ---------
+    folder : str
+        An export.
+    seconds : float
+        Length of the audio.
+
+    Returns
+    -------
+    (int, int) or None
+        MiB resident at the peak, libraries and model included, and what of
+        it the forward added; None where the system does not tell.
+    """
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_forward_memory, folder, seconds).result()
+
+
+@torch.no_grad()
+def _forward_memory(folder, seconds):
+    export = load_export(folder)
+    wavs = noise(seconds, export.hparams.get("sample_rate", 16000))
+    before = _resident_memory("VmRSS")
+    export.encoder(wavs, torch.ones(1))
+    peak = _resident_memory("VmHWM")
+    return None if peak is None else (peak, peak - before)
+
+
+def _resident_memory(field):
+    """MiB from Linux. Not getrusage: a child inherits its parent's peak."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    for line in status.read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) // 1024
+
+
+# ---------------------------------------------------------------- reporting
+
+
+def write_report(folder, seconds=10, log=None):
+    """Draws the pictures of an export into its folder.
+
+    Arguments
+    ---------
+    folder : str
+        An export.
+    seconds : float
+        Length of the audio to measure with.
+    log : str, optional
+        Log of the run; by default the train_log.txt beside the folder.
+
+    Returns
+    -------
+    str
+        The tables.
+
+    Raises
+    ------
+    ExportError
+        If the folder is no export, or the log is missing or has no curves.
+    """
+    folder = Path(folder)
+    export = load_export(folder)
+    pictures = ["structure.png"]
+    if _draw_log(folder, log):
+        pictures.append("curves.png")
+    draw_structure(
+        folder / "structure.png", kept_units(export.declaration, export.plan)
+    )
+    tables = [
+        structure_table(export.declaration, export.plan),
+        cost_table(export, seconds),
+        measurement_table(folder, export, seconds),
+    ]
+    drawn = f"{folder}: {', '.join(pictures)}"
+    return "\n\n".join([*map(format_table, tables), drawn])
+
+
+def _draw_log(folder, log):
+    """Draws curves.png; returns whether there were any curves."""
+    path = Path(log) if log else folder.resolve().parent / "train_log.txt"
+    if not path.is_file():
+        if log:
+            raise ExportError(f"--log: {path} does not exist")
+        return False
+    drawn = draw_curves(folder / "curves.png", read_log(path))
+    if log and not drawn:
+        raise ExportError(
+            f"--log: {path} has no epoch with sparsity or WER; name the "
+            "train_log.txt of a pruning run"
+        )
+    return drawn
+
+
+def main(arguments=None):
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sb_prune.report", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("folder", help="an export of sb_prune")
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="audio to measure with"
+    )
+    parser.add_argument(
+        "--log", help="train_log.txt of the run (default: beside the folder)"
+    )
+    given = parser.parse_args(arguments)
+    if not 0.1 <= given.seconds <= 3600:
+        parser.error(f"--seconds: {given.seconds} must be between 0.1 and 3600")
+    try:
+        print(write_report(given.folder, given.seconds, given.log))
+    except (ExportError, OSError) as error:
+        sys.exit(f"error: {error}")

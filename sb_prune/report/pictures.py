@@ -1,0 +1,209 @@
+"""Pictures of a pruning run: what stayed, and how it came to that."""
+
+import re
+from collections import defaultdict
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+
+from sb_prune.declare.tables import column_names
+
+# Okabe and Ito's colours, told apart by colour-blind readers too
+# and of falling widths, since the curves often cover one another
+CURVES = {
+    "target": {"color": "#56B4E9", "linewidth": 7, "alpha": 0.5},
+    "expected": {"color": "#E69F00", "linewidth": 3},
+    "realised": {"color": "#000000", "linewidth": 1, "marker": "."},
+}
+GONE_COLOUR = "#D9D9D9"
+LABELS = [
+    {"color": colour}
+    for colour in ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+]
+
+
+def _figure(*args, **kwargs):
+    """A matplotlib Figure; a run that draws nothing never imports it."""
+    from matplotlib.figure import Figure
+
+    return Figure(*args, **kwargs)
+
+
+def _whole_numbers():
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(integer=True)
+
+
+def draw_structure(path, units):
+    """Draws the kept share per layer and kind as a heat map.
+
+    Arguments
+    ---------
+    path : str
+        PNG to write.
+    units : dict
+        As `sb_prune.declare.tables.kept_units` returns it.
+    """
+    columns, layers = column_names(units), list(units)
+    shares = np.full((len(layers), len(columns)), np.nan)
+    figure = _figure(
+        (2.5 + 1.6 * len(columns), 1.8 + 0.42 * len(layers)),
+        layout="constrained",
+    )
+    axes = figure.subplots()
+    axes.set_facecolor(GONE_COLOUR)
+    for row, layer in enumerate(layers):
+        for column, (kept, everything) in units[layer].items():
+            place = columns.index(column)
+            share = kept / everything
+            if kept:
+                shares[row, place] = share
+            axes.text(
+                place,
+                row,
+                f"{kept} / {everything}" if kept else "gone",
+                color="white" if 0 < share < 0.5 else "black",
+                ha="center",
+                va="center",
+            )
+    # cividis: even in brightness, the same to colour-blind readers
+    image = axes.imshow(shares, "cividis", vmin=0, vmax=1, aspect="auto")
+    labels = [column.replace(".", "\n") for column in columns]
+    axes.set_xticks(range(len(columns)), labels)
+    axes.set_yticks(range(len(layers)), layers)
+    axes.invert_yaxis()
+    axes.set(
+        xlabel="what can be cut",
+        ylabel="layer, first at the bottom",
+        title="Kept of all",
+    )
+    figure.colorbar(image, label="share that stays")
+    figure.savefig(path, dpi=120)
+
+
+def read_log(path):
+    """Reads the curves in the log of a `FileTrainLogger`.
+
+    Arguments
+    ---------
+    path : str
+        A train_log.txt; where an epoch stands twice the later one counts.
+
+    Returns
+    -------
+    dict
+        E.g. `valid WER` -> {epoch -> value}.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "train_log.txt"
+    >>> _ = path.write_text(
+    ...     "epoch: 1 - train target_sparsity: 1.5e-01\\n"
+    ...     "epoch: 1, lr: 1.50e-03 - train loss: 2.67 - valid WER: 4.24\\n"
+    ... )
+    >>> read_log(path)["train target_sparsity"]
+    {1: 0.15}
+    >>> read_log(path)["valid WER"]
+    {1: 4.24}
+    """
+    curves = defaultdict(dict)
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        epoch = re.match(r"epoch: (\d+)\b", line)
+        if not epoch:
+            continue
+        for name, value in re.findall(
+            r"((?:train|valid) \S+): ([^\s,]+)", line
+        ):
+            curves[name][int(epoch[1])] = float(value)
+    return dict(curves)
+
+
+def draw_curves(path, curves):
+    """Draws sparsity and word error rate over the epochs.
+
+    Arguments
+    ---------
+    path : str
+        PNG to write.
+    curves : dict
+        As `read_log` returns it.
+
+    Returns
+    -------
+    bool
+        False if there is nothing of the two to draw.
+    """
+    sparsity = {
+        name.removeprefix("train "): points
+        for name, points in curves.items()
+        if "_sparsity" in name
+    }
+    errors = curves.get("valid WER", {})
+    if not sparsity and not errors:
+        return False
+    figure = _figure((7, 5.5), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True)
+    for name, points in sparsity.items():
+        label = name.replace("_sparsity", "")
+        top.plot(*_xy(points), label=label, **CURVES[name.split("_")[0]])
+    top.set(ylabel="sparsity of what is counted", ylim=(0, 1))
+    bottom.plot(*_xy(errors), color="#D55E00", marker="o")
+    bottom.set(xlabel="epoch", ylabel="valid WER (%)")
+    bottom.set_ylim(bottom=0)
+    bottom.xaxis.set_major_locator(_whole_numbers())
+    if sparsity:
+        top.legend(loc="lower right")
+        cut = max(max(points) for points in sparsity.values()) + 0.5
+        for axes in (top, bottom):
+            axes.axvline(cut, color="dimgrey")
+        top.text(cut, 0.97, "pruned  ", ha="right", va="top")
+        top.text(cut, 0.97, "  cut, fine-tuned", va="top")
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def draw_layers(path, choice):
+    """Draws what a criterion says of each layer, and which depth it chose.
+
+    Arguments
+    ---------
+    path : str
+        PNG to write.
+    choice : dict
+        As `LayerPruning` writes it: a curve for each kind of label.
+    """
+    figure = _figure((7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    layers = len(choice["keep"])
+    for curve, (label, found) in zip(cycle(LABELS), choice["curves"].items()):
+        scores = np.array(found["scores"])
+        at = np.arange(layers + 1 - len(scores), layers + 1)
+        axes.plot(at, scores, marker="o", label=label, **curve)
+        if found["errors"]:
+            error = np.array(found["errors"])
+            axes.fill_between(
+                at, scores - error, scores + error, alpha=0.2, **curve
+            )
+    kept = [i for i, stays in enumerate(choice["keep"], start=1) if stays]
+    gone = [i for i in range(1, layers + 1) if i not in kept]
+    for i in gone:
+        axes.axvspan(i - 0.5, i + 0.5, color=GONE_COLOUR, zorder=0)
+    axes.set(
+        xlabel="layer (0: what enters the first; grey: left out)",
+        ylabel="score",
+        title=f"{choice['criterion']}: {len(kept)} of {layers} layers stay",
+        xlim=(-0.5, layers + 0.5),
+    )
+    axes.xaxis.set_major_locator(_whole_numbers())
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def _xy(points):
+    epochs = sorted(points)
+    return epochs, [points[epoch] for epoch in epochs]

@@ -1,0 +1,1 @@
+"""One lifecycle: prune, cut, fine-tune, export; resumable anywhere."""

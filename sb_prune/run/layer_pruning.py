@@ -1,0 +1,436 @@
+"""Another depth before training: layers are chosen, left out, and that is all.
+
+The folder of the recipe's checkpointer then holds
+
+    layers.json    which layers stay, and the scores that say why
+    layers.png     the curves, if there are any
+
+and the recipe's own checkpoints of the smaller model, or what a `pruning` block
+puts there, which then prunes what is left.
+"""
+
+import json
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from speechbrain.utils.distributed import ddp_broadcast, run_on_main
+from speechbrain.utils.logger import get_logger
+
+from sb_prune.architectures.whole_layers import (
+    layer_plan,
+    layer_structures,
+    stack_of,
+)
+from sb_prune.cut.surgery import cut_
+from sb_prune.declare.plan import Plan, full_plan
+from sb_prune.declare.roots import root_of
+from sb_prune.depth.representations import layer_states, mean_over_time
+from sb_prune.export.document import prepare_document
+from sb_prune.export.folder import export_model
+from sb_prune.report.pictures import draw_layers
+from sb_prune.run.checks import (
+    check_brain,
+    check_callable,
+    check_export,
+    check_whole_number,
+    saved_modules,
+)
+from sb_prune.run.phases import has_trained
+from sb_prune.run.resume import make_resumable_
+from sb_prune.run.snapshots import load_dense
+from sb_prune.support.disk import rename_, set_torn_aside
+
+logger = get_logger(__name__)
+
+CHOICE, PICTURE = "layers.json", "layers.png"
+
+
+class LayerPruning:
+    """What the `layer_pruning` block of a recipe's YAML describes.
+
+    Arguments
+    ---------
+    module : str or list of str
+        Key of the recipe's `modules` with the layers.
+    structures : callable
+        Module -> Declaration with `layers`, e.g. `wav2vec2_structures`.
+    criterion : object
+        One of `sb_prune.depth.criteria`.
+    labels : str or list of str
+        Keys of the training data. The criterion chooses by the first; the
+        others are scored and drawn too. Needed where classes are compared.
+    sample : int
+        How many training utterances it sees, and how many of their segments.
+    pooling : callable
+        Frames (T, d) -> (d,), e.g. `mean_over_time`.
+    seed : int
+        Of the sample.
+    start_from : str, optional
+        Save folder (or one checkpoint) of a dense run. By default the modules
+        are as the recipe made them.
+    start_min_key, start_max_key : str, optional
+        Which of its checkpoints: the `min_key` or `max_key` with which the
+        dense recipe evaluates. By default the newest.
+    inference : str, optional
+        YAML of the dense model as one would publish it; makes the export.
+    export_folder : str, optional
+        Where the small model goes.
+    """
+
+    def __init__(
+        self,
+        module,
+        structures,
+        criterion,
+        labels=(),
+        sample=2000,
+        pooling=mean_over_time,
+        seed=0,
+        start_from=None,
+        start_min_key=None,
+        start_max_key=None,
+        inference=None,
+        export_folder=None,
+    ):
+        block = {"block": "layer_pruning"}
+        check_callable(
+            **block, structures=structures, criterion=criterion, pooling=pooling
+        )
+        if isinstance(criterion, (type, partial)):
+            raise ValueError(
+                f"layer_pruning: criterion: {described(criterion)} is yet to "
+                "be called; write !new: instead of !name:"
+            )
+        check_whole_number(1, **block, sample=sample)
+        check_whole_number(0, **block, seed=seed)
+        self.labels = [labels] if isinstance(labels, str) else list(labels)
+        if criterion.needs_labels and not self.labels:
+            raise ValueError(
+                f"layer_pruning: {type(criterion).__name__} compares classes; "
+                "write `labels`: a key of the training data, e.g. spk_id"
+            )
+        check_export("layer_pruning", inference, export_folder)
+        self.module = module
+        self.structures = structures
+        self.criterion = criterion
+        self.inference = inference
+        self.export_folder = export_folder
+        self.plan = None
+        self._pooling = pooling
+        self._sample, self._seed = sample, seed
+        self._start = {
+            "folder": start_from,
+            "min_key": start_min_key,
+            "max_key": start_max_key,
+        }
+        self._facts = {}
+        self._dense_plan = None
+        self.resume_point = None
+
+    @property
+    def is_cut(self):
+        """Whether the model is as small as it will be."""
+        return self.plan is not None
+
+    # -------------------------------------------------------------- choosing
+
+    def cut_(self, brain, dataset=None, inside=None):
+        """Chooses, or remembers the choice, and shortens the model.
+
+        Arguments
+        ---------
+        brain : Brain
+            With a checkpointer.
+        dataset : DynamicItemDataset, optional
+            That the recipe trains on; None: a choice must have been made.
+        inside : callable, optional
+            `structures` of what a `pruning` block goes on to cut.
+
+        Raises
+        ------
+        ValueError
+            If there is neither a choice nor data, or something does not fit.
+        """
+        if self.plan is not None:
+            return
+        check_brain(brain, self.module, block="layer_pruning")
+        root = root_of(brain.modules, self.module)
+        declaration = layer_structures(root, self.structures)
+        _check_stack(declaration)
+        if inside is not None:
+            self._dense_plan = full_plan(
+                layer_structures(root, inside, inside=True)
+            )
+        folder = Path(brain.checkpointer.checkpoints_dir)
+        choice = ddp_broadcast(_read(folder / CHOICE))
+        if choice is not None and dataset is not None and inside is None:
+            run_on_main(set_torn_aside, [folder])
+        trained = ddp_broadcast(_has_trained(folder, phases=inside is not None))
+        if not trained:
+            self._load_start(brain)
+            if dataset is not None:  # chosen anew, whatever has changed
+                choice = None
+        if choice is not None:
+            self._check_same(folder, choice, declaration.layers)
+        else:
+            _check_fresh(folder, dataset, trained)
+            if self.inference is not None:
+                prepare_document(
+                    self.export_folder, self.inference, brain, self.module
+                )
+            # of one process, lest rounding on other machines differ
+            choice = ddp_broadcast(self._choose(brain, declaration, dataset))
+            run_on_main(_write, [folder, choice])
+        plan = layer_plan(declaration, choice["keep"])
+        cut_(declaration, plan)
+        self.plan = plan
+        self._facts = {
+            "layers kept": f"{sum(choice['keep'])} of {len(choice['keep'])}",
+            "criterion": choice["criterion"],
+        }
+        logger.info(f"Layers kept: {choice['keep']} ({folder / CHOICE})")
+
+    def _load_start(self, brain):
+        start = dict(self._start)
+        folder = start.pop("folder")
+        if folder is not None:
+            source = load_dense(folder, saved_modules(brain), **start)
+            logger.info(f"The layers are those of {source}")
+
+    def _choose(self, brain, declaration, dataset):
+        """What `layers.json` holds."""
+        layers = [declaration.root.get_submodule(n) for n in declaration.layers]
+        curves, choice = {}, None
+        if self.criterion.needs_states:
+            found = layer_states(
+                brain,
+                layers,
+                dataset,
+                self.labels,
+                self._sample,
+                self._pooling,
+                self._seed,
+            )
+            for key, (states, labels) in found.items():
+                if self.criterion.needs_labels:
+                    _warn_about_lone(key, labels)
+                curves[key] = self.criterion(states, labels)
+            choice = next(iter(curves.values()))
+            _warn_about_flat(choice)
+        else:
+            choice = self.criterion([None] * (len(layers) + 1), None)
+        return {
+            "settings": self._settings(),
+            "criterion": type(self.criterion).__name__,
+            "layers": list(declaration.layers),
+            "keep": [bool(kept) for kept in choice.keep],
+            "curves": {
+                key: {
+                    "points": len(found[key][1]),
+                    "scores": c.scores,
+                    "errors": c.errors,
+                    "depth": c.depth,
+                }
+                for key, c in curves.items()
+            },
+        }
+
+    def _settings(self):
+        """What must not change between a run and its continuation."""
+        return {
+            "criterion": described(self.criterion),
+            "labels": self.labels,
+            "sample": self._sample,
+            "pooling": described(self._pooling),
+            "seed": self._seed,
+            "start_from": described(self._start),
+        }
+
+    def _check_same(self, folder, choice, layers):
+        made_with = {**choice["settings"], "layers": choice["layers"]}
+        for key, value in {**self._settings(), "layers": [*layers]}.items():
+            if made_with.get(key) != value:
+                raise ValueError(
+                    f"layer_pruning: {folder} holds a choice made with "
+                    f"{key}: {made_with.get(key)}, not {value}; write another "
+                    "output_folder, or the old value"
+                )
+
+    # --------------------------------------------------------------- running
+
+    def make_resumable_(self, brain):
+        """Lets a run that only fine-tunes continue after any kill.
+
+        Arguments
+        ---------
+        brain : Brain
+        """
+        self.resume_point = make_resumable_(brain.checkpointer)
+
+    def begin_batch_(self):
+        """Before a training forward."""
+        if self.resume_point is not None:
+            self.resume_point.begin_batch_()
+
+    # ---------------------------------------------------------------- export
+
+    def of_dense(self, structures, plan):
+        """What a later cut of the shorter model is, of the dense one.
+
+        Arguments
+        ---------
+        structures : callable
+            Module -> Declaration, with which the shorter model was cut.
+        plan : Plan
+            To which.
+
+        Returns
+        -------
+        structures : callable
+        plan : Plan
+        """
+        keep = {**self._dense_plan.keep, **self.plan.keep, **plan.keep}
+        both = partial(layer_structures, structures=structures, inside=True)
+        return both, Plan(keep)
+
+    @property
+    def facts(self):
+        """Figures for the card of an export."""
+        return dict(self._facts)
+
+    def export(self, brain):
+        """Writes the smaller model, if the YAML says where.
+
+        Arguments
+        ---------
+        brain : Brain
+
+        Returns
+        -------
+        Path or None
+            The folder.
+        """
+        if self.export_folder is None:
+            return None
+        structures = partial(layer_structures, structures=self.structures)
+        return run_on_main(
+            export_model,
+            kwargs={
+                "folder": self.export_folder,
+                "inference": self.inference,
+                "brain": brain,
+                "module": self.module,
+                "structures": structures,
+                "plan": self.plan,
+                "facts": self.facts,
+            },
+        )
+
+
+def described(value):
+    """What a value of a YAML is, in the same words in every process.
+
+    Arguments
+    ---------
+    value : object
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> described(partial(max, key=abs))
+    'max(key: abs)'
+    """
+    if isinstance(value, partial):
+        return f"{described(value.func)}({described(value.keywords)})"
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {described(v)}" for k, v in value.items())
+    if hasattr(value, "__name__"):
+        return value.__name__
+    if hasattr(value, "__dict__"):
+        return f"{type(value).__name__}({described(vars(value))})"
+    return str(value)
+
+
+def _check_stack(declaration):
+    stacks = {stack_of(name): None for name in declaration.layers}
+    if len(stacks) > 1:
+        raise ValueError(
+            f"structures: declare layers of {list(stacks)}; one depth is "
+            "chosen: write a function for the encoder alone, e.g. "
+            "conformer_structures"
+        )
+
+
+def _has_trained(folder, phases):
+    return has_trained(folder) if phases else any(folder.glob("CKPT*"))
+
+
+def _check_fresh(folder, dataset, trained):
+    """Refuses what is no start of a run."""
+    if dataset is None:
+        raise ValueError(
+            f"{folder} holds no choice of layers; train first (run without "
+            "--test_only)"
+        )
+    if trained:
+        raise ValueError(
+            f"{folder} holds checkpoints, of another run, as there is no "
+            f"{CHOICE}; write another output_folder (and start_from, to begin "
+            "with those)"
+        )
+
+
+def _warn_about_lone(key, labels):
+    """Pairs come from classes of two and more."""
+    lone = sum(count == 1 for count in Counter(labels).values())
+    if 3 * lone > len(labels):
+        logger.warning(
+            f"labels: {lone} of {len(labels)} in the sample are alone in their "
+            f"class of {key} and say nothing; a larger `sample`, or labels "
+            "that more of the data share, say more"
+        )
+
+
+def _warn_about_flat(choice):
+    """Errors of layers go together, so that this is a hint, not a test."""
+    if not choice.errors:
+        return
+    scores, errors = np.array([choice.scores[1:], choice.errors[1:]])
+    error = np.maximum(errors, errors[scores.argmax()])
+    if (scores.max() - scores <= error).all():
+        logger.warning(
+            "layer_pruning: all layers score alike, within standard errors: "
+            f"the depth {choice.depth} says little; look at {PICTURE}, try "
+            "another `criterion`, or more and other data"
+        )
+
+
+def _read(path):
+    if not path.is_file():
+        return None
+    try:
+        choice = json.loads(path.read_text(encoding="utf-8"))
+        choice["settings"].items(), choice["criterion"]
+        if len(choice["keep"]) != len(choice["layers"]):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged; delete it, and all that was trained beside "
+            "it, to choose again"
+        ) from error
+    return choice
+
+
+def _write(folder, choice):
+    """The picture first: the choice stands when all of it does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if choice["curves"]:
+        draw_layers(folder / PICTURE, choice)
+    aside = folder / f"{CHOICE}.incomplete"
+    aside.write_text(json.dumps(choice, indent=1) + "\n", encoding="utf-8")
+    rename_(aside, folder / CHOICE)

@@ -1,1 +1,0 @@
-"""What can be cut in each architecture, one file per model family."""

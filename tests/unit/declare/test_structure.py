@@ -1,0 +1,96 @@
+"""Declarations are checked when they are made."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from sb_prune import (
+    conformer_structures,
+    front_end_structures,
+    joined_structures,
+)
+from sb_prune.declare.structure import Declaration, Structure
+
+
+def declare(*structures):
+    return Declaration(torch.nn.Identity(), ("",), structures, None)
+
+
+def test_names_are_unique():
+    one = Structure("a", "heads", 2)
+    with pytest.raises(ValueError, match="a stands twice"):
+        declare(one, one)
+
+
+def test_parents_come_first():
+    child, parent = Structure("b", "x", 2, parent="a"), Structure("a", "x", 1)
+    assert declare(parent, child).total_units == 3
+    with pytest.raises(ValueError, match="parent a of b is not declared"):
+        declare(child, parent)
+
+
+def test_split_follows_the_order():
+    pieces = declare(Structure("a", "x", 2), Structure("b", "x", 1)).split(
+        torch.arange(3)
+    )
+    assert {n: p.tolist() for n, p in pieces.items()} == {"a": [0, 1], "b": [2]}
+
+
+def test_touched_tensors_are_parameters(make_asr):
+    model = make_asr()
+    touched = conformer_structures(model).touched_tensors()
+    assert len(touched) == len(set(touched)) == 16
+    assert set(touched) <= dict(model.named_parameters()).keys()
+
+
+def part(kinds=None, only=""):
+    kinds = kinds or ["layers", "heads"]
+    return partial(conformer_structures, kinds=kinds, only=only)
+
+
+def test_joined_parts_stay_in_order(make_front_end):
+    root = make_front_end()
+    joined = joined_structures(root, [front_end_structures, part()])
+    alone = [front_end_structures(root), part()(root)]
+    assert list(joined.by_name) == [*alone[0].by_name, *alone[1].by_name]
+    assert joined.scope == alone[0].scope + alone[1].scope
+    assert joined.layers == alone[1].layers
+    assert joined.blocks == ("CNN.convblock_0", "CNN.convblock_1")
+
+
+def test_joined_parts_follow_the_frames(make_front_end):
+    root = make_front_end()
+    joined = joined_structures(root, [front_end_structures, part()])
+    assert joined.output_frames(100) == 25
+    assert joined.operations(100) == (
+        front_end_structures(root).operations(100) + part()(root).operations(25)
+    )
+
+
+def test_joined_parts_count_shared_operations_once(make_asr):
+    model = make_asr()
+    parts = [part(["heads"]), part(["ffn_units"])]
+    assert joined_structures(model, parts).operations(9) == (
+        part()(model).operations(9)
+    )
+
+
+@pytest.mark.parametrize(
+    "parts, message",
+    [
+        ([part(), part()], "encoder.layers.0 is declared twice; name every"),
+        (
+            [part(["layers"]), part(["heads"])],
+            "layers.0.mha_layer.heads lies in encoder.layers.0, which another",
+        ),
+        (
+            [part(["heads"]), part(["attention_modules"])],
+            "mha_layer.heads lies in encoder.layers.0.mha_layer, which another",
+        ),
+        ([], "structures: the list is empty"),
+    ],
+)
+def test_parts_that_cannot_be_joined(make_asr, parts, message):
+    with pytest.raises(ValueError, match=message):
+        joined_structures(make_asr(), parts)

@@ -1,0 +1,287 @@
+"""The report: right numbers from a folder, and clear words for bad ones."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_export import LAYER, SIZES, make_export
+
+from sb_prune import conformer_structures
+from sb_prune.architectures.conformer import KINDS
+from sb_prune.declare.plan import full_plan
+from sb_prune.declare.tables import format_table, kept_units, structure_table
+from sb_prune.export.loading import ExportError, load_export
+from sb_prune.report.command import (
+    _resident_memory,
+    cost_table,
+    main,
+    measure_memory,
+)
+from sb_prune.report.measure import count_parameters, measure_speed
+from sb_prune.report.pictures import draw_curves, draw_structure, read_log
+
+PNG = b"\x89PNG"
+LOG = (
+    "epoch: 1 - train target_sparsity: 2.5e-01, "
+    "train expected_sparsity: 2.4e-01, train realised_sparsity: 2.6e-01\n"
+    "epoch: 1, lr: 1.50e-03 - train loss: 2.67 - valid loss: 1.02, "
+    "valid WER: 4.24\n"
+    "epoch: 2, lr: 1.50e-03 - train loss: 2.1 - valid WER: 3.5\n"
+    "Epoch loaded: 2 - test loss: 1, test WER: 3\n"
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The export folder and what was exported into it."""
+    folder = tmp_path_factory.mktemp("made") / "export"
+    return folder, make_export(folder)
+
+
+@pytest.fixture
+def export(made, tmp_path):
+    """A copy that may be damaged."""
+    return shutil.copytree(made[0], tmp_path / "export")
+
+
+# ------------------------------------------------------------------ numbers
+
+
+def test_loads_what_was_exported(made):
+    folder, exported = made
+    loaded = load_export(folder)
+    theirs = loaded.hparams["model"].state_dict()
+    assert theirs.keys() == exported.hparams["model"].state_dict().keys()
+    for name, tensor in exported.hparams["model"].state_dict().items():
+        assert torch.equal(tensor, theirs[name])
+    assert loaded.plan.to_dict() == exported.plan.to_dict()
+    assert loaded.declaration.by_name.keys() == (
+        exported.declaration.by_name.keys()
+    )
+
+
+def test_structure_table(made):
+    loaded = load_export(made[0])
+    header, *rows, totals = structure_table(loaded.declaration, loaded.plan)
+    assert header == [
+        "layer",
+        "ffn_module1.units",
+        "mha_layer.heads",
+        "convolution_module.channels",
+        "ffn_module2.units",
+        "parameters",
+    ]
+    assert [row[:-1] for row in rows] == [
+        [f"{LAYER}.0", "5/32", "3/4", "7/16", "32/32"],
+        [f"{LAYER}.1", "32/32", "4/4", "16/16", "-"],
+        [f"{LAYER}.2", "-", "-", "-", "-"],
+    ]
+    assert totals[:-1] == ["all layers", "37/96", "7/12", "23/48", "32/96"]
+    layers = loaded.scope[0].layers
+    for row, layer in zip(rows, layers):
+        assert row[-1].startswith(f"{count_parameters([layer]):,}/")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_structure_table_of_one_kind(make_asr, kind):
+    declaration = conformer_structures(make_asr(), kinds=[kind])
+    header, *rows, totals = structure_table(declaration, full_plan(declaration))
+    assert len(rows) == 2
+    assert {len(row) for row in rows} == {len(header)}
+    for cell in rows[0][1:] + totals[1:]:
+        kept, everything = cell.split("/")
+        assert kept == everything
+
+
+def test_costs_are_the_real_ones(made):
+    loaded = load_export(made[0])
+    rows = {row[0]: row[1:] for row in cost_table(loaded, seconds=1)}
+    number = {
+        name: int(cells[0].replace(",", ""))
+        for name, cells in rows.items()
+        if name != "cost"
+    }
+    assert number["parameters, encoder"] == count_parameters(loaded.scope)
+    assert number["parameters, whole model"] == count_parameters(
+        [loaded.encoder]
+    )
+    dense = {name: int(rows[name][1].replace(",", "")) for name in number}
+    factory = load_dense_sizes()
+    assert dense["parameters, encoder"] == factory
+    outside = number["parameters, whole model"] - number["parameters, encoder"]
+    assert dense["parameters, whole model"] == factory + outside
+    scope, whole = (
+        f"MACs per second, {x}" for x in ("encoder", "from the audio")
+    )
+    assert 0 < number[scope] < min(dense[scope], number[whole])
+
+
+def load_dense_sizes():
+    """Parameters of the dense encoder that make_export starts from."""
+    from speechbrain.lobes.models.transformer.Conformer import (
+        ConformerEncoder,
+    )
+
+    return count_parameters(
+        [
+            ConformerEncoder(
+                SIZES["num_encoder_layers"],
+                d_model=SIZES["d_model"],
+                d_ffn=SIZES["d_ffn"],
+                nhead=SIZES["nhead"],
+                kernel_size=SIZES["kernel_size"],
+            )
+        ]
+    )
+
+
+def test_speed_is_measured_in_turns():
+    calls = []
+    encoders = {
+        name: lambda wavs, lengths, name=name: calls.append(name)
+        for name in "ab"
+    }
+    speed = measure_speed(encoders, seconds=0.1, runs=3)
+    assert calls == ["a", "b"] * 4  # the first round is not timed
+    assert speed.keys() == {"a", "b"}
+
+
+def test_memory_is_measured_in_a_fresh_process(made):
+    ballast = torch.ones(500 * 2**18)  # 500 MiB here, not there
+    peak, forward = measure_memory(made[0], seconds=1)
+    assert ballast.sum() > 0
+    assert 0 <= forward < 200
+    assert forward < peak < _resident_memory("VmHWM")
+
+
+def test_table_is_aligned():
+    lines = format_table([["a", "b"], ["long name", 1]]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+
+
+# ----------------------------------------------------------------- pictures
+
+
+def test_structure_picture(made, tmp_path):
+    exported = made[1]
+    path = tmp_path / "structure.png"
+    draw_structure(path, kept_units(exported.declaration, exported.plan))
+    assert path.read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    "lines, drawn",
+    [
+        (LOG, True),
+        (LOG.replace("_sparsity", "_sparsity[encoder]"), True),
+        (LOG.splitlines()[1], True),
+        (LOG.splitlines()[0], True),
+        ("nothing\n", False),
+    ],
+)
+def test_curves_picture(tmp_path, lines, drawn):
+    log, path = tmp_path / "train_log.txt", tmp_path / "curves.png"
+    log.write_text(lines)
+    assert draw_curves(path, read_log(log)) == drawn
+    assert path.is_file() == drawn
+
+
+def test_a_resumed_epoch_counts_once(tmp_path):
+    log = tmp_path / "train_log.txt"
+    log.write_text(LOG + "epoch: 2, lr: 1 - train loss: 2 - valid WER: 9\n")
+    assert read_log(log)["valid WER"] == {1: 4.24, 2: 9.0}
+
+
+# ------------------------------------------------------------- command line
+
+
+def test_command(export, tmp_path):
+    (tmp_path / "train_log.txt").write_text(LOG)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "sb_prune.report", str(export), "--seconds=1"],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"real-time factor\D+9 forwards +\| +0\.\d+ \|", done.stdout
+    )
+    assert f"| {LAYER}.2 " in done.stdout
+    assert (export / "structure.png").read_bytes().startswith(PNG)
+    assert (export / "curves.png").read_bytes().startswith(PNG)
+    assert list(elsewhere.iterdir()) == []
+
+
+def refused(*arguments):
+    """The one line that main ends with."""
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, arguments)])
+    message = str(stop.value)
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+def test_no_export(tmp_path):
+    assert "is no export of sb_prune" in refused(tmp_path)
+    assert "is no export of sb_prune" in refused(tmp_path / "missing")
+    (tmp_path / "hyperparams.yaml").write_text("a: 1\n")
+    assert "is no export of sb_prune" in refused(tmp_path)
+    (tmp_path / "hyperparams.yaml").write_text("")
+    assert "is no export of sb_prune" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hyperparams.yaml", "model.ckpt", "normalizer.ckpt", "tokenizer.ckpt"],
+)
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_truncated(export, name, share):
+    path = export / name
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    message = refused(export)
+    assert str(path) in message
+    assert "copy the whole" in message or "name the export_folder" in message
+
+
+def test_missing_file(export):
+    (export / "normalizer.ckpt").unlink()
+    assert "normalizer.ckpt is missing; copy" in refused(export)
+
+
+@pytest.mark.parametrize(
+    "old, new, reason",
+    [
+        ("d_ffn: 32", "d_ffn: 28", "made for another architecture"),
+        ("d_ffn: 32", "d_ffn: many", "cannot be read"),
+        ("'3 of 4: 0-1 3'", "'3 of 4: 0-1'", "plan: cannot read"),
+        ("'3 of 4: 0-1 3'", "'2 of 4: 0-1'", "does not fit the model"),
+        ("  encoder: !ref", "  other: !ref", "has no `encoder`"),
+    ],
+)
+def test_edited(export, old, new, reason):
+    path = export / "hyperparams.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert reason in refused(export)
+
+
+def test_log_that_is_none(export, tmp_path):
+    assert "does not exist" in refused(export, "--log", tmp_path / "no.txt")
+    (tmp_path / "log.txt").write_text("hello\n")
+    log = tmp_path / "log.txt"
+    assert "has no epoch" in refused(export, "--seconds=1", "--log", log)
+
+
+def test_errors_are_values(tmp_path):
+    with pytest.raises(ExportError, match="name the export_folder"):
+        load_export(tmp_path)
