@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from recording import record_calls
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from toy_architecture import KINDS as TOY_KINDS
+from toy_architecture import toy_structures
 
 from sb_prune import (
     branchformer_structures,
@@ -165,6 +167,13 @@ BUILDS = {
         for attention in attentions
         for large in (False, True)
     },
+    "toy": Build(
+        toy_structures,
+        TOY_KINDS,
+        left=0,
+        options={"family": "toy"},
+        probe="inputs.weight",
+    ),
     "SpeechBrain wav2vec2": replace(
         wav2vec2_build("SpeechBrain", norms_first=True),
         probe="latent_encoder.input_projector.bias",
