@@ -92,6 +92,7 @@ def cut_(declaration, plan):
     plan.check(declaration)
     root = declaration.root
     gone = defaultdict(list)  # (tensor, axis) -> positions, dense ones
+    adapted = {}
     for structure in declaration.structures:
         if not plan.is_open(structure, declaration):
             continue
@@ -114,8 +115,12 @@ def cut_(declaration, plan):
             setattr(root.get_submodule(name), attribute, inside)
         for name, adapter in structure.adapters:
             root.get_submodule(name).__class__ = adapter
+            adapted[name] = root.get_submodule(name)
     for (tensor, dim), positions in gone.items():
         _cut_tensor(root, tensor, dim, torch.cat(positions))
+    for module in adapted.values():
+        if hasattr(module, "after_cut_"):
+            module.after_cut_()
 
 
 def _inside_kept_units(declaration, plan, structure):

@@ -63,7 +63,8 @@ class Structure:
         (module, attribute) pairs set to the list of kept units.
     adapters : tuple of (str, type)
         (module, class) pairs: the class the module takes once units are cut,
-        where the stock forward cannot run with fewer.
+        where the stock forward cannot run with fewer. Its method `after_cut_`,
+        if it has one, is called when everything is cut.
     removes : tuple of (str, callable)
         (module, factory) pairs: makes, of the stock module, what takes its
         place when the (only) unit is cut; None where a list gets shorter.

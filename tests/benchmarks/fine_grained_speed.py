@@ -24,7 +24,7 @@ from transformers import HubertConfig, HubertModel
 
 from sb_prune.architectures.parts import INSIDE_HEADS
 from sb_prune.architectures.wav2vec2 import KINDS
-from sb_prune.cut.modules.attention import attend
+from sb_prune.cut.modules.attention import HeadLayout, attend
 
 SLICES = ("front_end_channels", "heads", "ffn_units")
 APART = {"feature_extractor": 0.61, "encoder": 0.73}
@@ -56,9 +56,10 @@ def loop_over_buckets(turns):
     q, k = torch.randn(2, 1, FRAMES, sum(query_key), generator=generator)
     v = torch.randn(1, FRAMES, sum(value), generator=generator)
     scale = WIDTH**-0.5
+    layout = HeadLayout(query_key, value)
     ways = {
         "loop": lambda: loop(q, k, v, (query_key, query_key, value), scale),
-        "buckets": lambda: attend(q, k, v, (query_key, value), scale),
+        "buckets": lambda: attend(q, k, v, layout, scale),
     }
     assert torch.allclose(*(way() for way in ways.values()), atol=1e-5)
     times = {name: [] for name in ways}

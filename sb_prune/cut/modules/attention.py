@@ -9,7 +9,6 @@ dense head_dim; Q the sum of all query (or key) widths, V that of the values.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -37,48 +36,62 @@ class Bucket:
     value: torch.Tensor
 
 
-@lru_cache(maxsize=256)
-def buckets(query_key, value, device):
-    """Sorts heads by their padded width.
+class HeadLayout(torch.nn.Module):
+    """Sorts heads of unequal widths into buckets of about the same width.
+
+    Its index tensors are buffers, so that they follow the model to another
+    device and into an exported program; a state dict does not hold them.
 
     Arguments
     ---------
-    query_key, value : tuple of int
+    query_key, value : sequence of int
         Widths of the kept heads.
-    device : torch.device
-        Of the indices.
 
-    Returns
-    -------
-    found : tuple of Bucket
+    Attributes
+    ----------
     order : torch.Tensor
         (V,) where each value dim stands once the buckets' outputs (heads x
         width, one bucket after another) are joined.
+    head_order : torch.Tensor
+        (H,) where each head stands once the buckets' heads are joined.
 
     Example
     -------
-    >>> found, order = buckets((2, 9, 1), (3, 4, 1), torch.device("cpu"))
-    >>> [bucket.heads for bucket in found]
+    >>> layout = HeadLayout((2, 9, 1), (3, 4, 1))
+    >>> [bucket.heads for bucket in layout.buckets]
     [[0, 2], [1]]
-    >>> found[0].value.tolist()
+    >>> layout.buckets[0].value.tolist()
     [[0, 1, 2, 8, 8, 8, 8, 8], [7, 8, 8, 8, 8, 8, 8, 8]]
-    >>> order.tolist()
-    [0, 1, 2, 16, 17, 18, 19, 8]
+    >>> layout.order.tolist(), layout.head_order.tolist()
+    ([0, 1, 2, 16, 17, 18, 19, 8], [0, 2, 1])
     """
-    by_width = {}
-    for head, widths in enumerate(zip(query_key, value)):
-        width = -(-max(widths) // WIDTH_STEP) * WIDTH_STEP
-        by_width.setdefault(width, []).append(head)
-    found, places = [], []
-    for width, heads in sorted(by_width.items()):
-        rows = [_padded_rows(w, heads, width) for w in (query_key, value)]
-        found.append(Bucket(heads, *(row.to(device) for row in rows)))
-        places.append(rows[1].flatten())
-    places = torch.cat(places)
-    order = torch.empty(sum(value), dtype=torch.int64)
-    real = places < sum(value)
-    order[places[real]] = real.nonzero().flatten()
-    return tuple(found), order.to(device)
+
+    def __init__(self, query_key, value):
+        super().__init__()
+        by_width = {}
+        for head, widths in enumerate(zip(query_key, value)):
+            width = -(-max(widths) // WIDTH_STEP) * WIDTH_STEP
+            by_width.setdefault(width, []).append(head)
+        self._heads = [heads for _, heads in sorted(by_width.items())]
+        places = []
+        for i, (width, heads) in enumerate(sorted(by_width.items())):
+            self._add(f"query_key_{i}", _padded_rows(query_key, heads, width))
+            places.append(_padded_rows(value, heads, width))
+            self._add(f"value_{i}", places[i])
+        places = torch.cat([place.flatten() for place in places])
+        # a dim that is padding stands for no value dim, so sort it to the end
+        self._add("order", places.argsort(stable=True)[: sum(value)])
+        self._add("head_order", torch.tensor(sum(self._heads, [])).argsort())
+
+    def _add(self, name, index):
+        self.register_buffer(name, index, persistent=False)
+
+    @property
+    def buckets(self):
+        """The list of `Bucket`, the narrowest heads first."""
+        indices = list(self.buffers(recurse=False))
+        pairs = zip(indices[0::2], indices[1::2])  # then come the orders
+        return [Bucket(h, *pair) for h, pair in zip(self._heads, pairs)]
 
 
 def _padded_rows(widths, heads, width):
@@ -110,7 +123,7 @@ def take(x, index):
     return found.unflatten(-1, index.shape).transpose(1, 2)
 
 
-def attend(query, key, value, widths, scale, bias=None, dropout=0.0):
+def attend(query, key, value, layout, scale, bias=None, dropout=0.0):
     """Scaled dot-product attention over heads of unequal widths.
 
     Arguments
@@ -121,8 +134,8 @@ def attend(query, key, value, widths, scale, bias=None, dropout=0.0):
         (B, S, Q)
     value : torch.Tensor
         (B, S, V)
-    widths : (tuple of int, tuple of int)
-        Of query and key, and of value, per head.
+    layout : HeadLayout
+        Of the heads.
     scale : float
         Factor of the scores.
     bias : torch.Tensor, optional
@@ -139,10 +152,9 @@ def attend(query, key, value, widths, scale, bias=None, dropout=0.0):
     Example
     -------
     >>> q, v = torch.rand(1, 5, 7), torch.rand(1, 5, 4)
-    >>> attend(q, q, v, ((5, 2), (1, 3)), scale=0.5).shape
+    >>> attend(q, q, v, HeadLayout((5, 2), (1, 3)), scale=0.5).shape
     torch.Size([1, 5, 4])
     """
-    found, order = buckets(*widths, query.device)
     outputs = [
         F.scaled_dot_product_attention(
             take(query, bucket.query_key),
@@ -152,19 +164,19 @@ def attend(query, key, value, widths, scale, bias=None, dropout=0.0):
             dropout_p=dropout,
             scale=scale,
         )
-        for bucket in found
+        for bucket in layout.buckets
     ]
-    return _joined(outputs, order)
+    return _joined(outputs, layout)
 
 
 def attend_with_weights(
-    query, key, value, widths, scale, bias=None, dropout=0.0
+    query, key, value, layout, scale, bias=None, dropout=0.0
 ):
     """As `attend`, and the weights (B, H, L, S) before dropout.
 
     Arguments
     ---------
-    query, key, value, widths, scale, bias, dropout
+    query, key, value, layout, scale, bias, dropout
         As those of `attend`.
 
     Returns
@@ -174,10 +186,9 @@ def attend_with_weights(
     weights : torch.Tensor
         (B, H, L, S)
     """
-    found, order = buckets(*widths, query.device)
     bias = as_bias(bias, query)
     weights, outputs = [], []
-    for bucket in found:
+    for bucket in layout.buckets:
         q, k = take(query, bucket.query_key), take(key, bucket.query_key)
         scores = q @ k.transpose(-2, -1) * scale
         if bias is not None:
@@ -185,7 +196,7 @@ def attend_with_weights(
         weights.append(scores.softmax(-1))
         dropped = F.dropout(weights[-1], dropout, training=dropout > 0)
         outputs.append(dropped @ take(value, bucket.value))
-    return _joined(outputs, order), _in_order(weights, found)
+    return _joined(outputs, layout), _in_order(weights, layout)
 
 
 def as_bias(mask, like):
@@ -213,17 +224,15 @@ def _of_heads(bias, heads):
     return bias[:, heads]
 
 
-def _joined(outputs, order):
+def _joined(outputs, layout):
     """(B, L, V) of the buckets' outputs (B, heads, L, width)."""
     flat = [output.transpose(1, 2).flatten(2) for output in outputs]
-    return torch.cat(flat, dim=-1).index_select(-1, order)
+    return torch.cat(flat, dim=-1).index_select(-1, layout.order)
 
 
-def _in_order(weights, found):
+def _in_order(weights, layout):
     """(B, H, L, S) of those of the buckets."""
-    heads = torch.tensor([head for bucket in found for head in bucket.heads])
-    joined = torch.cat(weights, dim=1)
-    return joined.index_select(1, heads.argsort().to(joined.device))
+    return torch.cat(weights, dim=1).index_select(1, layout.head_order)
 
 
 class UnequalHeads:
@@ -235,6 +244,13 @@ class UnequalHeads:
 
     query_key_widths = None
     value_widths = None
+
+    def after_cut_(self):
+        """Works out once how the heads are computed together."""
+        device = self.out_proj.weight.device
+        layout = HeadLayout(*self.widths)
+        # a module on the meta device gets its weights from a file, not these
+        self.layout = layout if device.type == "meta" else layout.to(device)
 
     @property
     def widths(self):
@@ -338,7 +354,7 @@ class UnequalMultiheadAttention(UnequalHeads, FewerHeads):
     def _attend(self, q, k, v, bias):
         dropout = self.dropout if self.training else 0.0
         scale = self.head_dim**-0.5
-        return attend_with_weights(q, k, v, self.widths, scale, bias, dropout)
+        return attend_with_weights(q, k, v, self.layout, scale, bias, dropout)
 
     def _rows(self):
         query_key, value = (sum(widths) for widths in self.widths)
@@ -385,14 +401,13 @@ class UnequalRelPosMHAXL(UnequalHeads, RelPosMHAXL):
         weights : torch.Tensor
             (B, H, L, L), if asked for.
         """
-        found, order = buckets(*self.widths, query.device)
         q, k, v = self._project(query)
         positions = self.linear_pos(pos_embs)
         hidden = _hidden(attn_mask, key_padding_mask, q)
         with_u = (q + self.pos_bias_u.reshape(-1)) * self.scale
         with_v = (q + self.pos_bias_v.reshape(-1)) * self.scale
         weights, outputs = [], []
-        for bucket in found:
+        for bucket in self.layout.buckets:
             index = bucket.query_key
             content = take(with_u, index) @ take(k, index).transpose(-2, -1)
             relative = take(with_v, index) @ take(positions, index).transpose(
@@ -406,10 +421,10 @@ class UnequalRelPosMHAXL(UnequalHeads, RelPosMHAXL):
             )
             weights.append(found_weights)
             outputs.append(found_weights @ take(v, bucket.value))
-        output = self.out_proj(_joined(outputs, order))
+        output = self.out_proj(_joined(outputs, self.layout))
         if not return_attn_weights:
             return output
-        return output, _in_order(weights, found)
+        return output, _in_order(weights, self.layout)
 
     def _project(self, x):
         """q and k (B, L, Q), v (B, L, V)."""

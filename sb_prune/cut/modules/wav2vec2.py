@@ -50,7 +50,7 @@ class _Unequal(UnequalHeads):
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         dropout = self.dropout if self.training else 0.0
-        options = (self.widths, self.scaling, attention_mask, dropout)
+        options = (self.layout, self.scaling, attention_mask, dropout)
         eager = self.config._attn_implementation == "eager"
         if not (eager or output_attentions):
             return self.out_proj(attend(q, k, v, *options)), None

@@ -85,7 +85,7 @@ class UnequalBiasedHeads(UnequalHeads, FewerBiasedHeads):
     def _attend(self, q, k, v, bias):
         dropout = self.dropout if self.training else 0.0
         return attend_with_weights(
-            q, k, v, self.widths, self.scaling, bias, dropout
+            q, k, v, self.layout, self.scaling, bias, dropout
         )
 
 

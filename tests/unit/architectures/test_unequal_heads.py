@@ -37,9 +37,6 @@ BUDGETS = {
 def many_buckets(monkeypatch):
     """Heads of every width are computed apart."""
     monkeypatch.setattr(attention_module, "WIDTH_STEP", 1)
-    attention_module.buckets.cache_clear()
-    yield
-    attention_module.buckets.cache_clear()
 
 
 def declare(model, kinds=wav2vec2.KINDS):
@@ -272,3 +269,34 @@ def test_a_cut_model_trains(make_wav2vec2, random_plan, encode_waveform):
         first.sum().backward()
         gradient = model.encoder.layers[0].attention.q_proj.weight.grad
         assert gradient.abs().max() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["Wav2Vec2", "WavLM", "SpeechBrain"])
+def test_an_exported_model_still_runs(
+    make_wav2vec2, random_plan, encode_waveform, family
+):
+    """No index that a trace has seen may come back in an eager forward."""
+    model = make_wav2vec2(family)
+    declaration = declare(model, ["heads"])
+    cut_(declaration, random_plan(declaration, seed=1))
+    before = encode_waveform(model)
+    encoder, inputs = model, torch.randn(2, 700)
+    if family == "SpeechBrain":
+        encoder, inputs = model["latent_encoder"], torch.randn(2, 9, 4)
+    program = torch.export.export(encoder, (inputs,))
+    first = next(iter(encoder(inputs).values()))
+    assert type(first) is torch.Tensor
+    exported = next(iter(program.module()(inputs).values()))
+    assert (exported - first).abs().max() <= 1e-5
+    assert torch.equal(encode_waveform(model), before)
+
+
+def test_indices_follow_the_model_and_are_not_saved(make_wav2vec2, random_plan):
+    model = make_wav2vec2(layers=1)
+    declaration = declare(model, ["heads"])
+    cut_(declaration, random_plan(declaration, seed=1))
+    layout = model.encoder.layers[0].attention.layout
+    assert {b.dtype for b in layout.buffers()} == {torch.int64}
+    assert not any("layout" in name for name in model.state_dict())
+    assert all(b.is_meta for b in model.to("meta").buffers())

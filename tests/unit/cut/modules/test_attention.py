@@ -5,6 +5,7 @@ import torch
 
 from sb_prune.cut.modules.attention import (
     FewerHeads,
+    HeadLayout,
     attend,
     attend_with_weights,
 )
@@ -85,9 +86,9 @@ def test_unequal_heads_are_those_computed_one_by_one(boolean, per_head):
         bias = bias + torch.randn(bias.shape)
     given = allowed if boolean else bias
     output, weights = one_by_one(q, k, v, WIDTHS, 0.25, bias.expand(2, 5, 6, 7))
-    found = attend(q, k, v, WIDTHS, 0.25, given)
+    found = attend(q, k, v, HeadLayout(*WIDTHS), 0.25, given)
     assert torch.allclose(found, output, atol=1e-6)
-    found = attend_with_weights(q, k, v, WIDTHS, 0.25, given)
+    found = attend_with_weights(q, k, v, HeadLayout(*WIDTHS), 0.25, given)
     assert torch.allclose(found[0], output, atol=1e-6)
     assert torch.allclose(found[1], weights, atol=1e-6)
 
@@ -97,4 +98,5 @@ def test_equal_heads_without_bias():
     q, k, v = torch.randn(3, 2, 6, 16)
     widths = ((4,) * 4, (4,) * 4)
     output, _ = one_by_one(q, k, v, widths, 0.5, torch.zeros(1, 4, 1, 1))
-    assert torch.allclose(attend(q, k, v, widths, 0.5), output, atol=1e-6)
+    found = attend(q, k, v, HeadLayout(*widths), 0.5)
+    assert torch.allclose(found, output, atol=1e-6)
