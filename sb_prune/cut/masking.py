@@ -30,14 +30,10 @@ class GateValues:
         ones = torch.ones(declaration.total_units, device=device)
         self.set_(ones, [True] * len(self._units))
 
-    def __deepcopy__(self, memo):
-        """Values of its own: those of a training step are no graph leaves."""
-        twin = memo[id(self)] = object.__new__(type(self))
-        twin._units, twin._open = dict(self._units), dict(self._open)
-        twin._pieces = {
-            name: piece.detach().clone() for name, piece in self._pieces.items()
-        }
-        return twin
+    def __getstate__(self):
+        """For copies and files: values of a training step are no leaves."""
+        pieces = {name: p.detach() for name, p in self._pieces.items()}
+        return {**vars(self), "_pieces": pieces}
 
     def set_(self, values, is_open=None):
         """Takes new values for all gates.
@@ -99,9 +95,9 @@ def attach_(declaration):
     True
     """
     root, gates = declaration.root, GateValues(declaration)
-    if any(isinstance(m, _Masked) for m in root.modules()):
+    if is_masked(root):
         raise ValueError("the model is masked already; call detach_ first")
-    factors, statistics = defaultdict(list), {}
+    factors, statistics = defaultdict(list), defaultdict(list)
     for structure in declaration.structures:
         for mask in structure.masks:
             factors[mask.tensor].append(
@@ -109,7 +105,9 @@ def attach_(declaration):
             )
         for norm in structure.norms:
             weight = root.get_submodule(norm.tensor).weight
-            statistics[norm.tensor] = _factor(structure.name, norm, weight)
+            statistics[norm.tensor].append(
+                _factor(structure.name, norm, weight)
+            )
     by_module = defaultdict(dict)
     for tensor, found in factors.items():
         module, _, name = tensor.rpartition(".")
@@ -135,7 +133,21 @@ def detach_(root):
         if isinstance(module, _Masked):
             for attribute in ("_gates", "_factors", "_statistics"):
                 module.__dict__.pop(attribute)
-            module.__class__ = type(module).__mro__[2]
+            module.__class__ = _stock_class(module)
+
+
+def is_masked(root):
+    """Whether gates multiply the weights of any module below root.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+
+    Returns
+    -------
+    bool
+    """
+    return any(isinstance(module, _Masked) for module in root.modules())
 
 
 class _Factor:
@@ -198,14 +210,27 @@ def _factor(structure, slices, tensor):
 class _Masked:
     """Marks the classes made here."""
 
+    def __reduce_ex__(self, protocol):
+        """Copies and files name the stock class: this one has no place."""
+        _, _, *state = super().__reduce_ex__(protocol)
+        made_of = _stock_class(self), *_masked_parts(self)
+        return (_new_masked, made_of, *state)
+
 
 def _mask_module(module, gates, factors, statistics):
     module._gates = gates
     module._factors = factors
     module._statistics = statistics
-    module.__class__ = _masked_class(
-        type(module), tuple(sorted(factors)), statistics is not None
-    )
+    module.__class__ = _masked_class(type(module), *_masked_parts(module))
+
+
+def _masked_parts(module):
+    """Names of the tensors that are masked, and whether it is a norm."""
+    return tuple(sorted(module._factors)), module._statistics is not None
+
+
+def _stock_class(module):
+    return type(module).__mro__[2]
 
 
 @functools.lru_cache(maxsize=None)
@@ -217,13 +242,24 @@ def _masked_class(base, tensors, has_statistics):
     return type(f"Masked{base.__name__}", (_Masked, base), members)
 
 
+def _new_masked(*made_of):
+    """An empty instance, for `copy` and `pickle` to fill."""
+    masked = _masked_class(*made_of)
+    return masked.__new__(masked)
+
+
 def _reader(name):
     def read(module):
-        gates = (factor(module._gates) for factor in module._factors[name])
+        stock = module._parameters[name]
         # the gates first: their product is much smaller than the tensor
-        return module._parameters[name] * functools.reduce(operator.mul, gates)
+        return stock * _product(module._factors[name], module._gates).to(stock)
 
     return read
+
+
+def _product(factors, gates):
+    """The product of all gates that cover a tensor."""
+    return functools.reduce(operator.mul, (f(gates) for f in factors))
 
 
 def _norm_over_open(module, x):
@@ -232,16 +268,21 @@ def _norm_over_open(module, x):
     With all gates open it is the native norm, bit for bit, unless compiled:
     torch.compile would compile again for every pattern of open norms.
     """
-    gates, factor = module._gates, module._statistics
+    gates, factors = module._gates, module._statistics
     shape = module.normalized_shape
-    if not torch.compiler.is_compiling() and gates.is_open(factor.structure):
+    if not torch.compiler.is_compiling() and all(
+        gates.is_open(factor.structure) for factor in factors
+    ):
         return F.layer_norm(x, shape, module.weight, module.bias, module.eps)
-    gate = factor(gates).expand(shape)
+    dtype = torch.promote_types(x.dtype, module.weight.dtype)
+    precise = torch.promote_types(dtype, torch.float32)  # as the native norm
+    gate = _product(factors, gates).to(precise).expand(shape)
     dims = tuple(range(-len(shape), 0))
-    x = x.contiguous()  # as the native norm leaves it: what follows is faster
-    share = gate / gate.sum().clamp_min(1e-6)
-    mean = (x * share).sum(dims, keepdim=True)
+    # contiguous, as the native norm leaves it: what follows is faster
+    x = x.contiguous().to(precise)
+    weight = gate / gate.sum().clamp_min(1e-6)  # of each entry in the mean
+    mean = (x * weight).sum(dims, keepdim=True)
     centred = x - mean
-    variance = (centred.square() * share).sum(dims, keepdim=True)
+    variance = (centred.square() * weight).sum(dims, keepdim=True)
     normal = centred * torch.rsqrt(variance + module.eps)
-    return normal * module.weight + module.bias
+    return (normal * module.weight + module.bias).to(dtype)

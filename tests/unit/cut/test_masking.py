@@ -1,6 +1,7 @@
 """Masks come and go without a trace, and norms see open entries only."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -163,3 +164,95 @@ def test_values_say_which_structures_are_open(make_asr, random_plan):
         assert gates.is_open(name) == bool(kept.all())
     gates.set_(full_plan(declaration).values(declaration))
     assert all(gates.is_open(name) for name in plan.keep)
+
+
+@torch.no_grad()
+def test_a_masked_model_may_be_saved_whole(make_asr, encode, random_plan):
+    model = make_asr()
+    declaration = conformer_structures(model)
+    gates = attach_(declaration)
+    values = random_plan(declaration).values(declaration)
+    gates.set_((values * 1.0).requires_grad_() * 1.0)  # as in a training step
+    before, file = encode(model), io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert torch.equal(encode(loaded), before)
+    detach_(loaded)
+    assert classes(loaded) == classes(make_asr())
+    gates.set_(torch.ones_like(values))
+    assert torch.equal(encode(loaded), encode(model))
+
+
+def norm_over_two_axes():
+    """Channels and frequencies share a norm, as in a front-end."""
+    root = torch.nn.Sequential(torch.nn.LayerNorm((3, 4)).double())
+    torch.nn.init.normal_(root[0].weight)
+    structures = [
+        Structure(
+            name,
+            name,
+            units,
+            norms=(Slices("0", dim, torch.arange(units).view(-1, 1)),),
+        )
+        for name, dim, units in (("f", 0, 3), ("c", 1, 4))
+    ]
+    return Declaration(root, ("",), tuple(structures), None)
+
+
+def test_two_structures_may_share_a_norm():
+    declaration = norm_over_two_axes()
+    norm = declaration.root[0]
+    x = torch.randn(2, 3, 4).double()
+    gates = attach_(declaration)
+    gates.set_(torch.tensor([1, 0, 1, 1, 1, 0, 1]).double())
+    rows, columns = [0, 2], [0, 1, 3]
+    kept = x[:, rows][..., columns]
+    weight = norm.weight[rows][:, columns]
+    expected = torch.nn.functional.layer_norm(kept, (2, 3), weight)
+    found = declaration.root(x)[:, rows][..., columns]
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float64]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_open_gates_in_any_precision(make_asr, encode, dtype):
+    model = make_asr("regularMHA").to(dtype)
+    x = torch.randn(2, 13, 16, dtype=dtype)
+    before, _ = model.encoder(x)
+    attach_(conformer_structures(model))
+    found, _ = model.encoder(x)
+    assert found.dtype == dtype
+    assert torch.equal(found, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masked_norm_keeps_the_precision(dtype):
+    gate = (torch.arange(12) % 3 > 0).float()
+    masked, stock = masked_norm(gate)
+    x = torch.randn(3, 7, 12).double()
+    kept = gate.bool()
+    expected = torch.nn.functional.layer_norm(
+        x[..., kept], (8,), stock.weight[kept], stock.bias[kept]
+    )
+    found = masked.to(dtype)(x.to(dtype))
+    assert found.dtype == dtype
+    error = (found[..., kept].double() - expected).abs().max()
+    assert error <= 20 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gates_of_a_half_precision_model_learn(make_asr, dtype):
+    model = make_asr("regularMHA").to(dtype)
+    declaration = conformer_structures(model)
+    values = torch.full((declaration.total_units,), 0.5, requires_grad=True)
+    attach_(declaration).set_(values)
+    encoded, _ = model.encoder(torch.randn(2, 13, 16, dtype=dtype))
+    encoded.float().square()[..., :3].sum().backward()
+    assert values.grad.dtype == torch.float32
+    assert torch.isfinite(values.grad).all()
+    assert (values.grad != 0).float().mean() > 0.9
