@@ -10,6 +10,9 @@ from itertools import chain
 import torch
 from torch import nn
 
+from sb_prune.cut.masking import is_masked
+from sb_prune.declare.structure import tensor_of
+
 
 class Absent(nn.Module):
     """Stands where a module was cut: adds nothing to the residual.
@@ -87,9 +90,11 @@ def cut_(declaration, plan):
     Raises
     ------
     ValueError
-        If the plan is not one for this declaration.
+        If the plan is not one for this declaration, or the model is masked or
+        no longer what was declared; then nothing is cut.
     """
     plan.check(declaration)
+    _check_can_be_cut(declaration)
     root = declaration.root
     gone = defaultdict(list)  # (tensor, axis) -> positions, dense ones
     adapted = {}
@@ -108,8 +113,11 @@ def cut_(declaration, plan):
         for name, attribute in structure.counts:
             setattr(root.get_submodule(name), attribute, int(kept.sum()))
         for name, attribute in structure.positions:
+            module = root.get_submodule(name)
             stay = kept.nonzero().flatten().tolist()
-            setattr(root.get_submodule(name), attribute, stay)
+            before = getattr(module, attribute, None)  # of an earlier cut
+            stay = [before[i] for i in stay] if before else stay
+            setattr(module, attribute, stay)
         for name, attribute in structure.widths:
             inside = _inside_kept_units(declaration, plan, structure)
             setattr(root.get_submodule(name), attribute, inside)
@@ -121,6 +129,44 @@ def cut_(declaration, plan):
     for module in adapted.values():
         if hasattr(module, "after_cut_"):
             module.after_cut_()
+
+
+def _check_can_be_cut(declaration):
+    """Refuses before anything is changed."""
+    root = declaration.root
+    if is_masked(root):
+        raise ValueError(
+            "the model is masked, and its masks fit the uncut shapes only; "
+            "call detach_ first, or use the pruner's cut_, which does"
+        )
+    if not _is_as_declared(declaration):
+        raise ValueError(
+            "the model was cut since it was declared; declare again what is "
+            "left, with the function that made this declaration"
+        )
+    for structure in declaration.structures:
+        for name, factory in structure.removes:
+            parent = root.get_submodule(name.rpartition(".")[0])
+            is_list = type(parent) in (nn.ModuleList, FewerLayers)
+            if factory is leave_out and not is_list:
+                raise ValueError(
+                    f"{name}: cannot be left out, for it lies in a "
+                    f"{type(parent).__name__}; only layers in a "
+                    "torch.nn.ModuleList can"
+                )
+
+
+def _is_as_declared(declaration):
+    """Whether all that may be cut is there and has the shape it had."""
+    root, shapes = declaration.root, declaration.shapes
+    try:
+        for structure in declaration.structures:
+            for name, _ in structure.removes:
+                root.get_submodule(name)
+        now = {name: tuple(tensor_of(root, name).shape) for name in shapes}
+    except (AttributeError, ValueError):  # what lay in a module that went
+        return False
+    return now == shapes
 
 
 def _inside_kept_units(declaration, plan, structure):
@@ -135,7 +181,9 @@ def _cut_tensor(root, name, dim, gone):
     module = root.get_submodule(module)
     old = getattr(module, name)
     new = _without(old, dim, gone)
-    setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
+    if isinstance(old, nn.Parameter):  # else a buffer, and stays one
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    setattr(module, name, new)
     _refresh_sizes(module)
 
 

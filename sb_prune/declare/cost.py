@@ -206,6 +206,8 @@ def _tensor_shares(declaration):
     slopes = defaultdict(list)  # (tensor, axis) -> what each unit is of it
     for structure in declaration.structures:
         for cut in structure.cuts:
+            if cut.tensor not in sizes:  # a buffer, which costs nothing
+                continue
             size = sizes[cut.tensor]
             size = math.prod(size) if cut.dim is None else size[cut.dim]
             slope = cut.index.shape[1] / size

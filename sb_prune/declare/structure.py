@@ -186,7 +186,8 @@ class Declaration:
     Raises
     ------
     ValueError
-        If two structures share a name or a parent is not declared before.
+        If two structures share a name, a parent is not declared before, or a
+        tensor is no plain parameter or buffer.
     """
 
     root: torch.nn.Module
@@ -199,6 +200,7 @@ class Declaration:
     output_frames: Callable = lambda frames: frames
     usual_frames: int = 250
     by_name: dict = field(init=False, repr=False)
+    shapes: dict = field(init=False, repr=False)  # of what is masked or cut
 
     def __post_init__(self):
         by_name = {}
@@ -218,6 +220,12 @@ class Declaration:
                 )
             by_name[structure.name] = structure
         object.__setattr__(self, "by_name", by_name)
+        shapes = {
+            name: tuple(tensor_of(self.root, name).shape)
+            for s in self.structures
+            for name in dict.fromkeys(p.tensor for p in (*s.masks, *s.cuts))
+        }
+        object.__setattr__(self, "shapes", shapes)
 
     @property
     def total_units(self):
@@ -281,6 +289,38 @@ class Declaration:
         """
         names = (m.tensor for s in self.structures for m in s.masks)
         return list(dict.fromkeys(names))
+
+
+def tensor_of(root, name):
+    """A parameter or buffer, by its dotted name.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+    name : str
+
+    Returns
+    -------
+    torch.Tensor
+
+    Raises
+    ------
+    ValueError
+        If it is neither, as the `weight` under weight norm.
+    """
+    path, _, tensor = name.rpartition(".")
+    module = root.get_submodule(path)
+    found = module._parameters.get(tensor)
+    if found is None:
+        found = module._buffers.get(tensor)
+    if found is None:
+        raise ValueError(
+            f"module: {name} cannot be cut, for it is no plain parameter of "
+            f"its {type(module).__name__}; if weight_norm makes it anew at "
+            "every forward, call torch.nn.utils.parametrize."
+            "remove_parametrizations (or remove_weight_norm) before"
+        )
+    return found
 
 
 def dotted(*names):

@@ -93,6 +93,8 @@ def _mean_square(structure, parameters):
         return (total / sum(p.numel() for p in gone)).view(1)
     total, count = 0, 0
     for cut in structure.cuts:
+        if cut.tensor not in parameters:  # a buffer
+            continue
         weights, dim = parameters[cut.tensor], cut.dim
         if dim is None:
             weights, dim = weights.flatten(), 0
