@@ -17,9 +17,9 @@ from sb_prune import (
     magnitude_score,
     wav2vec2_structures,
 )
-from sb_prune import attention as attention_module
 from sb_prune.architectures import conformer, wav2vec2
 from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.cut.modules import attention as attention_module
 from sb_prune.declare.cost import mac_cost, parameter_cost
 from sb_prune.declare.plan import full_plan
 from sb_prune.declare.structure import Declaration, Structure
