@@ -1,6 +1,7 @@
 """The benchmarks of methods: their runs are what their tables say they are."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -361,3 +362,109 @@ def test_what_a_curve_is_worth(depths):
     assert 0 < found["word"]["spearman"] < 1
     assert found["spk_id"]["regret"] is None
     assert "70" not in depths.as_markdown(found).splitlines()[0]
+
+
+# ------------------------------------------------ YAMLs of SpeechBrain's own
+
+RECIPE = """
+data_folder: !PLACEHOLDER
+d_model: 8
+
+CNN: !new:speechbrain.lobes.models.convolution.ConvolutionFrontEnd
+    input_shape: (2, 10, 12)
+    num_blocks: 2
+    num_layers_per_block: 1
+    out_channels: (4, 3)
+    kernel_sizes: (3, 3)
+    strides: (2, 2)
+    residuals: (False, False)
+
+Transformer: !new:speechbrain.lobes.models.transformer.TransformerASR.TransformerASR
+    input_size: 9
+    tgt_vocab: 5
+    d_model: !ref <d_model>
+    nhead: 2
+    num_encoder_layers: 12
+    num_decoder_layers: 1
+    d_ffn: 16
+    encoder_module: conformer
+    attention_type: ATTENTION
+    normalize_before: True
+    causal: False
+
+modules:
+    CNN: !ref <CNN>
+    Transformer: !ref <Transformer>
+"""  # noqa: E501
+
+
+@pytest.fixture
+def speechbrain_yamls(benchmark_module):
+    return benchmark_module("speechbrain_yamls")
+
+
+def test_yamls_of_a_checkout_are_declared_and_cut(speechbrain_yamls, tmp_path):
+    folder = tmp_path / "recipes/Corpus/ASR/hparams"
+    (folder / "parts").mkdir(parents=True)
+    for name, text in {
+        "mixing.yaml": RECIPE.replace("ATTENTION", "hypermixing"),
+        "part.yaml": RECIPE.partition("modules:")[0],  # others include it
+        "relative.yaml": RECIPE.replace("ATTENTION", "RelPosMHAXL"),
+        "unknown.yaml": RECIPE.replace("causal", "casual"),
+        "vad.yaml": "modules:\n    lin: !new:torch.nn.Identity",
+    }.items():
+        (folder / name).write_text(text)
+    found = speechbrain_yamls.measure(tmp_path)
+    place = "Corpus/ASR/hparams"
+    assert list(found) == [
+        f"{place}/{name}.yaml" for name in ("mixing", "relative", "unknown")
+    ]
+    outcomes = {
+        name: [result[:3] for result in results]
+        for name, results in found.items()
+    }
+    front_end = ["CNN", "front_end_structures", "exact"]
+    decoder = ["Transformer", "decoder_structures", "exact"]
+    encoder = ["Transformer", "conformer_structures"]
+    assert outcomes[f"{place}/relative.yaml"] == [
+        front_end,
+        [*encoder, "exact"],
+        decoder,
+    ]
+    assert outcomes[f"{place}/mixing.yaml"] == [
+        front_end,
+        [*encoder, "refused"],
+        decoder,
+    ]
+    assert ["Transformer", "", "not built"] in outcomes[f"{place}/unknown.yaml"]
+
+
+def test_a_row_for_yamls_of_one_outcome(speechbrain_yamls):
+    exact = ["CNN", "front_end_structures", "exact", "1e-06"]
+    refused = ["model", "conformer_structures", "refused", "no heads"]
+    yamls = {
+        "A/ASR/hparams/a.yaml": [exact],
+        "A/ASR/hparams/b.yaml": [exact, refused],
+        "A/ASR/hparams/c.yaml": [exact],
+    }
+    table = speechbrain_yamls.table_of({"speechbrain": "1", "yamls": yamls})
+    assert "3 YAMLs, 4 modules,\n3 of them exact" in table
+    assert "| A/ASR | a, c | CNN: front_end |" in table
+    row = "| A/ASR | b | CNN: front_end, model: conformer **refused** (1) |"
+    assert row in table
+    assert table.endswith("1. no heads\n")
+
+
+def test_the_table_of_speechbrains_recipes_is_that_of_the_json(
+    speechbrain_yamls,
+):
+    found = json.loads(speechbrain_yamls.FOUND.read_text())
+    assert speechbrain_yamls.TABLE.read_text() == speechbrain_yamls.table_of(
+        found
+    )
+    assert len(found["yamls"]) > 100
+
+
+def test_a_folder_without_recipes_is_no_checkout(speechbrain_yamls, tmp_path):
+    with pytest.raises(SystemExit, match="name a checkout of SpeechBrain"):
+        speechbrain_yamls.main([str(tmp_path)])
