@@ -42,6 +42,7 @@ _ROOMS = {
         "random_score",
         "taylor_score",
     ],
+    "presets": ["preset"],
     "run.layer_pruning": ["LayerPruning"],
     "run.pruning": ["PruningRun"],
     "run.resume": ["make_resumable_"],
