@@ -32,8 +32,8 @@ STEPS = 94  # optimizer steps in an epoch
 LEVELS = (0.75, 0.5)
 SEEDS = (1, 2, 3)
 
-L0 = "hparams/conformer_l0.yaml"
-SCORE = "hparams/conformer_score.yaml"
+L0 = "conformer_l0"
+SCORE = "conformer_score"
 SLICES = ["structures:", "    kinds: [ffn_units, heads, conv_channels]"]
 STRAIGHT = ["gates:", "    straight_through: True"]
 METHODS = {
@@ -142,7 +142,7 @@ def pruning_yaml(method):
     chosen, _, distilled = method.partition("+")
     preset, lines = {**METHODS, **MODULES}[chosen]
     text = (RECIPE / "hparams/demo_prune.yaml").read_text("utf-8")
-    text = re.sub(r"!include:\S+", f"!include:{ROOT / preset}", text)
+    text = text.replace(f"name: {L0}\n", f"name: {preset}\n")
     text = re.sub(r"\n    (inference|export_folder):.*", "", text)
     lines = lines + ([] if distilled else ["distillation: null"])
     added = "".join(f"    {line}\n" for line in lines)

@@ -134,7 +134,6 @@ class Cells:
 
 def absolute(text):
     """A YAML that may lie anywhere."""
-    text = re.sub(r"!include:\S+/", f"!include:{ROOT}/hparams/", text)
     return text.replace(
         "inference: hparams", f"inference: {COMMANDS / 'hparams'}"
     )
@@ -157,10 +156,8 @@ def recipe_yaml(what):
     text = absolute((COMMANDS / f"hparams/{name}.yaml").read_text("utf-8"))
     removed = LAYERS - int(depth.get(what, what))
     return re.sub(
-        r"layer_pruning: !include:\S+\n    module: wav2vec2\n    labels: .*\n",
-        "layer_pruning:\n"
-        "    module: wav2vec2\n"
-        "    structures: !name:sb_prune.wav2vec2_structures\n"
+        r"(name: layers_convexity\n    module: wav2vec2\n)    labels: .*\n",
+        r"\1"
         "    criterion: !new:sb_prune.depth.criteria.LastLayers\n"
         f"        removed: {removed}\n",
         text,

@@ -245,7 +245,6 @@ def pruning_yaml(task, variant):
     """demo_prune.yaml, which is HJ-MAC, as another variant."""
     yaml = TASKS[task].yaml("demo_prune.yaml")
     text = yaml.read_text("utf-8")
-    text = re.sub(r"!include:\S+/", f"!include:{ROOT}/hparams/", text)
     if variant in ("size", "sepsize"):
         text = re.sub(r"    budget:.*\n.*frames:.*\n", "", text)
     if variant == "sepsize":
@@ -256,7 +255,7 @@ def pruning_yaml(task, variant):
         kinds = "[layers, ffn_modules, attention_modules, ffn_units, heads]"
         text = added(text, "structures:", f"    kinds: {kinds}")
     if variant == "magnitude":
-        text = text.replace("wav2vec2_l0.yaml", "wav2vec2_score.yaml")
+        text = text.replace("name: wav2vec2_l0", "name: wav2vec2_score")
         text = added(text, "score: !name:sb_prune.magnitude_score")
     return text
 

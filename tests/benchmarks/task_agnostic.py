@@ -22,7 +22,6 @@ them; `cells.py` keeps them. Without --full: two encoders, one probe.
 """
 
 import json
-import re
 from functools import cache
 from pathlib import Path
 
@@ -166,7 +165,6 @@ def compression_yaml(model):
     names |= dict.fromkeys(("maskhubert", "narrow"), "maskhubert")
     name = names.get(model, "prune_fine_grained")
     text = (COMPRESSION / f"hparams/{name}.yaml").read_text("utf-8")
-    text = re.sub(r"!include:\S+/", f"!include:{ROOT}/hparams/", text)
     block = []
     if model in PRUNED:  # the presets' steps of the gates are for long runs
         step = 0.05 if model in SLOW else 0.2
