@@ -14,6 +14,7 @@ import sys
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from speech_commands_prepare import prepare_speech_commands
 from speechbrain.dataio.dataset import (
     DynamicItemDataset,
     add_dynamic_item,
@@ -93,7 +94,7 @@ def dataio_prepare(hparams):
     datasets = [
         DynamicItemDataset.from_csv(
             hparams[csv_file],
-            replacements={"data_root": hparams["audio_root"]},
+            replacements={"data_root": hparams["data_folder"]},
         ).filtered_sorted(sort_key="duration")
         for csv_file in ("train_csv", "valid_csv", "test_csv")
     ]
@@ -106,26 +107,20 @@ def dataio_prepare(hparams):
         return sb.dataio.dataio.read_audio(wav)
 
     @sb.utils.data_pipeline.takes(hparams["label"])
-    @sb.utils.data_pipeline.provides("class", "encoded_label")
+    @sb.utils.data_pipeline.provides("encoded_label")
     def label_pipeline(label):
-        yield label
-        yield torch.LongTensor([label_encoder.encode_label(label)])
+        return torch.LongTensor([label_encoder.encode_label(label)])
 
     add_dynamic_item(datasets, audio_pipeline)
     add_dynamic_item(datasets, label_pipeline)
     label_encoder.load_or_create(
         path=hparams["label_encoder_file"],
         from_didatasets=[train_data],
-        output_key="class",
+        output_key=hparams["label"],
         # what training lacks is wrong whatever the answer
         special_labels={"unk_label": "<unk>"},
     )
-    if len(label_encoder) != hparams["output_neurons"]:
-        raise ValueError(
-            f"output_neurons: {hparams['output_neurons']}; the training data "
-            f"have {len(label_encoder)} classes of {hparams['label']}, <unk> "
-            f"among them; write output_neurons: {len(label_encoder)}"
-        )
+    label_encoder.expect_len(hparams["output_neurons"])
     set_output_keys(datasets, ["id", "sig", "encoded_label"])
     train_sampler = DynamicBatchSampler(
         train_data, **hparams["dynamic_batch_sampler_train"]
@@ -133,15 +128,8 @@ def dataio_prepare(hparams):
     return *datasets, train_sampler
 
 
-def main(arguments):
-    """Trains and evaluates.
-
-    Arguments
-    ---------
-    arguments : list of str
-        Of the command line: the YAML, then options and overrides.
-    """
-    hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
+if __name__ == "__main__":
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
     sb.utils.distributed.ddp_init_group(run_opts)
     with open(hparams_file, encoding="utf-8") as fin:
         hparams = load_hyperpyyaml(fin, overrides)
@@ -151,7 +139,15 @@ def main(arguments):
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
-    run_on_main(hparams["prepare"])
+    run_on_main(
+        prepare_speech_commands,
+        kwargs={
+            "data_folder": hparams["data_folder"],
+            "save_folder": hparams["output_folder"],
+            "label": hparams["label"],
+            "skip_prep": hparams["skip_prep"],
+        },
+    )
     train_data, valid_data, test_data, train_sampler = dataio_prepare(hparams)
     # The lobe has no argument for it.
     hparams["wav2vec2"].model.config.layerdrop = hparams["layerdrop"]
@@ -181,7 +177,3 @@ def main(arguments):
         min_key="error",
         test_loader_kwargs=hparams["valid_dataloader_opts"],
     )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,5 +1,6 @@
 """LibriSpeech (http://www.openslr.org/12) to csv files."""
 
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,6 +64,99 @@ def prepare_librispeech(
         return rows
 
     write_once(save_folder, "librispeech_prepare", settings, COLUMNS, read)
+
+
+def prepare_speakers(
+    data_folder, save_folder, splits, share=0.1, skip_prep=False
+):
+    """Writes `train.csv`, `valid.csv` and `test.csv`, to tell speakers apart.
+
+    LibriSpeech's own splits share no speakers, so that some utterances of each
+    speaker are set apart; they may be of a chapter that is trained on. When
+    the csv files were already written for the same folder, splits and share,
+    nothing is done.
+
+    Arguments
+    ---------
+    data_folder : str
+        The folder that holds the splits (train-clean-100, ...).
+    save_folder : str
+        Where the csv files go.
+    splits : list of str
+        The utterances to take.
+    share : float
+        Fraction of each speaker's utterances for validation, and again for
+        testing; at least one utterance.
+    skip_prep : bool
+        Whether to trust the csv files that are there.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a split, a transcript or an audio file is missing.
+    ValueError
+        If an audio file is empty, corrupt or not sampled at 16 kHz, or a
+        speaker has too few utterances.
+
+    Example
+    -------
+    >>> prepare_speakers("/data/LibriSpeech", "results", [], skip_prep=True)
+    """
+    if skip_prep:
+        return
+    settings = {
+        "data_folder": str(data_folder),
+        "splits": list(splits),
+        "share": share,
+    }
+
+    def read():
+        rows = [r for split in splits for r in read_split(data_folder, split)]
+        return split_speakers(rows, share, splits)
+
+    write_once(save_folder, "librispeech_speakers", settings, COLUMNS, read)
+
+
+def split_speakers(rows, share, splits):
+    """The same rows, some of every speaker's in each table.
+
+    Arguments
+    ---------
+    rows : list of tuple
+        With the values of `COLUMNS`.
+    share : float
+        As `prepare_speakers` takes it.
+    splits : list of str
+        Where the rows are from, for the message.
+
+    Returns
+    -------
+    dict
+        "train", "valid", "test" -> rows.
+
+    Raises
+    ------
+    ValueError
+        If a speaker has too few.
+    """
+    spoken = defaultdict(list)
+    for row in rows:
+        spoken[row[COLUMNS.index("spk_id")]].append(row)
+    tables = {"train": [], "valid": [], "test": []}
+    for speaker, rows in spoken.items():
+        apart = max(round(share * len(rows)), 1)
+        if len(rows) < 2 * apart + 1:
+            raise ValueError(
+                f"speaker {speaker} has {len(rows)} utterances in {splits}: "
+                f"too few to set {apart} apart twice; name other splits, or "
+                "lower share"
+            )
+        # some of every chapter, the same in each run
+        rows = sorted(rows, key=lambda row: row[0][::-1])
+        parts = rows[2 * apart :], rows[:apart], rows[apart : 2 * apart]
+        for name, part in zip(tables, parts):
+            tables[name] += part
+    return tables
 
 
 def read_split(data_folder, split):

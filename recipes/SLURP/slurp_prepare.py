@@ -1,23 +1,33 @@
-"""SLURP (https://github.com/pswietojanski/slurp) to csv files."""
+"""SLURP (https://github.com/pswietojanski/slurp) to csv files.
+
+What a command means is one line, as text that a decoder can learn: scenario,
+action and entities, written as in SLURP's own annotation:
+
+    alarm set [time : seven am] [date : tomorrow]
+"""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurp_semantics import format_semantics
 from speechbrain.utils.logger import get_logger
 
 from sb_prune.recipe.manifests import seconds_of, write_once
 
 logger = get_logger(__name__)
 
-COLUMNS = ("ID", "duration", "wav", "semantics", "transcript")
+COLUMNS = ("ID", "duration", "wav", "semantics", "transcript", "intent")
 SYNTHETIC = "train_synthetic"  # the split with a folder of its own
 REMEDY = (
     "unpack its archive again, or remove the file, and the recording counts "
     "as missing."
 )
+NAME = r"([^\s\[\]]+)"
+FILLER = r"([^\[\]]*[^\s\[\]])"
+ENTITY = rf" \[{NAME} : {FILLER}\]"
+COMMAND = re.compile(rf"{NAME} {NAME}((?:{ENTITY})*)")
 
 
 @dataclass(frozen=True)
@@ -30,12 +40,15 @@ class Command:
         What is said.
     semantics : str
         As `format_semantics` writes it.
+    intent : str
+        `scenario_action`.
     recordings : tuple of str
         Names of the audio files in which it is said.
     """
 
     transcript: str
     semantics: str
+    intent: str
     recordings: tuple
 
 
@@ -143,7 +156,8 @@ def read_split(text_folder, audio_folder, split):
     def describe(name, command):
         seconds = seconds_of(Path(audio_folder, folder, name), REMEDY)
         wav = f"$data_root/{folder}/{name}"
-        return name, seconds, wav, command.semantics, command.transcript
+        meant = command.semantics, command.transcript, command.intent
+        return name, seconds, wav, *meant
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(describe, *zip(*found)))
@@ -260,6 +274,7 @@ def parse_command(line):
     return Command(
         transcript=_field(record, "sentence", str),
         semantics=format_semantics(semantics),
+        intent=f"{semantics['scenario']}_{semantics['action']}",
         recordings=tuple(
             _field(recording, "file", str, f"recordings[{i}].")
             for i, recording in enumerate(recordings)
@@ -289,3 +304,80 @@ def _field(record, name, kind, place=""):
             f"field '{place}{name}' is {value!r}, not a {kind.__name__}"
         )
     return value
+
+
+def format_semantics(semantics):
+    """Writes semantics as one line.
+
+    Arguments
+    ---------
+    semantics : dict
+        `scenario` and `action` are str, `entities` is a list of dict with
+        `type` and `filler`; the form that SLURP's evaluation reads.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If the line could not be read back, e.g. for a bracket in a filler.
+
+    Example
+    -------
+    >>> entity = {"type": "time", "filler": "seven am"}
+    >>> format_semantics(
+    ...     {"scenario": "alarm", "action": "set", "entities": [entity]}
+    ... )
+    'alarm set [time : seven am]'
+    """
+    entities = (
+        f" [{entity['type']} : {entity['filler']}]"
+        for entity in semantics["entities"]
+    )
+    text = f"{semantics['scenario']} {semantics['action']}{''.join(entities)}"
+    try:
+        understood = parse_semantics(text)
+    except ValueError:
+        understood = None
+    if understood != semantics:
+        raise ValueError(f"{semantics} cannot be written as semantics")
+    return text
+
+
+def parse_semantics(text):
+    """Reads semantics, the inverse of `format_semantics`.
+
+    Arguments
+    ---------
+    text : str
+        Such as a decoder's output.
+
+    Returns
+    -------
+    dict
+        With `scenario`, `action` and `entities`.
+
+    Raises
+    ------
+    ValueError
+        If the text has any other form.
+
+    Example
+    -------
+    >>> parse_semantics("play music [music_genre : jazz]")["entities"]
+    [{'type': 'music_genre', 'filler': 'jazz'}]
+    """
+    command = COMMAND.fullmatch(text)
+    if command is None:
+        raise ValueError(f"{text!r} is not 'scenario action [type : filler]'")
+    scenario, action, entities = command.group(1, 2, 3)
+    return {
+        "scenario": scenario,
+        "action": action,
+        "entities": [
+            {"type": kind, "filler": filler}
+            for kind, filler in re.findall(ENTITY, entities)
+        ],
+    }

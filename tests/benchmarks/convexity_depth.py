@@ -158,7 +158,7 @@ def recipe_yaml(what):
     return re.sub(
         r"(name: layers_convexity\n    module: wav2vec2\n)    labels: .*\n",
         r"\1"
-        "    criterion: !new:sb_prune.depth.criteria.LastLayers\n"
+        "    criterion: !new:sb_prune.depth.LastLayers\n"
         f"        removed: {removed}\n",
         text,
     ).replace("target: 0.5", f"target: {share_to_prune(what)}")

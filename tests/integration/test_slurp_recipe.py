@@ -12,7 +12,7 @@ import torch
 from recipe_runs import SLURP, TINY_SLURP, options, run_python
 from safetensors.torch import load_file
 from slurp_metrics import NO_ANSWER
-from slurp_semantics import parse_semantics
+from slurp_prepare import parse_semantics
 from speechbrain.inference.ASR import EncoderDecoderASR
 
 KILLED = Path(__file__).with_name("killed_train.py")

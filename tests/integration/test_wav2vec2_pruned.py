@@ -183,7 +183,7 @@ def test_slurp_export_understands_what_the_run_did(
     if recipe.folder != SLURP:
         pytest.skip("of SLURP")
     from slurp_metrics import NO_ANSWER
-    from slurp_semantics import parse_semantics
+    from slurp_prepare import parse_semantics
 
     corpus = request.getfixturevalue("slurp_corpus")
     model = EncoderDecoderASR.from_hparams(

@@ -7,12 +7,10 @@ label are apart by spaces.
 
 import csv
 import re
-from collections import defaultdict
 from pathlib import Path
 
-from librispeech_prepare import prepare_librispeech
+import librispeech_prepare
 from slurp_prepare import prepare_slurp
-from slurp_semantics import parse_semantics
 from speech_commands_prepare import prepare_speech_commands
 from speechbrain.utils.logger import get_logger
 
@@ -76,7 +74,7 @@ def prepare_phonemes(
 
 def _label_librispeech(label, data_folder, save_folder, splits):
     corpus = Path(save_folder, "librispeech")  # it has a train.csv of its own
-    prepare_librispeech(data_folder, corpus, *splits)
+    librispeech_prepare.prepare_librispeech(data_folder, corpus, *splits)
     for name, parts in zip(TABLES, splits):
         rows = [row for split in parts for row in _read(corpus, split)]
         labelled = [(row, label(row["wrd"])) for row in rows]
@@ -86,47 +84,14 @@ def _label_librispeech(label, data_folder, save_folder, splits):
 def prepare_speakers(data_folder, save_folder, splits, share=0.1):
     """LibriSpeech: who speaks.
 
-    LibriSpeech's own splits share no speakers, so that some utterances of each
-    speaker are set apart; they may be of a chapter that is trained on.
-
     Arguments
     ---------
-    data_folder : str
-        The folder that holds the splits.
-    save_folder : str
-        Where the csv files go.
-    splits : list of str
-        The utterances to take.
-    share : float
-        Of each speaker's utterances, for validation and again for testing;
-        at least one.
-
-    Raises
-    ------
-    ValueError
-        If a speaker has fewer than three utterances.
+    data_folder, save_folder, splits, share
+        As `librispeech_prepare.prepare_speakers` takes them.
     """
     corpus = Path(save_folder, "librispeech")
-    prepare_librispeech(data_folder, corpus, splits)
-    spoken = defaultdict(list)
-    for row in _read(corpus, "train"):
-        spoken[row["spk_id"]].append(row)
-    tables = {name: [] for name in TABLES}
-    for speaker, rows in spoken.items():
-        apart = max(round(share * len(rows)), 1)
-        if len(rows) < 2 * apart + 1:
-            raise ValueError(
-                f"speaker {speaker} has {len(rows)} utterances in {splits}: "
-                f"too few to set {apart} apart twice; name other splits, or "
-                "lower share"
-            )
-        # some of every chapter, the same in each run
-        rows = sorted(rows, key=lambda row: row["ID"][::-1])
-        parts = rows[2 * apart :], rows[:apart], rows[apart : 2 * apart]
-        for name, part in zip(tables, parts):
-            tables[name] += [(row, speaker) for row in part]
-    for name, rows in tables.items():
-        _write(save_folder, name, rows)
+    librispeech_prepare.prepare_speakers(data_folder, corpus, splits, share)
+    _label(corpus, "spk_id", save_folder)
 
 
 def prepare_intents(text_folder, audio_folder, save_folder, train_splits):
@@ -143,15 +108,7 @@ def prepare_intents(text_folder, audio_folder, save_folder, train_splits):
     """
     corpus = Path(save_folder, "slurp")
     prepare_slurp(text_folder, audio_folder, corpus, train_splits)
-    for name, split in zip(TABLES, ("train", "devel", "test")):
-        rows = _read(corpus, split)
-        _write(save_folder, name, [(row, intent(row)) for row in rows])
-
-
-def intent(row):
-    """`scenario_action` of a row of SLURP's csv files: str."""
-    meant = parse_semantics(row["semantics"])
-    return f"{meant['scenario']}_{meant['action']}"
+    _label(corpus, "intent", save_folder, ("train", "devel", "test"))
 
 
 def prepare_words(data_folder, save_folder):
@@ -166,9 +123,14 @@ def prepare_words(data_folder, save_folder):
     """
     corpus = Path(save_folder, "speech_commands")
     prepare_speech_commands(data_folder, corpus)
-    for name in TABLES:
-        rows = _read(corpus, name)
-        _write(save_folder, name, [(row, row["word"]) for row in rows])
+    _label(corpus, "word", save_folder)
+
+
+def _label(corpus, column, save_folder, tables=TABLES):
+    """The tables of a corpus, one of their columns as the label."""
+    for name, table in zip(TABLES, tables):
+        rows = _read(corpus, table)
+        _write(save_folder, name, [(row, row[column]) for row in rows])
 
 
 # ------------------------------------------------------------------- labels

@@ -7,8 +7,7 @@ import logging
 import numpy as np
 import pytest
 import soundfile
-from slurp_prepare import prepare_slurp
-from slurp_semantics import parse_semantics
+from slurp_prepare import parse_semantics, prepare_slurp
 
 from sb_prune.demo.slurp import release_line, synthesise_slurp
 
@@ -86,6 +85,7 @@ def test_rows(prepare, tmp_path):
             "wav": f"$data_root/slurp_real/{name}",
             "semantics": "alarm set [time : seven am] [date : today]",
             "transcript": "wake me up at seven am today",
+            "intent": "alarm_set",
         }
 
 
@@ -102,6 +102,7 @@ def test_demo_corpus_round_trip(tmp_path):
             said = parse_semantics(row["semantics"])
             annotated = line["sentence"]
             assert f"{said['scenario']}_{said['action']}" == line["intent"]
+            assert row["intent"] == line["intent"]
             assert len(said["entities"]) == len(line["entities"])
             for entity in said["entities"]:
                 marked = f"[{entity['type']} : {entity['filler']}]"

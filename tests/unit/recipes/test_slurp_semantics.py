@@ -5,10 +5,9 @@ import doctest
 import pytest
 import slurp_metrics
 import slurp_prepare
-import slurp_semantics
 from hypothesis import given
 from hypothesis import strategies as st
-from slurp_semantics import format_semantics, parse_semantics
+from slurp_prepare import format_semantics, parse_semantics
 
 NAMES = st.text("abz_:'.", min_size=1)
 FILLERS = st.lists(NAMES, min_size=1).map(" ".join)
@@ -58,9 +57,7 @@ def test_what_could_not_be_read_back_is_refused(scenario, filler):
         )
 
 
-@pytest.mark.parametrize(
-    "module", [slurp_metrics, slurp_prepare, slurp_semantics]
-)
+@pytest.mark.parametrize("module", [slurp_metrics, slurp_prepare])
 def test_examples_of_the_docstrings(module):
     result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
     assert result.attempted and not result.failed

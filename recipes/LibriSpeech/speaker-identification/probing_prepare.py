@@ -1,1 +1,0 @@
-../probing/probing_prepare.py

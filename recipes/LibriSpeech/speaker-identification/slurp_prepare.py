@@ -1,1 +1,0 @@
-../../SLURP/slurp_prepare.py

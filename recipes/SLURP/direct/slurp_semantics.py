@@ -1,1 +1,0 @@
-../slurp_semantics.py

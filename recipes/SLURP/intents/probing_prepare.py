@@ -1,1 +1,0 @@
-../../LibriSpeech/probing/probing_prepare.py

@@ -1,1 +1,0 @@
-../../Google-speech-commands/speech_commands_prepare.py

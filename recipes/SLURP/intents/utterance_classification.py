@@ -1,1 +1,0 @@
-../../Google-speech-commands/train.py
