@@ -1,4 +1,4 @@
-"""Which layers stay: criteria, and what they are computed from."""
+"""Which layers to keep: criteria, and the hidden states they compare."""
 
 from sb_prune.depth.criteria import (
     ConvexityPeak,

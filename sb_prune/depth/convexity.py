@@ -1,10 +1,13 @@
-"""Graph convexity: how convex the regions of classes are among points.
+"""Graph convexity: how convex the region of each class is in a latent space.
 
-Tetkova et al., "On convex decision regions in deep network representations"
-(Nature Communications 16, 5419, 2025); Dorszewski et al., "Convexity-based
-Pruning of Speech Representation Models" (2024, 2408.11858) cuts encoders above
-the layer where it is highest. Points are joined to their nearest neighbours; a
-class is convex as far as the shortest paths between its points stay inside it.
+Every point is joined to its nearest neighbours. A class is convex to the degree
+that the shortest paths between its points pass through points of the same
+class only.
+
+The measure is from Tetkova et al., "On convex decision regions in deep network
+representations" (Nature Communications 16, 5419, 2025). Dorszewski et al.,
+"Convexity-based Pruning of Speech Representation Models" (2024, 2408.11858)
+remove the layers above the one where it is highest.
 
 Legend of the shapes in this file
     n       points
@@ -18,25 +21,26 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
-BLOCK = 1 << 24  # float64 values that a block of distances may hold
-NO_PREDECESSOR = -9999  # SciPy's
+BLOCK = 1 << 24  # largest number of float64 values in a block of distances
+NO_PREDECESSOR = -9999  # what SciPy writes where a point cannot be reached
 
 
 @dataclass(frozen=True)
 class Convexity:
-    """Graph convexity of all classes.
+    """Graph convexity over all classes and of each class.
 
     Arguments
     ---------
     score : float
         Mean over the pairs of all classes, in [0, 1].
     error : float
-        Standard error of the score. Pairs of one class share points, so that
-        classes are what is drawn anew: it is that of a mean over clusters.
-        With one class alone, that of its pairs.
+        Standard error of the score. The pairs of one class share points and
+        are not independent, so this is the standard error of a mean over
+        clusters, with classes as the clusters. If only one class has pairs, it
+        is the standard error over these.
     classes : dict
-        Label -> (score, standard error over its pairs); NaN for a class
-        without pairs.
+        Label -> (score, standard error over its pairs); both are NaN for a
+        class without pairs.
     """
 
     score: float
@@ -45,20 +49,21 @@ class Convexity:
 
 
 def graph_convexity(points, labels, neighbours=10, max_pairs=5000, seed=0):
-    """How convex the classes of some points are.
+    """Measures how convex the classes of labelled points are.
 
     Arguments
     ---------
     points : numpy.ndarray
         (n, d)
     labels : sequence
-        (n,) what each point belongs to.
+        (n,) the class of each point.
     neighbours : int
-        To how many others each point is joined.
+        Number of nearest neighbours to which each point is joined.
     max_pairs : int
-        Ordered pairs drawn from each class; all, where there are no more.
+        Number of ordered pairs sampled from each class; a class with fewer
+        pairs is used as a whole.
     seed : int
-        Of the draw.
+        Seed of the sampling.
 
     Returns
     -------
@@ -68,7 +73,7 @@ def graph_convexity(points, labels, neighbours=10, max_pairs=5000, seed=0):
     ------
     ValueError
         If there is only one class, there are too few points, a value is not
-        finite, or no class has two points.
+        finite, or every class has a single point.
 
     Example
     -------
@@ -102,7 +107,10 @@ def graph_convexity(points, labels, neighbours=10, max_pairs=5000, seed=0):
 
 
 def _coded(labels):
-    """All different labels, sorted as far as they can be, and (n,) places."""
+    """Returns the sorted labels, and for each point the index of its label.
+
+    Labels of different types are sorted by type first.
+    """
     labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
     names = sorted(set(labels), key=lambda x: (type(x).__name__, x))
     places = {name: place for place, name in enumerate(names)}
@@ -133,17 +141,19 @@ def _check(points, classes, names, neighbours):
 
 
 def neighbour_graph(points, neighbours):
-    """Joins each point to its nearest others.
+    """Joins each point to its nearest neighbours.
 
-    An edge that either end wants is there (symmetrised by maximum), its weight
-    is the Euclidean distance. Points in one place count among the neighbours
-    of each other, but nothing joins them: that edge would have no length.
+    Two points are joined if either is among the neighbours of the other (the
+    graph is symmetrised by maximum). The weight of an edge is the Euclidean
+    distance. Points at the same position count as neighbours of each other but
+    are not joined, since a sparse matrix cannot hold an edge of length 0.
 
     Arguments
     ---------
     points : numpy.ndarray
         (n, d), float64.
     neighbours : int
+        Number of neighbours of each point.
 
     Returns
     -------
@@ -160,25 +170,31 @@ def neighbour_graph(points, neighbours):
 
 
 def nearest(points, count):
-    """The points nearest to each, itself among them; of equal ones the first.
+    """Finds the nearest neighbours of each point, the point itself included.
+
+    Of points at the same distance, those with the lower index are taken.
 
     Arguments
     ---------
     points : numpy.ndarray
         (n, d), float64.
     count : int
-        At most n.
+        How many points to find for each, at most n.
 
     Returns
     -------
     rows, columns : numpy.ndarray
-        (n * count,) int, point after point, the nearest first.
+        (n * count,) int: the points in order, and the neighbours of each from
+        the nearest to the farthest.
     lengths : numpy.ndarray
-        (n * count,) Euclidean distances, exact to rounding.
+        (n * count,) Euclidean distances between the two.
     """
-    centred = points - points.mean(0)  # distances of far points lose digits
+    # |a - b|^2 = |a|^2 - 2 ab + |b|^2 is fast, but loses digits where points
+    # are far from the origin: so they are centred, and all candidates within
+    # the rounding error are compared by their exact distances
+    centred = points - points.mean(0)
     squares = np.einsum("nd,nd->n", centred, centred)
-    slack = 2e-11 * squares.max(initial=0.0)  # more than rounding
+    slack = 2e-11 * squares.max(initial=0.0)  # exceeds the rounding error
     found = []
     step = max(1, BLOCK // len(points))
     for start in range(0, len(points), step):
@@ -189,19 +205,19 @@ def nearest(points, count):
         near += squares[block, None]
         last = np.partition(near, count - 1, axis=1)[:, count - 1, None]
         rows, columns = np.nonzero(near <= last + slack)
-        del near  # before as much is asked for again
+        del near  # the largest array; the next one is as large
         rows += start
         lengths = _lengths(points, rows, columns)
         order = np.lexsort((columns, lengths, rows))
         rows, columns, lengths = rows[order], columns[order], lengths[order]
-        beginning = np.searchsorted(rows, rows)  # where the row begins
-        chosen = np.arange(len(rows)) - beginning < count
+        begin = np.searchsorted(rows, rows)  # first entry of the same row
+        chosen = np.arange(len(rows)) - begin < count
         found.append((rows[chosen], columns[chosen], lengths[chosen]))
     return tuple(map(np.concatenate, zip(*found)))
 
 
 def _lengths(points, rows, columns):
-    """Distances of pairs of points, not by way of their squares."""
+    """Distances of pairs of points, computed from their differences."""
     lengths = np.empty(len(rows))
     step = max(1, BLOCK // 4 // points.shape[1])
     for start in range(0, len(rows), step):
@@ -215,14 +231,14 @@ def _lengths(points, rows, columns):
 
 
 def sample_pairs(members, count, generator):
-    """Ordered pairs of different points, each at most once.
+    """Samples ordered pairs of different points, without replacement.
 
     Arguments
     ---------
     members : numpy.ndarray
         (m,) int, the points of one class.
     count : int
-        How many; all m (m - 1), where there are no more.
+        Number of pairs; if there are no more than that, all m (m - 1).
     generator : numpy.random.Generator
 
     Returns
@@ -243,26 +259,29 @@ def sample_pairs(members, count, generator):
     else:
         drawn = generator.choice(total, count, replace=False)
     first, second = np.divmod(drawn, max(m - 1, 1))
-    second += second >= first  # nobody is paired with itself
+    second += second >= first  # no point is paired with itself
     return np.stack([members[first], members[second]], axis=1)
 
 
 def path_scores(graph, pairs, classes):
-    """What share of the inside of each shortest path lies in the class.
+    """Scores pairs by the shortest path that joins them.
+
+    The score is the fraction of the points between the two ends that belong to
+    the class of the ends.
 
     Arguments
     ---------
     graph : scipy.sparse.csr_array
         (n, n), symmetric; its values are lengths.
     pairs : numpy.ndarray
-        (pairs, 2) int, both of one class.
+        (pairs, 2) int, two points of one class each.
     classes : numpy.ndarray
-        (n,) int
+        (n,) int, the class of each point.
 
     Returns
     -------
     numpy.ndarray
-        (pairs,) 1 where nothing lies between the two, 0 where no path does.
+        (pairs,) in [0, 1]; 1 if an edge joins the two, 0 if no path does.
 
     Example
     -------
@@ -289,10 +308,21 @@ def path_scores(graph, pairs, classes):
 
 
 def _walk_back(before, rows, pairs, classes):
-    """All paths at once, from their ends to their beginnings.
+    """Follows all paths at once, each from its end back to its beginning.
 
-    before : (sources, n) what comes before each point on the way from a source
-    rows : (pairs,) which source
+    Arguments
+    ---------
+    before : numpy.ndarray
+        (sources, n) the point before each on the shortest path from a source.
+    rows : numpy.ndarray
+        (pairs,) row of `before` that belongs to the beginning of each path.
+    pairs, classes : numpy.ndarray
+        As in `path_scores`.
+
+    Returns
+    -------
+    numpy.ndarray
+        (pairs,) scores.
     """
     begin, end = pairs.T
     inside = np.zeros(len(pairs))
@@ -306,10 +336,10 @@ def _walk_back(before, rows, pairs, classes):
         between[walking] += 1
         here[walking] = before[rows[walking], at]
         walking = walking[here[walking] != begin[walking]]
-    shares = np.divide(
+    fractions = np.divide(
         inside, between, where=between > 0, out=np.ones_like(inside)
     )
-    return np.where(reached, shares, 0.0)
+    return np.where(reached, fractions, 0.0)
 
 
 # --------------------------------------------------------------- statistics
@@ -320,14 +350,14 @@ def _mean(scores):
 
 
 def _error(scores):
-    """Standard error of a mean."""
+    """Standard error of the mean of some scores."""
     if len(scores) < 2:
         return float("nan")
     return float(scores.std(ddof=1) / np.sqrt(len(scores)))
 
 
 def _error_of_clusters(of_class):
-    """Standard error of the mean over all pairs, classes drawn anew."""
+    """Standard error of the mean over all pairs, with classes as clusters."""
     of_class = [scores for scores in of_class if len(scores)]
     if len(of_class) < 2:
         return _error(of_class[0])

@@ -1,14 +1,14 @@
-"""Criteria that say which layers of a stack may go, before any training.
+"""Criteria that choose which layers of a stack to remove, before training.
 
-A criterion is called with what the layers give for a labelled sample and
-answers with a `LayerChoice`. Each is one class, which a YAML names:
+A criterion is called with the hidden states of a labelled sample and returns a
+`LayerChoice`. Each criterion is a class that the YAML names:
 
     criterion: !new:sb_prune.depth.criteria.ConvexityPeak
         neighbours: 10
 
 Legend of the shapes in this file
     L   layers
-    n   points: utterances, or segments of them
+    n   points: one per utterance, or per labelled segment of an utterance
     d   features
 """
 
@@ -21,16 +21,16 @@ from sb_prune.depth.convexity import graph_convexity
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """Which layers stay, and why.
+    """Which layers a criterion keeps, and the scores that it compared.
 
     Arguments
     ---------
     keep : list of bool
-        (L,)
+        (L,) True for a layer that stays.
     scores : list of float
-        What was compared; empty where nothing was.
+        The scores that were compared; empty if the criterion computes none.
     errors : list of float
-        Standard errors of the scores; empty where there are none.
+        Standard errors of the scores; empty if the criterion computes none.
     """
 
     keep: list
@@ -39,22 +39,22 @@ class LayerChoice:
 
     @property
     def depth(self):
-        """How many layers stay."""
+        """Number of layers that stay."""
         return sum(self.keep)
 
 
 class ConvexityPeak:
-    """Keeps the layers up to the one where classes are most convex.
+    """Keeps the layers up to the one whose output classes are most convex.
 
     Dorszewski et al., "Convexity-based Pruning of Speech Representation
-    Models" (2024, 2408.11858), section 2.4. Of layers that score the same the
-    lowest counts; the scores begin with what enters the first layer, which is
-    no choice.
+    Models" (2024, 2408.11858), section 2.4. Of layers with the same score, the
+    lowest is the peak. The first score is that of the input of the first
+    layer; it is reported but cannot be the peak.
 
     Arguments
     ---------
     neighbours, max_pairs, seed : int
-        As for `graph_convexity`.
+        Arguments of `graph_convexity`.
 
     Example
     -------
@@ -81,9 +81,10 @@ class ConvexityPeak:
         Arguments
         ---------
         states : list of numpy.ndarray
-            L + 1 of (n, d): what enters the first layer, what leaves each.
+            L + 1 of (n, d): the input of the first layer, then the output of
+            each layer.
         labels : sequence
-            (n,)
+            (n,) the class of each point.
 
         Returns
         -------
@@ -100,7 +101,7 @@ class ConvexityPeak:
 
 
 class SimilarBlock:
-    """Removes the block of layers whose input and output are most alike.
+    """Removes the block of layers whose input and output are most similar.
 
     Dorszewski et al., "How Redundant Is the Transformer Stack in Speech
     Representation Models?" (2024, 2409.16302). The first layer always stays.
@@ -108,10 +109,10 @@ class SimilarBlock:
     Arguments
     ---------
     similarity : callable
-        Two arrays (n, d) -> float, the higher the more alike: one of
-        `sb_prune.depth.similarity`.
+        Two arrays (n, d) -> float, higher for more similar ones; for example a
+        function of `sb_prune.depth.similarity`.
     removed : int
-        How many layers, side by side.
+        Number of consecutive layers to remove.
 
     Example
     -------
@@ -134,19 +135,21 @@ class SimilarBlock:
         self.removed = removed
 
     def __call__(self, states, labels):
-        """Compares what enters and what leaves each block.
+        """Compares the input of each block of layers with its output.
 
         Arguments
         ---------
         states : list of numpy.ndarray
-            L + 1 of (n, d): what enters the first layer, what leaves each.
+            L + 1 of (n, d): the input of the first layer, then the output of
+            each layer.
         labels : object
-            Not looked at.
+            Ignored.
 
         Returns
         -------
         LayerChoice
-            A score for each block but the one that begins at the first layer.
+            With a score for each block, except for the one that would contain
+            the first layer.
         """
         layers = len(states) - 1
         _check_left(self.removed, layers)
@@ -160,13 +163,14 @@ class SimilarBlock:
 
 
 class RandomLayers:
-    """Removes layers at random, to compare with. The first always stays.
+    """Removes layers at random, as a baseline. The first layer always stays.
 
     Arguments
     ---------
     removed : int
-        How many.
+        Number of layers to remove.
     seed : int
+        Seed of the choice.
 
     Example
     -------
@@ -182,7 +186,7 @@ class RandomLayers:
         self.seed = seed
 
     def __call__(self, states, labels):
-        """Arguments as of the others; their values are not looked at."""
+        """Needs only the number of states, L + 1, and ignores the labels."""
         layers = len(states) - 1
         _check_left(self.removed, layers)
         generator = np.random.default_rng(self.seed)
@@ -191,12 +195,12 @@ class RandomLayers:
 
 
 class LastLayers:
-    """Removes the last layers, however alike.
+    """Removes the last layers, whatever they compute.
 
     Arguments
     ---------
     removed : int
-        How many.
+        Number of layers to remove.
 
     Example
     -------
@@ -211,7 +215,7 @@ class LastLayers:
         self.removed = removed
 
     def __call__(self, states, labels):
-        """Arguments as of the others; their values are not looked at."""
+        """Needs only the number of states, L + 1, and ignores the labels."""
         layers = len(states) - 1
         _check_left(self.removed, layers)
         return LayerChoice([i < layers - self.removed for i in range(layers)])

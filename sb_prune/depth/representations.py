@@ -1,9 +1,9 @@
-"""What every layer of a model gives for a labelled sample.
+"""Hidden states of every layer of a model, for a labelled sample of the data.
 
 Legend of the shapes in this file
     L   layers
     T   frames
-    n   points: utterances, or segments of them
+    n   points: one per utterance, or per labelled segment of an utterance
     d   features
 """
 
@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from sb_prune.support.random_state import generators_untouched
 
-UTTERANCE = "utterance"  # in place of the key of a label
-ROUNDING = 1e-3  # by which the last segment may end late
+UTTERANCE = "utterance"  # key of the result where no labels are asked for
+ROUNDING = 1e-3  # how far beyond 1 a segment may end, as times are rounded
 
 
 def mean_over_time(frames):
-    """The mean of some frames.
+    """Mean of the frames of an utterance or segment.
 
     Arguments
     ---------
@@ -41,48 +41,62 @@ def mean_over_time(frames):
 
 
 def max_over_time(frames):
-    """The largest value of each feature; arguments as `mean_over_time`."""
+    """Largest value of each feature over the frames.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        (T, d)
+
+    Returns
+    -------
+    torch.Tensor
+        (d,)
+    """
     return frames.amax(0)
 
 
 def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
-    """Runs a sample through a model and keeps what its layers give.
+    """Runs a sample of the data through a model and collects hidden states.
 
-    The recipe's own `compute_forward` runs as in validation, as far as the last
-    layer, one utterance at a time: nothing is padded, nothing is decoded.
+    The recipe's own `compute_forward` runs in the validation stage, with one
+    utterance at a time so that nothing is padded. It is stopped after the last
+    layer, so nothing is decoded.
 
     Arguments
     ---------
     brain : Brain
     layers : list of torch.nn.Module
-        Bottom first.
+        The stack of layers, from the first (nearest the input) to the last.
     dataset : DynamicItemDataset
-        That the recipe trains on, or its loader.
+        The training data of the recipe, or a data loader of them.
     labels : list of str
-        Keys of the dataset. A value is what an utterance belongs to, or a list
-        of segments (label, begin, end) with times as shares of the utterance.
-        Without keys: whole utterances, labels None, under the key "utterance".
+        Keys of the dataset. The value of such a key is the label of the
+        utterance, or a list of labelled segments (label, begin, end), with
+        times as fractions of the length of the utterance. An empty list
+        stands for whole utterances without labels, with the key "utterance".
     sample : int
-        How many utterances to draw, and of their segments; all, where there
-        are no more.
+        Number of utterances to draw, and the largest number of segments to
+        keep for each key.
     pooling : callable
-        Frames (T, d) -> (d,).
+        Turns the frames (T, d) of an utterance or segment into a point (d,).
     seed : int
-        Of the draws.
+        Seed of the sampling.
 
     Returns
     -------
     dict
-        Key of a label -> (states, names): L + 1 arrays (n, d) float32, of what
-        enters the first layer and what leaves each, and n labels.
+        Key -> (states, labels). `states` holds L + 1 arrays (n, d), float32:
+        the input of the first layer, then the output of each layer. `labels`
+        is a list of n labels, None without keys.
 
     Raises
     ------
     ValueError
-        If the data have no such key, an utterance has a label that is none, or
-        a state is not finite.
+        If the data have no such key, a label is neither a string, a number nor
+        a list of segments, or a hidden state is not finite.
     RuntimeError
-        If the recipe does not run all layers.
+        If `compute_forward` does not run all the layers.
     """
     if isinstance(dataset, DataLoader):
         dataset = dataset.dataset
@@ -95,13 +109,13 @@ def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
         dataset.output_keys_as({**kept, **names}),
         torch.no_grad(),
         generators_untouched(),
-        _Listening(layers) as heard,
+        _StateRecorder(layers) as recorder,
     ):
         brain.modules.eval()
         for index in _progress(brain, sorted(drawn.tolist())):
             item = dataset[index]
             values = {key: item.pop(name) for name, key in names.items()}
-            states = heard.states_of(brain, item)
+            states = recorder.states_of(brain, item)
             where = f"utterance {dataset.data_ids[index]}"
             if not labels:
                 found[UTTERANCE].add((None, states), pooling, where)
@@ -112,18 +126,20 @@ def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
 
 
 def _progress(brain, indices):
-    """As SpeechBrain shows it."""
+    """A progress bar, shown where SpeechBrain shows its own."""
     hidden = brain.noprogressbar or not if_main_process()
     return tqdm(indices, desc="Layers", unit="utt", disable=hidden)
 
 
 class _Reservoir:
-    """Keeps so many of the points it gets, each with the same chance.
+    """Reservoir sampling: keeps `size` points, all with the same probability.
 
     Arguments
     ---------
     size : int
+        Number of points to keep.
     seed : int
+        Seed of the sampling.
     """
 
     def __init__(self, size, seed):
@@ -133,7 +149,7 @@ class _Reservoir:
         self._kept = []
 
     def add(self, segment, pooling, where):
-        """(label, frames of each layer) of what `where` names."""
+        """Offers an utterance or segment: (label, frames of each layer)."""
         self._seen += 1
         place = len(self._kept)
         if place < self._size:
@@ -145,7 +161,7 @@ class _Reservoir:
             self._kept[place] = label, _pooled(frames, pooling, where)
 
     def stacked(self, key):
-        """(states, labels), as `layer_states` returns them."""
+        """Returns (states, labels) in the layout of `layer_states`."""
         if not self._kept:
             raise ValueError(f"labels: the sample has no segment of {key!r}")
         labels, points = zip(*self._kept)
@@ -154,7 +170,7 @@ class _Reservoir:
 
 
 def _pooled(frames, pooling, where):
-    """(d,) of each layer."""
+    """Returns the point (d,) of each layer."""
     points = [pooling(f).float().cpu() for f in frames]
     for layer, point in enumerate(points):
         if not torch.isfinite(point).all():
@@ -166,12 +182,17 @@ def _pooled(frames, pooling, where):
     return points
 
 
-class _AllHeard(Exception):
-    """The last layer has given what it gives; the rest need not run."""
+class _LastLayerDone(Exception):
+    """Ends a forward pass once the last layer has run."""
 
 
-class _Listening:
-    """Keeps what enters the first of some layers and what leaves each."""
+class _StateRecorder:
+    """Records the input of the first of some layers and every output.
+
+    Arguments
+    ---------
+    layers : list of torch.nn.Module
+    """
 
     def __init__(self, layers):
         self._layers = layers
@@ -200,16 +221,16 @@ class _Listening:
     def _keep(self, place, output):
         if isinstance(output, tuple):
             output = output[0]
-        self._states.setdefault(place, output[0])  # the only utterance
+        self._states.setdefault(place, output[0])  # a batch of one utterance
         if len(self._states) > len(self._layers):
-            raise _AllHeard
+            raise _LastLayerDone
 
     def states_of(self, brain, item):
-        """L + 1 of (T, d)."""
+        """Returns L + 1 hidden states (T, d) of one utterance."""
         self._states.clear()
         try:
             brain.compute_forward(PaddedBatch([item]), sb.Stage.VALID)
-        except _AllHeard:
+        except _LastLayerDone:
             return [self._states[i] for i in range(len(self._layers) + 1)]
         raise RuntimeError(
             "layers: the recipe's compute_forward did not run all of them in "
@@ -218,7 +239,10 @@ class _Listening:
 
 
 def _segments(value, states, where):
-    """(label, frames of each layer) of an utterance, or of its segments."""
+    """Returns (label, frames of each layer) for each segment of an utterance.
+
+    An utterance with a single label is one segment.
+    """
     if not isinstance(value, (list, tuple)):
         return [(_label(value, where), states)]
     found = []
@@ -230,7 +254,7 @@ def _segments(value, states, where):
 
 
 def _checked(segment, where):
-    """(label, begin, end)"""
+    """Returns (label, begin, end) of a segment, or refuses it."""
     try:
         label, begin, end = segment
         if isinstance(segment, str) or not 0 <= begin < end <= 1 + ROUNDING:
@@ -244,7 +268,7 @@ def _checked(segment, where):
 
 
 def _label(value, where):
-    """What can be told apart from others."""
+    """Returns a label that can be compared with others, or refuses it."""
     is_tensor = isinstance(value, torch.Tensor)
     if is_tensor and value.numel() == 1:
         return value.item()
@@ -257,13 +281,13 @@ def _label(value, where):
 
 
 def _between(frames, begin, end):
-    """At least one frame."""
+    """Returns the frames between two times, at least one."""
     first = min(int(begin * len(frames)), len(frames) - 1)
     return frames[first : max(math.ceil(end * len(frames)), first + 1)]
 
 
 def _check_keys(dataset, labels):
-    """Refuses keys that the data lack."""
+    """Refuses labels for which the data have no key."""
     known = set(dataset.pipeline.key_to_node)
     for row in list(dataset.data.values())[:1]:
         known |= row.keys()

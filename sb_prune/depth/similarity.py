@@ -1,6 +1,6 @@
-"""How alike two layers see the same points.
+"""How similar the representations of the same points in two layers are.
 
-The criteria of Dorszewski et al., "How Redundant Is the Transformer Stack in
+The measures of Dorszewski et al., "How Redundant Is the Transformer Stack in
 Speech Representation Models?" (2024, 2409.16302).
 
 Shapes: n points, d features.
@@ -12,7 +12,7 @@ from sb_prune.depth.convexity import nearest
 
 
 def cosine_similarity(one, other):
-    """Mean cosine between a point and itself, one layer and the other.
+    """Mean cosine similarity between the two representations of each point.
 
     Arguments
     ---------
@@ -39,12 +39,13 @@ def linear_cka(one, other):
     """Linear centred kernel alignment.
 
     Kornblith et al., "Similarity of Neural Network Representations Revisited"
-    (ICML 2019), section 3.3, by way of features instead of points.
+    (ICML 2019), section 3.3. Computed from the (d, d) matrices of the features
+    instead of the (n, n) matrices of the points, with the same result.
 
     Arguments
     ---------
     one, other : numpy.ndarray
-        (n, d); the numbers of features may differ.
+        (n, d); the two may have different numbers of features.
 
     Returns
     -------
@@ -64,14 +65,14 @@ def linear_cka(one, other):
 
 
 def mutual_neighbours(one, other, neighbours=10):
-    """Mean share of a point's nearest neighbours that both layers agree on.
+    """Mean fraction of a point's nearest neighbours that both layers share.
 
     Arguments
     ---------
     one, other : numpy.ndarray
         (n, d)
     neighbours : int
-        How many of each point.
+        Number of nearest neighbours of each point.
 
     Returns
     -------
@@ -100,11 +101,11 @@ def mutual_neighbours(one, other, neighbours=10):
 
 
 def _neighbour_pairs(points, neighbours):
-    """(n * neighbours,) a number for each point and neighbour."""
+    """(n * neighbours,) int, one number for each (point, neighbour) pair."""
     points = np.asarray(points, dtype=np.float64)
     rows, columns, _ = nearest(points, neighbours + 1)
-    left_out = (rows == columns).reshape(len(points), -1)
-    # of many points in one place the nearest may all be others
-    left_out[~left_out.any(1), -1] = True
-    kept = ~left_out.ravel()
+    dropped = (rows == columns).reshape(len(points), -1)
+    # a point with many duplicates may be missing among its own nearest
+    dropped[~dropped.any(1), -1] = True
+    kept = ~dropped.ravel()
     return rows[kept] * len(points) + columns[kept]
