@@ -270,11 +270,11 @@ def _plan_and_kinds(config):
 
 
 def _declare(model, kinds):
-    """What a plan of a Hugging Face model was made for."""
+    """The declaration that the plan of a Hugging Face model belongs to."""
     inside = [kind for kind in kinds if kind != KIND]
-    structures = partial(wav2vec2_structures, kinds=inside)
+    structures = partial(wav2vec2_structures, kinds=inside or None)
     if KIND in kinds:
-        return layer_structures(model, structures, inside=True)
+        return layer_structures(model, structures, inside=bool(inside))
     return structures(model)
 
 
