@@ -85,7 +85,7 @@ def load_verified(loaded, path, sha256):
         If the file was truncated or edited, or does not fit the module.
     """
     check_hash(path, sha256)
-    if str(path).endswith(".safetensors"):
+    if _is_safetensors(path):
         from sb_prune.export.hugging_face import assign  # needs an extra
 
         assign(loaded.model, path)
@@ -98,6 +98,12 @@ def load_verified(loaded, path, sha256):
         hook(loaded, path)
     else:  # as a Pretrainer does
         get_default_hook(loaded, DEFAULT_LOAD_HOOKS)(loaded, path, False)
+
+
+def _is_safetensors(path):
+    """By its first bytes: a Pretrainer links every file as a .ckpt."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"  # behind the length of that header
 
 
 def _assign_weights(module, path):
