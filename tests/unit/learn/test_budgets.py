@@ -26,6 +26,7 @@ UNITS = {
 }
 TARGETS = [0.3, 0.5, 0.7, 0.9]
 LEAVES = ("ffn_units", "heads", "conv_channels")
+UNIT = 2 * 16 + 1  # parameters of a hidden unit
 
 
 def assert_lands(declaration, plan, group, target):
@@ -116,6 +117,25 @@ def test_the_best_scored_stay(make_asr):
     kept = fit_plan(declaration, groups, scores).values(declaration).bool()
     assert 0 < kept.sum() < 32
     assert scores[kept].min() > scores[~kept].max()
+
+
+def test_what_must_stay_keeps_its_best_units(make_asr):
+    declaration = conformer_structures(
+        make_asr(), ["ffn_units"], only="ffn_module1"
+    )
+    torch.manual_seed(0)
+    worse, better = torch.randperm(32), 100 + torch.randperm(32)
+    (group,) = ParameterBudget(0.05).groups(declaration)
+    plan = fit_plan(
+        declaration,
+        [group],
+        torch.cat([worse, better]).double(),
+        shares=[50 * UNIT / group.dense],
+        min_keep=3,
+    )
+    kept = plan.values(declaration).bool()
+    assert sorted(worse[kept[:32]].tolist()) == [29, 30, 31]
+    assert sorted(better[kept[32:]].tolist()) == list(range(121, 132))
 
 
 def test_share_0_keeps_everything(make_asr):

@@ -189,6 +189,21 @@ def test_prices_are_what_a_unit_frees(make_asr):
     assert macs.tolist() == [2 * 16 * 10] * 32
 
 
+def test_taylor_scores_are_per_price(make_pruner, backward_gates):
+    pruner = make_pruner()
+    walk(pruner, 3, backward_gates)
+    of_kind = {s.kind: s.name for s in pruner.declaration.structures}
+    found = pruner.declaration.split(pruner.scores())
+    saliency = pruner.declaration.split(pruner.saliency)
+    # a head has 4 rows or columns of 5 matrices, and of 2 biases of positions
+    prices = {"ffn_units": 2 * 16 + 1, "heads": 5 * 4 * 16 + 2 * 4}
+    for kind, price in prices.items():
+        name = of_kind[kind]
+        expected = saliency[name] / price
+        assert (expected > 0).all()
+        torch.testing.assert_close(found[name], expected)
+
+
 def test_a_step_that_is_not_finite_is_left_out(make_pruner, backward_gates):
     pruner = make_pruner()
     walk(pruner, 3, backward_gates)

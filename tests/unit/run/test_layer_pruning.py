@@ -369,16 +369,19 @@ def test_segments_are_drawn_too(dense, tmp_path):
     assert states[0].shape == (10, 16)
 
 
-def test_every_point_has_the_same_chance():
+@pytest.mark.parametrize("size, points", [(3, 10), (1, 3)])
+def test_every_point_has_the_same_chance(size, points):
     kept = []
     for seed in range(300):
-        reservoir = _Reservoir(3, seed)
-        for number in range(10):
+        reservoir = _Reservoir(size, seed)
+        for number in range(points):
             frames = [torch.zeros(1, 1)]
             reservoir.add((number, frames), mean_over_time, "here")
         kept += reservoir.stacked("x")[1]
-    counts = np.bincount(kept, minlength=10)
-    assert abs(counts - 90).max() < 5 * np.sqrt(300 * 0.3 * 0.7)
+    chance = size / points
+    counts = np.bincount(kept, minlength=points)
+    spread = np.sqrt(300 * chance * (1 - chance))
+    assert abs(counts - 300 * chance).max() < 5 * spread
 
 
 def with_labels(value):

@@ -36,6 +36,14 @@ def test_a_missing_file_is_torn(file, checkpointer):
     assert names(checkpointer.checkpoints_dir) == ["torn-CKPT+a"]
 
 
+def test_a_truncated_file_is_torn(checkpointer):
+    saved = checkpointer.save_checkpoint(name="a")
+    file = saved.path / "model.ckpt"
+    os.truncate(file, file.stat().st_size - 1)
+    set_torn_aside(checkpointer.checkpoints_dir)
+    assert names(checkpointer.checkpoints_dir) == ["torn-CKPT+a"]
+
+
 def test_torn_ones_of_one_name_stay_apart(checkpointer):
     for _ in range(3):
         saved = checkpointer.save_checkpoint(name="a")
