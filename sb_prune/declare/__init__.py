@@ -1,1 +1,1 @@
-"""What can be cut, as plain data: structures, their cost, plans."""
+"""What can be pruned, as plain data: structures, their cost, plans."""

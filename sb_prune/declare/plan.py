@@ -1,4 +1,4 @@
-"""A plan: which units stay. Readable, and all that surgery needs."""
+"""A plan says which units of a model stay; surgery needs nothing else."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ import torch
 
 @dataclass(frozen=True)
 class Plan:
-    """Kept units of every structure of a declaration.
+    """Which units of every structure of a declaration stay.
 
     Arguments
     ---------
     keep : dict
-        Structure name -> bool tensor (units,).
+        Structure name -> bool tensor (units,), True for a unit that stays.
 
     Example
     -------
@@ -26,12 +26,12 @@ class Plan:
     keep: dict
 
     def to_dict(self):
-        """The plan as strings, for YAML.
+        """Writes the plan as strings, for YAML and JSON.
 
         Returns
         -------
         dict
-            Structure name -> "kept of all: ranges".
+            Structure name -> "kept of all: ranges", e.g. "3 of 4: 0-1 3".
         """
         return {
             name: f"{int(kept.sum())} of {len(kept)}: {_ranges(kept)}".strip()
@@ -59,7 +59,7 @@ class Plan:
         return cls({name: _parse(name, text) for name, text in table.items()})
 
     def check(self, declaration):
-        """Whether the plan is one for this declaration.
+        """Refuses the plan if it does not fit a declaration.
 
         Arguments
         ---------
@@ -69,8 +69,8 @@ class Plan:
         Raises
         ------
         ValueError
-            If names or unit counts differ, or a leaf is left empty while its
-            module stays.
+            If the names or numbers of units differ, or if a structure keeps no
+            unit although the module that it belongs to stays.
         """
         units = {n: s.units for n, s in declaration.by_name.items()}
         planned = {name: len(kept) for name, kept in self.keep.items()}
@@ -91,12 +91,17 @@ class Plan:
                 continue
             if self._is_empty(structure, declaration):
                 raise ValueError(
-                    f"plan: {structure.name} keeps no unit while its module, "
-                    "or what holds it, stays; keep one, or cut that"
+                    f"plan: {structure.name} keeps no unit while the module "
+                    "or head that contains it stays; keep a unit, or remove "
+                    "what contains it"
                 )
 
     def _is_empty(self, structure, declaration):
-        """Whether nothing is left of it, or in a kept unit of its holder."""
+        """Whether a structure keeps no unit.
+
+        A structure with a holder (e.g. the dims inside heads) must keep one in
+        each kept unit of its holder.
+        """
         kept = self.keep[structure.name]
         holder = declaration.holder(structure)
         if holder is None:
@@ -105,7 +110,18 @@ class Plan:
         return bool((self.keep[holder.name] & ~inside).any())
 
     def is_open(self, structure, declaration):
-        """Whether every ancestor of a structure stays."""
+        """Whether every parent above a structure stays.
+
+        Arguments
+        ---------
+        structure : Structure
+        declaration : Declaration
+            Of the dense model.
+
+        Returns
+        -------
+        bool
+        """
         while structure.parent:
             structure = declaration.by_name[structure.parent]
             if not self.keep[structure.name].any():
@@ -113,7 +129,10 @@ class Plan:
         return True
 
     def kept(self, structure, declaration):
-        """Units that stay, none inside a closed unit of the holder.
+        """Which units of a structure stay, given what its holder keeps.
+
+        A unit inside a removed unit of the holder (e.g. a dim of a removed
+        head) does not stay.
 
         Arguments
         ---------
@@ -133,7 +152,9 @@ class Plan:
         return kept & declaration.held(structure, self.keep[holder.name])
 
     def kept_counts(self, declaration):
-        """Number of kept units, none below a closed module.
+        """Counts the kept units of each structure.
+
+        A structure below a removed one counts 0.
 
         Arguments
         ---------
@@ -143,7 +164,7 @@ class Plan:
         Returns
         -------
         torch.Tensor
-            (structures,), float64: what `Cost.of_kept` reads.
+            (structures,), float64: the argument of `Cost.of_kept`.
         """
         return torch.tensor(
             [
@@ -154,7 +175,7 @@ class Plan:
         ).double()
 
     def values(self, declaration):
-        """The plan as gate values.
+        """The plan as gate values: 1 for a unit that stays, 0 otherwise.
 
         Arguments
         ---------
@@ -164,7 +185,7 @@ class Plan:
         Returns
         -------
         torch.Tensor
-            (N,), zeros and ones.
+            (N,), for the N units of all structures, one after another.
         """
         return torch.cat(
             [self.keep[s.name] for s in declaration.structures]
@@ -189,7 +210,7 @@ def full_plan(declaration):
 
 
 def _ranges(kept):
-    """'0-2 5' for positions 0, 1, 2 and 5."""
+    """Writes which positions are True: '0-2 5' for 0, 1, 2 and 5."""
     runs = []
     for i in kept.nonzero().flatten().tolist():
         if runs and runs[-1][1] == i - 1:

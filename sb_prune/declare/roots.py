@@ -1,20 +1,21 @@
-"""The root of a declaration: one of the recipe's modules, or several.
+"""The root of a declaration: one module of the recipe, or several.
 
-The `pruning` block names one entry of `modules`, and names start inside it
-(`encoder.layers.0`); or it lists several, side by side, and names start with
-the entry (`Transformer.encoder.layers.0`).
+The key `module` of the `pruning` block names one entry of the recipe's
+`modules`, or lists several. The names of structures are paths from there: below
+one entry `encoder.layers.0.ffn`, below several with the entry in front,
+`Transformer.encoder.layers.0.ffn`.
 """
 
 import torch
 
 
 def entries_of(module):
-    """The entries of `modules` that the `pruning` block names.
+    """Lists the entries of `modules` that the `pruning` block names.
 
     Arguments
     ---------
     module : str or list of str
-        Its key `module`.
+        Value of the key `module`.
 
     Returns
     -------
@@ -29,18 +30,19 @@ def entries_of(module):
 
 
 def root_of(modules, module):
-    """The module below which structures are declared.
+    """The module in which structures are declared.
 
     Arguments
     ---------
     modules : dict
-        Name -> module of the recipe.
+        Entry -> module of the recipe.
     module : str or list of str
-        Which of them.
+        The entry, or several of them.
 
     Returns
     -------
     torch.nn.Module
+        The module itself, or a ModuleDict of several.
 
     Example
     -------
@@ -56,18 +58,19 @@ def root_of(modules, module):
 
 
 def by_entry(module, names):
-    """Names from the root, as names from the entry in which each lies.
+    """Groups names by entry.
 
     Arguments
     ---------
     module : str or list of str
-        What the root was made of.
+        The entries of which `root_of` made the root.
     names : iterable of str
+        Paths from the root.
 
     Returns
     -------
     dict
-        Entry -> list of str.
+        Entry -> list of paths from the module of this entry.
 
     Example
     -------
@@ -84,12 +87,12 @@ def by_entry(module, names):
 
 
 def side_by_side(**factories):
-    """Makes several modules, as a root of which names start with the entry.
+    """Builds several modules into one root, each under the name of its entry.
 
     Arguments
     ---------
     **factories : callable
-        Entry -> what makes its module.
+        Entry -> function without arguments that makes the module.
 
     Returns
     -------

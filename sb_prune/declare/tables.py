@@ -1,28 +1,28 @@
-"""What a plan leaves of every layer, as rows to read or to draw."""
+"""Tables of what a plan keeps in every layer."""
 
 from sb_prune.declare.cost import parameter_cost
 from sb_prune.declare.structure import below
 
-GONE = "-"
+GONE = "-"  # in the cell of what was removed as a whole
 
 
 def kept_units(declaration, plan):
-    """Kept and all units of each kind in each layer.
+    """Counts the kept units and all units of each kind in each layer.
 
     Arguments
     ---------
     declaration : Declaration
         Of the dense model.
     plan : Plan
-        What stays.
+        The units that stay.
 
     Returns
     -------
     dict
-        Block or layer -> {column -> (kept, all)}. Columns are what the layers
-        have in common, e.g. `mha_layer.heads`; a module whose units are
-        declared has no column of its own, and its units are 0 where it is
-        gone.
+        Layer (or block, see `Declaration`) -> {column -> (kept, all)}. A column
+        is the name of a structure within its layer, e.g. `mha_layer.heads`. A
+        structure that is the parent of others has no column: where it is
+        removed, its children keep 0 units.
 
     Example
     -------
@@ -55,7 +55,10 @@ def _places(declaration):
 
 
 def _place(declaration, name):
-    """(layer, name within it); what lies in no layer is its own column."""
+    """Splits a name into its layer and the name within the layer.
+
+    A structure outside of all layers belongs to the row "elsewhere".
+    """
     for layer in _places(declaration):
         if below(name, layer):
             return layer, name[len(layer) + 1 :] or "layer"
@@ -63,20 +66,20 @@ def _place(declaration, name):
 
 
 def structure_table(declaration, plan):
-    """What a plan keeps, a row per layer, with totals.
+    """Table of what a plan keeps: a row for each layer, and one of totals.
 
     Arguments
     ---------
     declaration : Declaration
         Of the dense model.
     plan : Plan
-        What stays.
+        The units that stay.
 
     Returns
     -------
     list of list of str
         The header, then the rows. A cell reads "kept/all", or "-" where the
-        module or the whole layer is gone.
+        module or the whole layer is removed.
 
     Example
     -------
@@ -113,7 +116,7 @@ def structure_table(declaration, plan):
 
 
 def column_names(units):
-    """Every column of what `kept_units` returns, in order, once."""
+    """Lists the columns of what `kept_units` returns, each once, in order."""
     return list(dict.fromkeys(c for cells in units.values() for c in cells))
 
 
@@ -127,17 +130,17 @@ def _cell(pair):
 
 
 def format_table(rows):
-    """Lays rows out as a table that reads well as text and as Markdown.
+    """Formats rows as a Markdown table that is also readable as plain text.
 
     Arguments
     ---------
     rows : list of list
-        The header, then the rows; written with `str`.
+        The header, then the rows; cells are converted with `str`.
 
     Returns
     -------
     str
-        The first column left-aligned, the others right-aligned.
+        The first column is left-aligned, the others are right-aligned.
 
     Example
     -------

@@ -1,1 +1,1 @@
-"""What the recipes' prepare files and YAMLs have in common."""
+"""Code that the recipes' prepare files and YAMLs share."""

@@ -1,4 +1,4 @@
-"""What the recipes' prepare files have in common: csv files, written once."""
+"""CSV manifests of a data set: written once, with checked audio lengths."""
 
 import csv
 import json
@@ -11,27 +11,28 @@ from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-SAMPLE_RATE = 16000  # Hz, of all corpora here and all that is trained on them
+SAMPLE_RATE = 16000  # Hz, of every corpus and model in the recipes
 
 
 def write_once(save_folder, name, settings, columns, read):
-    """Writes csv files, unless they stand there for the same settings.
+    """Writes csv files, unless they exist already for the same settings.
 
-    A file `<name>.json` is written last and says so. When reading fails,
-    nothing is written.
+    The settings are kept in a file `<name>.json`, which is written after the
+    csv files. If `read` fails, nothing is written.
 
     Arguments
     ---------
     save_folder : str
-        Where the csv files go.
+        Folder of the csv files.
     name : str
-        Of what prepares, e.g. `librispeech_prepare`.
+        Name of the prepare script, e.g. `librispeech_prepare`.
     settings : dict
-        All that the csv files depend on, of JSON's types.
+        Everything that the csv files depend on, as JSON can hold it.
     columns : sequence of str
-        The head of every csv file.
+        Header of every csv file.
     read : callable
-        Takes nothing, gives a dict: csv file without ending -> list of rows.
+        Called without arguments. Returns a dict: name of a csv file, without
+        its ending -> list of rows.
 
     Example
     -------
@@ -65,21 +66,21 @@ def write_once(save_folder, name, settings, columns, read):
 
 @contextmanager
 def _whole(path):
-    """A file to write that takes its place when it is complete."""
+    """Context with a temporary path, renamed to `path` at the end."""
     partial = path.with_name(path.name + ".partial")
     yield partial
     os.replace(partial, path)
 
 
 def seconds_of(path, remedy):
-    """Length of a recording whose last sample can be read.
+    """Length of a recording, after checking that its last sample can be read.
 
     Arguments
     ---------
     path : pathlib.Path
         An audio file.
     remedy : str
-        What to do when it is of no use; ends the message.
+        End of the error message: what to do about an unusable file.
 
     Returns
     -------
@@ -98,9 +99,9 @@ def seconds_of(path, remedy):
             complete = len(audio.read(1)) == 1
             rate, seconds = audio.samplerate, audio.frames / audio.samplerate
     except soundfile.SoundFileError as error:
-        raise ValueError(_useless(path, str(error), remedy)) from error
+        raise ValueError(_unusable(path, str(error), remedy)) from error
     if not complete:
-        raise ValueError(_useless(path, "there are no samples to read", remedy))
+        raise ValueError(_unusable(path, "there are no samples to read", remedy))
     if rate != SAMPLE_RATE:
         raise ValueError(
             f"{path} is sampled at {rate} Hz, not {SAMPLE_RATE}: resample the "
@@ -109,5 +110,5 @@ def seconds_of(path, remedy):
     return seconds
 
 
-def _useless(path, reason, remedy):
+def _unusable(path, reason, remedy):
     return f"{path} is empty or corrupt ({reason}): {remedy}"

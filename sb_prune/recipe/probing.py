@@ -1,14 +1,15 @@
-"""What a probe of a frozen encoder needs beside SpeechBrain's layers."""
+"""Parts of a probe: a small model trained on top of a frozen encoder."""
 
 import torch
 
 
 def hidden_size(encoder):
-    """Width of the hidden states of a lobe of a Hugging Face encoder.
+    """Width of the hidden states of a Hugging Face encoder.
 
     Arguments
     ---------
     encoder : torch.nn.Module
+        A lobe, of SpeechBrain or of `sb_prune.lobes`.
 
     Returns
     -------
@@ -18,16 +19,17 @@ def hidden_size(encoder):
 
 
 class WeightedSum(torch.nn.Module):
-    """A learnt mean of the hidden states of all layers.
+    """Weighted mean of the hidden states of all layers, with learnt weights.
 
     Yang et al., "SUPERB: Speech processing Universal PERformance Benchmark"
-    (Interspeech 2021), section 3: the weights are a softmax, alike at first.
+    (Interspeech 2021), section 3. The weights are a softmax over the layers
+    and equal at the start of training.
 
     Arguments
     ---------
     states : int
-        How many hidden states there are: what enters the first layer, and
-        what leaves each.
+        Number of hidden states: one more than there are layers, as the input
+        of the first layer is a hidden state too.
 
     Example
     -------
@@ -42,12 +44,12 @@ class WeightedSum(torch.nn.Module):
 
     @classmethod
     def of(cls, encoder):
-        """One for a lobe of a Hugging Face encoder.
+        """Makes the weighted sum for a Hugging Face encoder.
 
         Arguments
         ---------
         encoder : torch.nn.Module
-            Made with `output_all_hiddens: True`.
+            A lobe made with `output_all_hiddens: True`.
 
         Returns
         -------
@@ -57,11 +59,11 @@ class WeightedSum(torch.nn.Module):
 
     @property
     def weights(self):
-        """(states,) what each counts; their sum is 1."""
+        """(states,) weight of each hidden state; they sum to 1."""
         return self.logits.softmax(0)
 
     def forward(self, states):
-        """The mean.
+        """Returns the weighted mean of the hidden states.
 
         Arguments
         ---------

@@ -1,7 +1,7 @@
-"""Whether a pretrained encoder can be had, known before it is asked for.
+"""Checks that a pretrained encoder can be loaded, before it is loaded.
 
-A Hugging Face lobe of SpeechBrain finds out in its constructor, after half a
-minute of retries where there is no network. A YAML asks here first:
+Without a network, a Hugging Face lobe of SpeechBrain fails only after half a
+minute of retries. A YAML can check the source first:
 
     __check_source: !apply:sb_prune.recipe.sources.check_source
         wav2vec2_hub: !ref <wav2vec2_hub>
@@ -24,19 +24,22 @@ OFFLINE = (
 
 
 def check_source(save_path, **sources):
-    """Refuses an encoder that the lobe would not be able to load.
+    """Refuses the source of an encoder that a lobe could not load.
 
     Arguments
     ---------
     save_path : str
-        Where the lobe keeps what it has fetched; that needs no network.
+        Where the lobe keeps downloaded files. A model that is there already
+        needs no network.
     sources : str
-        Folder or name on the hub, by its key in the YAML.
+        Each a folder or a name on the Hugging Face hub, under the key that it
+        has in the YAML.
 
     Raises
     ------
     ValueError
-        Naming the key and what to write.
+        If a source cannot be loaded. The message names its key and what to
+        write.
 
     Example
     -------
@@ -61,7 +64,7 @@ def _check_folder(key, folder):
 
 
 def _is_fetched(source, save_path):
-    """Whether an earlier run has left the encoder where the lobe looks."""
+    """Whether an earlier run has downloaded the encoder already."""
     cached = Path(save_path, f"models--{source.replace('/', '--')}")
     return any(cached.glob(f"snapshots/*/{CONFIG}"))
 
@@ -74,7 +77,7 @@ def _check_hub(key, source):
             f"{key}: {source} is neither a folder that exists nor a model "
             "that you may read on the Hugging Face hub; write one of them"
         ) from error
-    except Exception as error:  # of the network, of whatever client is used
+    except Exception as error:  # each HTTP client has errors of its own
         raise ValueError(
             f"{key}: {source} is no folder, and the Hugging Face hub cannot "
             f"be reached ({reason(error)}); {OFFLINE}"

@@ -1,1 +1,1 @@
-"""What every room stands on: disk, hashes, processes, random generators."""
+"""Helpers for every other room: disk, hashes, processes, random state."""

@@ -1,4 +1,8 @@
-"""What is on disk is whole, or known to be torn, whenever a process ends."""
+"""Files that survive a crash: complete ones are told from incomplete ones.
+
+A checkpoint or folder that was only partly written or deleted when the process
+was killed is called torn.
+"""
 
 import itertools
 import json
@@ -10,20 +14,22 @@ from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
 
-MARK = "complete"
+MARK = "complete"  # last file of a checkpoint, with the sizes of the others
 
 
 def guard_(checkpointer):
-    """Lets a checkpointer tell whole checkpoints from torn ones.
+    """Makes a checkpointer mark complete checkpoints and explain its errors.
 
-    SpeechBrain writes the meta file first and deletes file by file, so that a
-    kill leaves what looks like a checkpoint. From now on the last file of each
-    is `complete`, a list of all the others and their sizes, written when they
-    have reached the disk; and what cannot be saved or loaded is named.
+    SpeechBrain writes the meta file first and deletes a checkpoint file by
+    file, so after a kill a torn checkpoint looks like a complete one. A guarded
+    checkpointer adds a last file, `complete`, once all others have reached the
+    disk; it lists their sizes. Errors in saving and loading name the folder and
+    what to do.
 
     Arguments
     ---------
     checkpointer : Checkpointer
+        Its methods `save_checkpoint` and `load_checkpoint` are wrapped, once.
     """
     if "save_checkpoint" in vars(checkpointer):
         return
@@ -33,7 +39,7 @@ def guard_(checkpointer):
     def save_checkpoint(meta=(), end_of_epoch=True, name=None, **kwargs):
         folder = checkpointer.checkpoints_dir
         with naming_what_fails(folder):
-            if name is not None:  # one of that name is written over
+            if name is not None:  # a checkpoint of that name is overwritten
                 (folder / f"CKPT+{name}" / MARK).unlink(missing_ok=True)
             saved = stock_save(dict(meta), end_of_epoch, name, **kwargs)
             if saved is not None:
@@ -43,7 +49,7 @@ def guard_(checkpointer):
     def load_checkpoint(checkpoint):
         try:
             stock_load(checkpoint)
-        except Exception as error:  # damaged files fail in any way
+        except Exception as error:  # a damaged file can raise anything
             raise ValueError(
                 f"{checkpoint.path} cannot be loaded: it is damaged, or was "
                 "saved with other values in the YAML; write these again, or "
@@ -57,16 +63,17 @@ def guard_(checkpointer):
 
 @contextmanager
 def naming_what_fails(folder):
-    """Whatever cannot be written inside is said to belong to a folder.
+    """Context in which a failure to write names the folder and a remedy.
 
     Arguments
     ---------
     folder : Path
+        Where the code inside the context writes.
 
     Raises
     ------
     OSError
-        Instead of an OSError or (from torch's writer) a RuntimeError.
+        In place of an OSError, or of a RuntimeError from torch's writer.
     """
     try:
         yield
@@ -92,7 +99,7 @@ def _mark_complete(folder):
 
 
 def _damage(folder):
-    """What is wrong with a checkpoint, or None."""
+    """Says what is wrong with a checkpoint, or returns None."""
     try:
         text = (folder / MARK).read_text(encoding="utf-8")
         sizes = json.loads(text)
@@ -108,13 +115,12 @@ def _damage(folder):
 
 
 def set_torn_aside(folder):
-    """Renames checkpoints whose saving or deletion was interrupted, or that
-    have lost data since.
+    """Renames the torn checkpoints in a folder, so that they are not loaded.
 
     Arguments
     ---------
     folder : Path
-        Of checkpoints that a guarded checkpointer saved.
+        Where a guarded checkpointer saves (see `guard_`).
     """
     for path in sorted(Path(folder).glob("CKPT*")):
         damage = _damage(path)
@@ -123,12 +129,12 @@ def set_torn_aside(folder):
 
 
 def set_torn_snapshot_aside(folder):
-    """Renames a snapshot that has lost data.
+    """Renames a torn snapshot, so that it is not loaded.
 
     Arguments
     ---------
     folder : Path
-        As given to `save_snapshot`; nothing is done where it does not exist.
+        A folder of `save_snapshot`, which need not exist.
     """
     folder = Path(folder)
     if folder.is_dir():
@@ -148,7 +154,7 @@ def _set_aside(path, damage):
 
 
 def flush(folder):
-    """Waits until a folder and all in it have reached the disk.
+    """Waits until a folder and everything in it have reached the disk.
 
     Arguments
     ---------
@@ -163,19 +169,21 @@ def _flush_one(path):
     try:
         os.fsync(descriptor)
     except OSError:
-        if not path.is_dir():  # some network file systems refuse folders
+        if not path.is_dir():  # some network file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)
 
 
 def rename_(source, target):
-    """Moves a folder to where nothing is, so that it survives a power cut.
+    """Renames a folder in one step that also survives a power cut.
 
     Arguments
     ---------
-    source, target : Path
-        In the same folder.
+    source : Path
+        The folder; its content is flushed to disk first.
+    target : Path
+        Its new name, beside `source`; must not exist.
     """
     flush(source)
     os.replace(source, target)
@@ -183,7 +191,7 @@ def rename_(source, target):
 
 
 def reason(error):
-    """What an error says, without torch's stack of frames.
+    """The message of an error, without the stack frames that torch appends.
 
     Arguments
     ---------

@@ -1,21 +1,22 @@
-"""Files that are what they were when they were written, or are refused."""
+"""SHA-256 hashes, to refuse files that changed since they were written."""
 
 import hashlib
 
 
 def check_hash(path, sha256):
-    """Refuses a file that is not the one exported.
+    """Refuses a file that is not the one that was exported.
 
     Arguments
     ---------
     path : str
         The file.
     sha256 : str
-        What it must hash to.
+        Its hash at the export, as hexadecimal digits.
 
     Raises
     ------
     ValueError
+        If the file has another hash.
     """
     if file_hash(path) != sha256:
         raise ValueError(
@@ -25,7 +26,18 @@ def check_hash(path, sha256):
 
 
 def file_hash(path):
-    """SHA-256 of a file, as hexadecimal digits."""
+    """SHA-256 of a file.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+
+    Returns
+    -------
+    str
+        Hexadecimal digits.
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

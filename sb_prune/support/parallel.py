@@ -1,7 +1,8 @@
-"""Wrapped modules and several processes: what SpeechBrain leaves to us.
+"""Wrapped modules and training in several processes.
 
-A recipe's fit wraps its modules in DistributedDataParallel and torch.compile;
-structures, masks, teacher and surgery know the modules inside.
+SpeechBrain's `fit` wraps the modules of a recipe in DistributedDataParallel and
+torch.compile. Structures, masks, teacher and surgery work on the modules inside
+these wrappers.
 """
 
 import atexit
@@ -15,7 +16,7 @@ from speechbrain.utils.distributed import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-LAST_WAIT = 0.1  # s, in which the interpreter's lock is free
+LAST_WAIT = 0.1  # s, during which other threads can take the interpreter lock
 
 
 def unwrap(module):
@@ -56,7 +57,7 @@ def unwrap_(modules):
     for name, module in modules.items():
         compiled = compiled or any(map(_is_compiled, module.modules()))
         modules[name] = unwrap(module)
-    if compiled:  # what was compiled knows masks and shapes that will change
+    if compiled:  # compiled code assumes masks and shapes that will change
         torch.compiler.reset()
 
 
@@ -65,7 +66,7 @@ def _is_compiled(module):
 
 
 def process_count():
-    """Number of processes that train together.
+    """Number of processes that train together (the world size).
 
     Returns
     -------
@@ -77,34 +78,35 @@ def process_count():
 
 
 def mean_over_processes(tensor):
-    """Mean of a tensor over all processes; each of them must call.
+    """Mean of a tensor over all processes; each of them must call this.
 
     Arguments
     ---------
     tensor : torch.Tensor
-        On the device that the processes communicate from.
+        On a device that the process group can communicate from.
 
     Returns
     -------
     torch.Tensor
-        The same bits in every process.
+        Equal bit for bit in every process.
     """
     total = ddp_all_reduce(tensor.clone(), torch.distributed.ReduceOp.SUM)
     return total / process_count()
 
 
 def of_all_processes(value):
-    """Gathers a picklable value of each process; each of them must call.
+    """Gathers a value from each process; each of them must call this.
 
     Arguments
     ---------
     value : object
+        Can be pickled.
 
     Returns
     -------
     list
-        By rank. The own value alone where only the main process runs
-        (`run_on_main`), or there is but one.
+        The values in the order of the ranks. Where only the main process runs
+        (inside `run_on_main`), its own value alone.
     """
     if ddp_prevent_block():
         return [value]
@@ -114,13 +116,14 @@ def of_all_processes(value):
 
 
 def end_with_idle_threads():
-    """Lets the threads of the process group finish before Python does.
+    """Lets the threads of the process group finish before Python ends.
 
-    A thread of gloo drops the tensors of a collective after whoever waited
-    for it went on; should the interpreter end meanwhile, waiting for its lock
-    aborts the process ("terminate called without an active exception",
-    pytorch/pytorch#190489). Destroying the group is no help to those who
-    have wrapped a module in DistributedDataParallel, which keeps it alive.
+    A thread of gloo frees the tensors of a collective some time after the
+    collective has returned, for which it needs the interpreter lock. If the
+    interpreter is ending by then, the process aborts ("terminate called without
+    an active exception", pytorch/pytorch#190489). So the process sleeps for a
+    moment at its end. Destroying the group does not help, since a module
+    wrapped in DistributedDataParallel keeps it alive.
     """
     if is_distributed_initialized():
         atexit.register(time.sleep, LAST_WAIT)

@@ -1,4 +1,4 @@
-"""The global random generators: read, put back, left untouched."""
+"""State of the global random generators: read, restored, protected."""
 
 import random
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 
 def random_state():
-    """State of every global random generator.
+    """State of the global generators of torch, CUDA, NumPy and Python.
 
     Returns
     -------
@@ -23,11 +23,13 @@ def random_state():
 
 
 def set_random_state(state):
-    """Puts a `random_state` back.
+    """Restores the global random generators.
 
     Arguments
     ---------
     state : dict
+        From `random_state`. The CUDA generators are restored only where there
+        are as many devices as then.
     """
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
@@ -38,7 +40,7 @@ def set_random_state(state):
 
 @contextmanager
 def generators_untouched():
-    """Whatever is drawn inside does not move the global generators."""
+    """Context after which the global generators are as they were before."""
     state = random_state()
     try:
         yield
