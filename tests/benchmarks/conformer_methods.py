@@ -29,6 +29,7 @@ WIDTH, LAYERS, KERNEL = 96, 4, 15
 DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 12, 4, 4
 ALL_EPOCHS = DENSE_EPOCHS + PRUNE_EPOCHS + TUNE_EPOCHS
 STEPS = 94  # optimizer steps in an epoch
+EVERY = {"max_batch_length": 24, "dropout": 0.1}
 LEVELS = (0.75, 0.5)
 SEEDS = (1, 2, 3)
 
@@ -131,7 +132,12 @@ class Cells:
         return self._run(name, yaml, seed, options)
 
     def _run(self, name, yaml, seed, options):
-        options = {**options, "seed": seed, "data_folder": self.corpus}
+        options = {
+            **EVERY,
+            **options,
+            "seed": seed,
+            "data_folder": self.corpus,
+        }
         return self.runs.run(
             name, RECIPE / "train.py", yaml, WORD_ERRORS, options
         )
