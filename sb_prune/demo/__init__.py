@@ -1,1 +1,1 @@
-"""Speech synthesised on the spot, in the layouts of public data sets."""
+"""Demos of recipes on speech that is synthesised on the spot."""

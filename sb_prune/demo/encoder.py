@@ -6,8 +6,8 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from sb_prune.demo.comparison import read_yaml
 from sb_prune.demo.corpus import synthesise_librispeech
+from sb_prune.demo.recipe import read_yaml
 from sb_prune.demo.runs import Run, say, train
 
 UTTERANCES = 2700  # to train on, as the schedules of the demo YAMLs expect

@@ -109,13 +109,15 @@ class Run:
         )
 
 
-def train(chains):
+def train(chains, jobs=2):
     """Trains chains of runs side by side; finished ones are left alone.
 
     Arguments
     ---------
     chains : list of list of Run
         The runs of a chain follow one another.
+    jobs : int
+        How many runs at a time.
 
     Raises
     ------
@@ -125,27 +127,28 @@ def train(chains):
     waiting = [
         [run for run in chain if not run.marker.is_file()] for chain in chains
     ]
-    current, shown = {}, {}
+    processes, shown = {}, {}
     try:
         while any(waiting):
             for chain in filter(None, waiting):
                 run = chain[0]
-                process = current.setdefault(run.name, None)
-                if process is None:
-                    current[run.name] = process = run.start()
-                status = process.poll()
+                if run.name not in processes:
+                    if len(processes) >= jobs:
+                        continue
+                    processes[run.name] = run.start()
+                status = processes[run.name].poll()
                 if shown.get(run.name) != run.progress():
                     shown[run.name] = run.progress()
                     say(f"{run.name}: {shown[run.name]}")
                 if status == 0:
                     run.marker.touch()
                     say(f"{run.name}: finished")
-                    del chain[0]
+                    del processes[run.name], chain[0]
                 elif status is not None:
                     _fail(run, status)
             time.sleep(0.5)
     finally:
-        for process in current.values():
+        for process in processes.values():
             process.terminate()
 
 

@@ -3,7 +3,7 @@
 
 About 25 minutes on two CPU cores, on synthesised speech: demo_encoder.yaml of
 the recipe ../../LibriSpeech/ASR/CTC makes the encoder that the three models
-start from, and sb_prune/demo/comparison.py says what follows. The same command
+start from, and sb_prune/demo/command.py says what follows. The same command
 continues a demo that was stopped.
 
 To run this demo:
@@ -16,8 +16,9 @@ from pathlib import Path
 from slurp_metrics import SLUStats
 from speechbrain.inference.ASR import EncoderDecoderASR
 
-from sb_prune.demo.comparison import Demo, demonstrate
+from sb_prune.demo.command import demonstrate
 from sb_prune.demo.encoder import train_encoder
+from sb_prune.demo.recipe import Demo
 from sb_prune.demo.slurp import synthesise_slurp
 
 CTC = Path(__file__).resolve().parents[2] / "LibriSpeech/ASR/CTC"

@@ -3,7 +3,7 @@
 
 About 25 minutes on two CPU cores, on synthesised speech: demo_encoder.yaml
 makes the encoder that the three models start from, and
-sb_prune/demo/comparison.py says what follows. The same command continues a
+sb_prune/demo/command.py says what follows. The same command continues a
 demo that was stopped.
 
 To run this demo:
@@ -12,8 +12,9 @@ To run this demo:
 
 from pathlib import Path
 
-from sb_prune.demo.comparison import ASRDemo, demonstrate
+from sb_prune.demo.command import demonstrate
 from sb_prune.demo.encoder import train_encoder
+from sb_prune.demo.recipe import ASRDemo
 
 
 class CTCDemo(ASRDemo):

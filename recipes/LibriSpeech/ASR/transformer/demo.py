@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains, prunes and compares small Conformers on synthesised speech.
 
-Minutes on two CPU cores; sb_prune/demo/comparison.py says how. The same
+Minutes on two CPU cores; sb_prune/demo/command.py says how. The same
 command continues a demo that was stopped.
 
 To run this demo:
@@ -10,8 +10,9 @@ To run this demo:
 
 from pathlib import Path
 
-from sb_prune.demo.comparison import ASRDemo, demonstrate
+from sb_prune.demo.command import demonstrate
 from sb_prune.demo.corpus import synthesise_librispeech
+from sb_prune.demo.recipe import ASRDemo
 
 
 class ConformerDemo(ASRDemo):

@@ -1,0 +1,108 @@
+"""The demo of a recipe as a command: synthesise, train, compare, show.
+
+Three runs, each in a folder of its own: `dense`, `pruned` (from `dense`), and
+`dense_longer`, a dense model with as many epochs as both together. Then all
+three are measured in one process, and the export reads the test files one by
+one; report.json and pictures show what came out.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from sb_prune.demo.comparison import SECONDS, as_text, compare, transcribe
+from sb_prune.demo.runs import say, train
+from sb_prune.report.command import write_report
+
+
+def demonstrate(demo, description):
+    """Runs a demo from the command line; the same line continues it.
+
+    Arguments
+    ---------
+    demo : Demo
+    description : str
+        First line of the help.
+    """
+    given = _read_command_line(description)
+    folder = Path(given.folder).resolve()
+    torch.set_num_threads(1)
+    # so that the runs end with the demo
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _claim_folder(folder, given, demo.yamls())
+    say("speech: synthesising")
+    try:
+        common = demo.prepare(folder, given.seed, given.debug_size)
+    except (ImportError, RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    common["seed"] = given.seed
+    runs = demo.plan_runs(folder, common, given.debug_size)
+    train([[runs["dense"], runs["pruned"]], [runs["dense_longer"]]], given.jobs)
+    say("comparison: measuring the three models")
+    report = compare(demo, runs)
+    report["seed"] = given.seed
+    say("comparison: the export reads the test files")
+    report.update(transcribe(demo, runs["pruned"], common["data_folder"]))
+    say("report: the pruned model")
+    text = _show_export(runs["pruned"].folder / "export", folder)
+    path = folder / "report.json"
+    path.write_text(json.dumps(report, indent=4) + "\n", encoding="utf-8")
+    print(f"\n{text}\n\n{as_text(demo, report)}\n")
+    say(f"done: {path}, structure.png, curves.png")
+
+
+def _read_command_line(description):
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folder", help="where everything goes")
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="trainings side by side (2)"
+    )
+    parser.add_argument(
+        "--debug_size", action="store_true", help="tiny, for tests"
+    )
+    return parser.parse_args()
+
+
+def _claim_folder(folder, given, yamls):
+    """Refuses a folder that holds anything but this very demo."""
+    digest = hashlib.sha256()
+    for path in yamls:
+        digest.update(path.read_bytes())
+    wanted = {
+        "seed": given.seed,
+        "debug_size": given.debug_size,
+        "yaml_sha256": digest.hexdigest(),
+    }
+    marker = folder / "demo.json"
+    if marker.is_file():
+        found = json.loads(marker.read_text())
+        other = [key for key in wanted if found.get(key) != wanted[key]]
+        if other:
+            sys.exit(
+                f"error: {folder} holds a demo with another {other[0]} "
+                f"({found.get(other[0])}, not {wanted[other[0]]}); name "
+                "another folder, or delete it"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        sys.exit(
+            f"error: {folder} holds something else than a demo; name a folder "
+            "that does not exist"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps(wanted, indent=4) + "\n")
+
+
+def _show_export(export, folder):
+    """Puts the export's pictures and log beside the report; returns the log."""
+    text = write_report(export, SECONDS)
+    (folder / "report.log").write_text(text + "\n", encoding="utf-8")
+    for picture in ("structure.png", "curves.png"):
+        shutil.copy(export / picture, folder)
+    return text
