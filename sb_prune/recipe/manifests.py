@@ -101,7 +101,7 @@ def seconds_of(path, remedy):
     except soundfile.SoundFileError as error:
         raise ValueError(_unusable(path, str(error), remedy)) from error
     if not complete:
-        raise ValueError(_unusable(path, "there are no samples to read", remedy))
+        raise ValueError(_unusable(path, "it has no samples to read", remedy))
     if rate != SAMPLE_RATE:
         raise ValueError(
             f"{path} is sampled at {rate} Hz, not {SAMPLE_RATE}: resample the "

@@ -1,1 +1,1 @@
-"""What one sees of an export: tables, pictures, measured speed."""
+"""The report of an export: tables, pictures and measured speed."""

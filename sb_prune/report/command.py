@@ -1,10 +1,10 @@
-"""What was kept, what it costs, how fast it is: the report of an export.
+"""Reports what an export kept, what it costs and how fast it is.
 
     python -m sb_prune.report FOLDER [--seconds 10] [--log TRAIN_LOG]
 
-Prints tables and draws `structure.png` and, from the log of the run,
-`curves.png` into the export folder. Everything is measured on the CPU, here
-and now, on the folder as anyone would load it.
+Prints tables, and draws `structure.png` and (from the log of the run)
+`curves.png` into the export folder. The export is loaded as any user would load
+it, and measured on the CPU of this machine.
 """
 
 import argparse
@@ -32,28 +32,28 @@ from sb_prune.report.measure import (
 )
 from sb_prune.report.pictures import draw_curves, draw_structure, read_log
 
-LENGTHS = (1, 10, 30)  # seconds: attention grows with the square
+LENGTHS = (1, 10, 30)  # seconds; the cost of attention grows quadratically
 
 # ---------------------------------------------------------------- measuring
 
 
 def cost_table(export, seconds=10):
-    """Parameters and MACs of an export beside those of its dense model.
+    """Compares the parameters and MACs of an export with its dense model.
 
     Arguments
     ---------
     export : Export
-        Loaded.
+        From `load_export`.
     seconds : float
         Length of the audio, on which the MACs per second depend.
 
     Returns
     -------
     list of list of str
-        The header, then the rows. What lies outside the pruned scope is the
-        same in both, and counted in the loaded model. MACs are those of the
-        encoder's call; searching with a decoder is not in them. For short and
-        long audio there is a row of the scope each.
+        The header, then the rows. The parts outside of the pruned scope are
+        the same in both models and are counted in the export. MACs are those
+        of one call of the encoder; decoding is not counted. The last rows
+        give the MACs of the scope for short and long audio.
     """
     declaration = export.declaration
     sample_rate = export.hparams.get("sample_rate", 16000)
@@ -91,7 +91,17 @@ def cost_table(export, seconds=10):
 
 
 def _cost_rows(names, now, dense, whole):
-    """A row for the scope; one that adds what is the same in both."""
+    """Makes a row for the pruned scope and one for the whole model.
+
+    Arguments
+    ---------
+    names : (str, str)
+        First cells of the two rows.
+    now, dense : float
+        Cost of the scope in the export and in the dense model.
+    whole : float
+        Cost of the whole export.
+    """
     now = float(now)
     pairs = [(now, dense), (whole, dense + whole - now)]
     return [_cost_row(name, *pair) for name, pair in zip(names, pairs)]
@@ -102,14 +112,14 @@ def _cost_row(name, now, dense):
 
 
 def measurement_table(folder, export, seconds=10):
-    """Speed and memory of an export on this machine.
+    """Measures the speed and memory of an export on this machine.
 
     Arguments
     ---------
     folder : str
-        Where it was loaded from.
+        The export folder, which another process loads to measure its memory.
     export : Export
-        Loaded.
+        From `load_export`.
     seconds : float
         Length of the audio.
 
@@ -131,20 +141,20 @@ def measurement_table(folder, export, seconds=10):
 
 
 def measure_memory(folder, seconds=10):
-    """Peak memory of a forward, in a fresh process.
+    """Measures the peak memory of a forward pass, in a fresh process.
 
     Arguments
     ---------
     folder : str
-        An export.
+        An export folder.
     seconds : float
         Length of the audio.
 
     Returns
     -------
     (int, int) or None
-        MiB resident at the peak, libraries and model included, and what of
-        it the forward added; None where the system does not tell.
+        Peak resident memory in MiB, with libraries and model, and how much of
+        it the forward pass added; None on systems without /proc.
     """
     context = get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -162,7 +172,10 @@ def _forward_memory(folder, seconds):
 
 
 def _resident_memory(field):
-    """MiB from Linux. Not getrusage: a child inherits its parent's peak."""
+    """Reads a memory field of this process, in MiB, from Linux's /proc.
+
+    `getrusage` would not do: its peak is inherited from the parent process.
+    """
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
@@ -175,26 +188,28 @@ def _resident_memory(field):
 
 
 def write_report(folder, seconds=10, log=None):
-    """Draws the pictures of an export into its folder.
+    """Draws the pictures of an export into its folder and returns its tables.
 
     Arguments
     ---------
     folder : str
-        An export.
+        An export folder.
     seconds : float
         Length of the audio to measure with.
     log : str, optional
-        Log of the run; by default the train_log.txt beside the folder.
+        Log of the run; by default the train_log.txt beside the folder, if
+        there is one.
 
     Returns
     -------
     str
-        The tables.
+        The tables, as Markdown.
 
     Raises
     ------
     ExportError
-        If the folder is no export, or the log is missing or has no curves.
+        If the folder is not an export, or if the given log does not exist or
+        contains no curves.
     """
     folder = Path(folder)
     export = load_export(folder)
@@ -214,7 +229,7 @@ def write_report(folder, seconds=10, log=None):
 
 
 def _draw_log(folder, log):
-    """Draws curves.png; returns whether there were any curves."""
+    """Draws curves.png and returns whether the log has any curves."""
     path = Path(log) if log else folder.resolve().parent / "train_log.txt"
     if not path.is_file():
         if log:
@@ -230,7 +245,13 @@ def _draw_log(folder, log):
 
 
 def main(arguments=None):
-    """Reads the command line."""
+    """Runs the command.
+
+    Arguments
+    ---------
+    arguments : list of str, optional
+        By default those of the command line.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m sb_prune.report", description=__doc__.splitlines()[0]
     )

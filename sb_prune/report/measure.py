@@ -1,7 +1,8 @@
-"""What a loaded model costs, measured on the CPU.
+"""Measures what a loaded model costs on the CPU.
 
-An `encoder` here is what SpeechBrain's inference classes call: waveforms
-(batch, samples) and their relative lengths (batch,) in, encodings out.
+An `encoder` here is the function that SpeechBrain's inference classes call. It
+takes waveforms (batch, samples) and their relative lengths (batch,) and returns
+the encoder's output.
 """
 
 from statistics import median
@@ -13,12 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def noise(seconds, sample_rate=16000):
-    """One utterance of white noise, always the same.
+    """Makes one utterance of white noise, the same at every call.
 
     Arguments
     ---------
     seconds : float
-        Its length.
+        Length of the utterance.
     sample_rate : int
         Samples per second.
 
@@ -38,7 +39,7 @@ def noise(seconds, sample_rate=16000):
 
 
 def count_parameters(modules):
-    """Number of parameters, a shared one counted once.
+    """Counts parameters; one that several modules share is counted once.
 
     Arguments
     ---------
@@ -59,7 +60,7 @@ def count_parameters(modules):
 
 @torch.no_grad()
 def count_macs(encoder, wavs):
-    """Multiply-accumulates of one forward, counted by PyTorch.
+    """Counts the multiply-accumulates of one forward pass, with PyTorch.
 
     Arguments
     ---------
@@ -71,7 +72,7 @@ def count_macs(encoder, wavs):
     Returns
     -------
     float
-        Of all but what PyTorch cannot count (FFTs, LSTMs).
+        Without the operations that PyTorch cannot count (FFTs, LSTMs).
 
     Example
     -------
@@ -80,7 +81,7 @@ def count_macs(encoder, wavs):
     12.0
     """
     counter = FlopCounterMode(display=False)
-    # the counter does not see the fused attention of CPUs
+    # PyTorch's counter misses the fused attention kernel of CPUs
     with sdpa_kernel(SDPBackend.MATH), counter:
         encoder(wavs, torch.ones(len(wavs)))
     return counter.get_total_flops() / 2
@@ -88,21 +89,20 @@ def count_macs(encoder, wavs):
 
 @torch.no_grad()
 def count_frames(encoder, module, wavs):
-    """Length at the input of a module inside the encoder.
+    """Counts the frames at the input of a module inside the encoder.
 
     Arguments
     ---------
     encoder : callable
         In eval mode.
     module : torch.nn.Module
-        Takes (batch, frames, features) first.
+        Its first argument is a tensor (batch, frames, features).
     wavs : torch.Tensor
         (batch, samples)
 
     Returns
     -------
     int
-        Frames.
 
     Example
     -------
@@ -129,29 +129,33 @@ def count_frames(encoder, module, wavs):
 
 
 class _Reached(Exception):
-    """Ends a forward: what follows is not needed."""
+    """Ends a forward pass once the number of frames is known."""
 
 
 @torch.no_grad()
 def measure_speed(encoders, seconds=10, sample_rate=16000, runs=9):
-    """Real-time factors, measured in turns so that all meet the same load.
+    """Measures the real-time factor of several encoders.
+
+    The encoders take turns, so that other load on the machine affects all of
+    them alike.
 
     Arguments
     ---------
     encoders : dict
         Name -> encoder, in eval mode.
     seconds : float
-        Length of the audio: one utterance of noise.
+        Length of the audio, one utterance of noise.
     sample_rate : int
         Samples per second.
     runs : int
-        Timed forwards of each encoder, after one that is not timed.
+        Number of timed forward passes of each encoder, after one for warming
+        up that is not timed.
 
     Returns
     -------
     dict
-        Name -> median seconds of computation per second of audio, with the
-        threads that `torch.get_num_threads()` says.
+        Name -> median seconds of computation per second of audio, with
+        `torch.get_num_threads()` threads.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""Pictures of a pruning run: what stayed, and how it came to that."""
+"""Pictures of a pruning run: what it kept, and its curves over the epochs."""
 
 import re
 from collections import defaultdict
@@ -9,8 +9,8 @@ import numpy as np
 
 from sb_prune.declare.tables import column_names
 
-# Okabe and Ito's colours, told apart by colour-blind readers too
-# and of falling widths, since the curves often cover one another
+# colours of Okabe and Ito, which colour-blind readers can tell apart; the lines
+# get thinner one after another, since the curves often cover one another
 CURVES = {
     "target": {"color": "#56B4E9", "linewidth": 7, "alpha": 0.5},
     "expected": {"color": "#E69F00", "linewidth": 3},
@@ -24,7 +24,7 @@ LABELS = [
 
 
 def _figure(*args, **kwargs):
-    """A matplotlib Figure; a run that draws nothing never imports it."""
+    """Makes a matplotlib Figure; without pictures it is never imported."""
     from matplotlib.figure import Figure
 
     return Figure(*args, **kwargs)
@@ -37,17 +37,17 @@ def _whole_numbers():
 
 
 def draw_structure(path, units):
-    """Draws the kept share per layer and kind as a heat map.
+    """Draws the fraction kept of each kind in each layer, as a heat map.
 
     Arguments
     ---------
     path : str
-        PNG to write.
+        PNG file to write.
     units : dict
-        As `sb_prune.declare.tables.kept_units` returns it.
+        From `sb_prune.declare.tables.kept_units`.
     """
     columns, layers = column_names(units), list(units)
-    shares = np.full((len(layers), len(columns)), np.nan)
+    fractions = np.full((len(layers), len(columns)), np.nan)
     figure = _figure(
         (2.5 + 1.6 * len(columns), 1.8 + 0.42 * len(layers)),
         layout="constrained",
@@ -57,44 +57,44 @@ def draw_structure(path, units):
     for row, layer in enumerate(layers):
         for column, (kept, everything) in units[layer].items():
             place = columns.index(column)
-            share = kept / everything
+            fraction = kept / everything
             if kept:
-                shares[row, place] = share
+                fractions[row, place] = fraction
             axes.text(
                 place,
                 row,
                 f"{kept} / {everything}" if kept else "gone",
-                color="white" if 0 < share < 0.5 else "black",
+                color="white" if 0 < fraction < 0.5 else "black",
                 ha="center",
                 va="center",
             )
-    # cividis: even in brightness, the same to colour-blind readers
-    image = axes.imshow(shares, "cividis", vmin=0, vmax=1, aspect="auto")
+    # cividis rises evenly in brightness and suits colour-blind readers
+    image = axes.imshow(fractions, "cividis", vmin=0, vmax=1, aspect="auto")
     labels = [column.replace(".", "\n") for column in columns]
     axes.set_xticks(range(len(columns)), labels)
     axes.set_yticks(range(len(layers)), layers)
     axes.invert_yaxis()
     axes.set(
-        xlabel="what can be cut",
+        xlabel="what can be pruned",
         ylabel="layer, first at the bottom",
-        title="Kept of all",
+        title="Units kept / all",
     )
-    figure.colorbar(image, label="share that stays")
+    figure.colorbar(image, label="fraction kept")
     figure.savefig(path, dpi=120)
 
 
 def read_log(path):
-    """Reads the curves in the log of a `FileTrainLogger`.
+    """Reads the curves in the log of SpeechBrain's `FileTrainLogger`.
 
     Arguments
     ---------
     path : str
-        A train_log.txt; where an epoch stands twice the later one counts.
+        A train_log.txt. If it has an epoch twice, the later entry counts.
 
     Returns
     -------
     dict
-        E.g. `valid WER` -> {epoch -> value}.
+        Name of a curve, e.g. `valid WER` -> {epoch -> value}.
 
     Example
     -------
@@ -126,14 +126,14 @@ def draw_curves(path, curves):
     Arguments
     ---------
     path : str
-        PNG to write.
+        PNG file to write.
     curves : dict
-        As `read_log` returns it.
+        From `read_log`.
 
     Returns
     -------
     bool
-        False if there is nothing of the two to draw.
+        False if there are no curves of either, so that nothing was drawn.
     """
     sparsity = {
         name.removeprefix("train "): points
@@ -167,14 +167,14 @@ def draw_curves(path, curves):
 
 
 def draw_layers(path, choice):
-    """Draws what a criterion says of each layer, and which depth it chose.
+    """Draws the score of each layer and which layers a criterion removed.
 
     Arguments
     ---------
     path : str
-        PNG to write.
+        PNG file to write.
     choice : dict
-        As `LayerPruning` writes it: a curve for each kind of label.
+        As `LayerPruning` writes it, with a curve for each kind of label.
     """
     figure = _figure((7, 4.5), layout="constrained")
     axes = figure.subplots()
