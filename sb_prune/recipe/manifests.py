@@ -99,9 +99,9 @@ def seconds_of(path, remedy):
             complete = len(audio.read(1)) == 1
             rate, seconds = audio.samplerate, audio.frames / audio.samplerate
     except soundfile.SoundFileError as error:
-        raise ValueError(_unusable(path, str(error), remedy)) from error
+        raise ValueError(_damaged(path, str(error), remedy)) from error
     if not complete:
-        raise ValueError(_unusable(path, "it has no samples to read", remedy))
+        raise ValueError(_damaged(path, "there are no samples to read", remedy))
     if rate != SAMPLE_RATE:
         raise ValueError(
             f"{path} is sampled at {rate} Hz, not {SAMPLE_RATE}: resample the "
@@ -110,5 +110,5 @@ def seconds_of(path, remedy):
     return seconds
 
 
-def _unusable(path, reason, remedy):
+def _damaged(path, reason, remedy):
     return f"{path} is empty or corrupt ({reason}): {remedy}"
