@@ -16,9 +16,11 @@ from speechbrain.lobes.models.transformer.Branchformer import (
 )
 
 from sb_prune.architectures.parts import (
+    NotCut,
     Part,
     attention,
     consecutive,
+    refused_activation,
     weight_operations,
     whole_linear,
 )
@@ -89,6 +91,8 @@ def branchformer_layer(name, layer):
     Layer
     """
     merge = f"{name}.merge_proj"
+    if isinstance(layer.merge_proj, Absent):  # cut whole before
+        return Layer(parts=())
     return Layer(
         parts=(_attention(name, layer), _gating_mlp(name, layer)),
         masks=whole_linear(merge, layer.merge_proj),
@@ -103,6 +107,8 @@ BRANCHFORMER = {BranchformerEncoder: branchformer_layer}
 def _attention(name, layer):
     norm, mha = f"{name}.norm_mhsa", f"{name}.mha_layer"
     part = attention(mha, layer.mha_layer)
+    if isinstance(part, NotCut):  # there is no RoPEMHA in a Branchformer
+        return replace(part, remedy="attention_type: RelPosMHAXL or regularMHA")
     if part is None:
         return None
     absent = partial(AbsentBranch, extra_outputs=1)
@@ -113,6 +119,8 @@ def _attention(name, layer):
 def _gating_mlp(layer_name, layer):
     """Linear to 2c; one half, normed and convolved, gates the other."""
     name, branch = f"{layer_name}.convolution_branch", layer.convolution_branch
+    if isinstance(branch, Absent):
+        return None
     module = Structure(
         name=name,
         kind="conv_modules",
@@ -129,7 +137,15 @@ def _gating_mlp(layer_name, layer):
     if branch.csgu.use_linear_after_conv:
         parts.append("csgu.linear")
     operations = weight_operations(name, branch, parts)
-    return Part(module, _channels(name, branch), operations)
+    units = _channels(name, branch)
+    refused = [
+        refused_activation(units.kind, activation, size)
+        for activation, size in (
+            (branch.activation, 2 * units.units),
+            (branch.csgu.activation, units.units),
+        )
+    ]
+    return Part(module, units, operations, refused=sum(refused, ()))
 
 
 def _channels(name, branch):

@@ -18,6 +18,8 @@ from sb_prune.architectures.parts import (
     attention,
     consecutive,
     feed_forward,
+    refused_activation,
+    unless_gone,
     weight_operations,
     whole_linear,
 )
@@ -95,11 +97,13 @@ def conformer_layer(name, layer):
 CONFORMER = {ConformerEncoder: conformer_layer}
 
 
+@unless_gone
 def _macaron_half(name, half):
     """half: Sequential(LayerNorm, PositionalwiseFeedForward, Dropout)."""
     return feed_forward(name, half[1], path=f"{name}.1")
 
 
+@unless_gone
 def _convolution(name, conv):
     """conv: pointwise to 2c, GLU, depthwise, norm over c, pointwise to d."""
     each = consecutive(conv.conv.out_channels)
@@ -132,7 +136,12 @@ def _convolution(name, conv):
         masks=whole_linear(f"{name}.after_conv.2", conv.after_conv[2]),
         removes=((name, absent),),
     )
-    return Part(module, units, _convolution_operations(name, conv))
+    return Part(
+        module,
+        units,
+        _convolution_operations(name, conv),
+        refused=refused_activation(units.kind, conv.after_conv[1], channels),
+    )
 
 
 def _convolution_operations(name, conv):

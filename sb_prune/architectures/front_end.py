@@ -20,6 +20,8 @@ from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.nnet.CNN import Conv2d, get_padding_elem
 from speechbrain.nnet.normalization import LayerNorm
 
+from sb_prune.architectures.parts import refused_activation
+from sb_prune.architectures.stacks import check_no_adapters
 from sb_prune.cut.modules.speechbrain import FewerChannels
 from sb_prune.declare.structure import (
     Declaration,
@@ -71,6 +73,7 @@ def front_end_structures(root, reader=None):
     >>> declaration.output_frames(100)
     25
     """
+    check_no_adapters(root)
     name, front_end = _only(root, ConvolutionFrontEnd)
     if reader is None:
         transformer, _ = _only(root, TransformerASR)
@@ -119,6 +122,11 @@ class _Convolution:
     reads: int
     makes: int
 
+    @property
+    def drops_axis(self):
+        """Whether its single channel, which must stay, has no axis."""
+        return self.layer.unsqueeze and self.shape[0] == 1
+
 
 def _only(root, kind):
     """Name and module of the one instance of a class below root."""
@@ -152,6 +160,7 @@ def _convolutions(name, front_end):
         for i, layer in enumerate(layers):
             parts = (f"{prefix}.convs", block.convs, layer, f"norm_{i}")
             found.append(_convolution(*parts, reads=made, makes=made + 1))
+            _check_activation(found[-1], block.convs[f"act_{i}"])
             made += 1
         if block.reduce_conv is not None:  # it adds to what was just made
             parts = (f"{prefix}.reduce_conv", block.reduce_conv, "conv", "norm")
@@ -174,9 +183,19 @@ def _convolution(prefix, parts, layer, norm, reads, makes):
     )
 
 
+def _check_activation(convolution, activation):
+    """Refuses one that mixes the channels that a convolution makes."""
+    channels = convolution.shape[0]
+    for kind, why in refused_activation(KIND, activation, channels):
+        raise ValueError(
+            f"structures: {kind} of {convolution.name} cannot be cut: {why}, "
+            "or leave front_end_structures out of `structures`"
+        )
+
+
 def _check_layer(name, layer):
     plain = (
-        type(layer) is Conv2d
+        type(layer) in (Conv2d, FewerChannels)  # the latter was cut before
         and type(layer.conv) is torch.nn.Conv2d  # weight_norm changes it
         and layer.conv.groups == 1
         and layer.max_norm is None
@@ -221,6 +240,8 @@ def _spread(root, reader, frequencies, channels):
 def _structures(convolutions, reader, spread):
     for made in range(1, convolutions[-1].makes + 1):
         makers = [c for c in convolutions if c.makes == made]
+        if any(c.drops_axis for c in makers):
+            continue
         readers = [c for c in convolutions if c.reads == made]
         each = torch.arange(makers[0].shape[0]).unsqueeze(1)
         read = tuple(

@@ -4,8 +4,10 @@ Shapes: d model width, h FFN hidden units, H heads, k head width, L queries,
 S keys and values.
 """
 
+import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
+from operator import attrgetter
 from typing import Callable
 
 import torch
@@ -18,12 +20,14 @@ from speechbrain.nnet.attention import (
 
 from sb_prune.cut.modules.attention import (
     FewerHeads,
+    UnequalHeads,
     UnequalMultiheadAttention,
     UnequalRelPosMHAXL,
 )
 from sb_prune.cut.surgery import Absent
 from sb_prune.declare.structure import Operation, Slices, Structure
 
+ATTENTIONS = "RelPosMHAXL, RoPEMHA or regularMHA"
 INSIDE_HEADS = ("query_key_dims", "value_dims")
 
 
@@ -41,12 +45,21 @@ class Part:
         frames (int) -> list of Operation.
     inside : tuple of Structure
         What each unit consists of.
+    refused : tuple of (str, str)
+        (kind, why) pairs: what cannot be cut in this module, and what to
+        write instead.
     """
 
     module: Structure
     units: Structure
     operations: Callable
     inside: tuple = ()
+    refused: tuple = ()
+
+    @property
+    def kinds(self):
+        """Kinds of all that can be cut."""
+        return tuple(s.kind for s in (self.module, self.units, *self.inside))
 
     def structures(self, kinds, parent):
         """The module, its units and what is inside them, parents first.
@@ -65,8 +78,15 @@ class Part:
         Raises
         ------
         ValueError
-            If what is inside the units is wanted, but not the units.
+            If what is inside the units is wanted, but not the units, or a
+            kind is refused.
         """
+        for kind, why in self.refused:
+            if kind in kinds:
+                raise ValueError(
+                    f"kinds: {kind} of {self.module.name} cannot be cut: "
+                    f"{why}, or leave {kind} out of `kinds`"
+                )
         found = []
         if self.module.kind in kinds:
             found.append(replace(self.module, parent=parent))
@@ -81,6 +101,50 @@ class Part:
                 f"{self.units.kind} too"
             )
         return found + [replace(s, parent=self.units.name) for s in inside]
+
+
+@dataclass(frozen=True)
+class NotCut:
+    """A module of a layer that cannot be cut, nor the layer with it.
+
+    Arguments
+    ---------
+    name : str
+        From the root.
+    what : str
+        Its class.
+    kinds : tuple of str
+        What would cut it.
+    remedy : str
+        What to write in order to have one that can.
+    """
+
+    name: str
+    what: str
+    kinds: tuple
+    remedy: str
+
+
+def unless_gone(describe):
+    """Lets a description of a module answer None where it was cut before.
+
+    Arguments
+    ---------
+    describe : callable
+        (name, module, ...) -> Part or NotCut.
+
+    Returns
+    -------
+    callable
+    """
+
+    @wraps(describe)
+    def part(name, module, *args, **kwargs):
+        if isinstance(module, Absent):
+            return None
+        return describe(name, module, *args, **kwargs)
+
+    return part
 
 
 def _holding(units, inside):
@@ -133,6 +197,73 @@ def whole_linear(name, linear):
     return tuple(Slices(f"{name}.{tensor}", 0, size) for tensor in tensors)
 
 
+@torch.no_grad()
+def acts_per_unit(activation, units):
+    """Whether what an activation gives of a unit depends on that unit alone.
+
+    Softmax does not, nor does GLU. A parameter per unit (PReLU) counts as no,
+    too, for no structure declares it.
+
+    Arguments
+    ---------
+    activation : callable
+        (..., units) -> (..., units). It is tried out on a copy.
+    units : int
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> acts_per_unit(torch.nn.GELU(), 8), acts_per_unit(torch.nn.GLU(), 8)
+    (True, False)
+    """
+    if isinstance(activation, torch.nn.Module):
+        if any(p.numel() > 1 for p in activation.parameters()):
+            return False
+        activation = copy.deepcopy(activation).eval()
+        for owner in activation.modules():
+            for name, parameter in owner.named_parameters(recurse=False):
+                # its own value may be on the meta device
+                value = torch.full(parameter.shape, 0.5, device="cpu")
+                setattr(owner, name, torch.nn.Parameter(value))
+    one = torch.linspace(-3, 3, 2 * units, device="cpu").view(1, 2, units)
+    other = one.clone()
+    other[..., ::2] += 1  # every second unit changes
+    try:
+        first, second = activation(one.clone()), activation(other)
+    except RuntimeError:  # it takes no such shape
+        return False
+    same = torch.equal(first[..., 1::2], second[..., 1::2])
+    return first.shape == one.shape and same
+
+
+def refused_activation(kind, activation, units):
+    """For `Part.refused`: units whose activation does not act on each alone.
+
+    Arguments
+    ---------
+    kind : str
+        Of the units.
+    activation : callable
+    units : int
+
+    Returns
+    -------
+    tuple of (str, str)
+        Empty if they can be cut.
+    """
+    if acts_per_unit(activation, units):
+        return ()
+    name = getattr(activation, "__name__", type(activation).__name__)
+    why = (
+        f"the activation {name} does not act on each unit alone; write one "
+        "that does, e.g. torch.nn.GELU"
+    )
+    return ((kind, why),)
+
+
 def same_length(frames):
     """As many steps as frames."""
     return frames
@@ -173,6 +304,7 @@ def weight_operations(name, module, parts, steps=same_length, path=None):
     ]
 
 
+@unless_gone
 def feed_forward(name, ffn, path=None, norm=None, steps=same_length):
     """Hidden units of a feed-forward module.
 
@@ -191,15 +323,19 @@ def feed_forward(name, ffn, path=None, norm=None, steps=same_length):
 
     Returns
     -------
-    Part or None
-        None if ffn is of another class.
+    Part, NotCut or None
+        NotCut if ffn is of another class, None if it was cut before.
     """
     if not isinstance(ffn, PositionalwiseFeedForward):
-        return None
-    return two_linears(name, ffn, ("ffn.0", "ffn.3"), path, norm, steps)
+        kinds = ("ffn_modules", "ffn_units")
+        remedy = "ffn_type: regularFFN"
+        return NotCut(path or name, type(ffn).__name__, kinds, remedy)
+    parts = ("ffn.0", "ffn.1", "ffn.3")
+    return two_linears(name, ffn, parts, path, norm, steps)
 
 
-def two_linears(name, ffn, linears, path=None, norm=None, steps=same_length):
+@unless_gone
+def two_linears(name, ffn, parts, path=None, norm=None, steps=same_length):
     """Hidden units between two linear layers.
 
     Arguments
@@ -208,8 +344,9 @@ def two_linears(name, ffn, linears, path=None, norm=None, steps=same_length):
         Module that goes when all of it is cut.
     ffn : torch.nn.Module
         Holds both.
-    linears : (str, str)
-        Their names inside it, in the order in which data flow.
+    parts : (str, str, str)
+        Names inside it, in the order in which data flow: the first Linear, the
+        activation, the second Linear.
     path : str, optional
         Name of `ffn`, if it lies below `name`.
     norm : str, optional
@@ -219,11 +356,13 @@ def two_linears(name, ffn, linears, path=None, norm=None, steps=same_length):
 
     Returns
     -------
-    Part
+    Part or None
+        None if it was cut before.
     """
     path = path or name
-    first, second = (f"{path}.{linear}" for linear in linears)
-    each = consecutive(ffn.get_submodule(linears[0]).out_features)
+    inner, activation, outer = (attrgetter(part)(ffn) for part in parts)
+    first, _, second = (f"{path}.{part}" for part in parts)
+    each = consecutive(inner.out_features)
     units = Structure(
         name=f"{name}.units",
         kind="ffn_units",
@@ -239,14 +378,18 @@ def two_linears(name, ffn, linears, path=None, norm=None, steps=same_length):
         name=name,
         kind="ffn_modules",
         units=1,
-        masks=whole_linear(second, ffn.get_submodule(linears[1])),
+        masks=whole_linear(second, outer),
         removes=((name, Absent), *identity(norm)),
     )
     return Part(
-        module, units, weight_operations(name, ffn, linears, steps, path)
+        module,
+        units,
+        weight_operations(name, ffn, parts[::2], steps, path),
+        refused=refused_activation("ffn_units", activation, len(each)),
     )
 
 
+@unless_gone
 def attention(name, module, norm=None, steps=same_length, memory=None):
     """Heads of an attention module.
 
@@ -265,17 +408,30 @@ def attention(name, module, norm=None, steps=same_length, memory=None):
 
     Returns
     -------
-    Part or None
-        None if the heads of such a module cannot be cut.
+    Part, NotCut or None
+        NotCut if the heads of such a module cannot be cut, None if it was cut
+        before.
+
+    Raises
+    ------
+    ValueError
+        If its heads were cut to unequal widths before.
     """
+    cross = memory is not None
+    if cross:
+        kinds = ("cross_attention_modules", "cross_heads")
+    else:
+        kinds = ("attention_modules", "heads", *INSIDE_HEADS)
+    what = type(module).__name__
     inner, path = module, name
     if isinstance(module, MultiheadAttention):
         inner, path = module.att, f"{name}.att"
     elif not isinstance(module, (RelPosMHAXL, RoPEMHA)):
-        return None
-    if getattr(inner, "in_proj_weight", None) is None:  # kdim or vdim
-        return None
-    cross = memory is not None
+        return NotCut(name, what, kinds, f"attention_type: {ATTENTIONS}")
+    if getattr(inner, "in_proj_weight", None) is None:
+        what = f"{what} with kdim or vdim"
+        return NotCut(name, what, kinds, "neither of these")
+    check_equal_heads(name, inner)
     absent = AbsentCrossAttention if cross else _absent_self_attention
     whole = Structure(
         name=name,
@@ -290,6 +446,27 @@ def attention(name, module, norm=None, steps=same_length, memory=None):
         _attention_operations(name, path, inner, steps, memory or steps),
         () if cross else _dims(name, path, inner),
     )
+
+
+def check_equal_heads(name, module):
+    """Refuses an attention whose heads were cut to unequal widths before.
+
+    Arguments
+    ---------
+    name : str
+        From the root.
+    module : torch.nn.Module
+
+    Raises
+    ------
+    ValueError
+    """
+    if isinstance(module, UnequalHeads):
+        raise ValueError(
+            f"module: heads of {name} were cut to unequal widths before and "
+            "cannot be cut again; start from the dense model, with a higher "
+            "target"
+        )
 
 
 _absent_self_attention = partial(Absent, extra_outputs=1)

@@ -4,8 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Callable
 
-from sb_prune.architectures.parts import INSIDE_HEADS
+from speechbrain.nnet.adapters import AdaptedModel, HoulsbyAdapterLinear, LoRA
+
+from sb_prune.architectures.parts import INSIDE_HEADS, NotCut, Part
 from sb_prune.declare.structure import Declaration, Structure, dotted
+
+ADAPTERS = (AdaptedModel, LoRA, HoulsbyAdapterLinear)
 
 
 def no_operations(frames):
@@ -19,8 +23,8 @@ class Layer:
 
     Arguments
     ---------
-    parts : tuple of Part or None
-        In the order they run; None for a module that cannot be cut.
+    parts : tuple of Part, NotCut or None
+        In the order they run; None for a module that was cut before.
     masks : tuple of Slices
         Where the layer's gate multiplies; by default where those of its
         parts do.
@@ -49,21 +53,25 @@ class Layer:
         -------
         list of Structure
         """
-        whole = "layers" in kinds
-        found = [self._whole(name)] if whole else []
-        for part in filter(None, self.parts):
+        masks = self.masks or sum((p.module.masks for p in self.cuttable), ())
+        whole = "layers" in kinds and bool(masks)  # else nothing is left of it
+        found = [self._whole(name, masks)] if whole else []
+        for part in self.cuttable:
             found += part.structures(kinds, name if whole else None)
         return found
 
-    def _whole(self, name):
-        if None in self.parts:
-            raise ValueError(
-                f"kinds: {name} cannot be cut whole, for one of its modules "
-                "cannot; leave `layers` out, or use an attention_type of "
-                "RelPosMHAXL, RoPEMHA or regularMHA, and a regularFFN"
-            )
-        modules = [part.module for part in self.parts]
-        masks = self.masks or sum((m.masks for m in modules), ())
+    @property
+    def cuttable(self):
+        """The parts that can be cut."""
+        return [part for part in self.parts if isinstance(part, Part)]
+
+    @property
+    def not_cut(self):
+        """Those that cannot."""
+        return [part for part in self.parts if isinstance(part, NotCut)]
+
+    def _whole(self, name, masks):
+        modules = [part.module for part in self.cuttable]
         return Structure(
             name=name,
             kind="layers",
@@ -85,7 +93,7 @@ class Layer:
         list of Operation
         """
         found = self.operations(frames)
-        for part in filter(None, self.parts):
+        for part in self.cuttable:
             found = found + part.operations(frames)
         return found
 
@@ -108,8 +116,9 @@ def find_stacks(root, architectures):
     Raises
     ------
     ValueError
-        If there is none.
+        If there is none, or the module has adapters.
     """
+    check_no_adapters(root)
     stacks = {
         name: module
         for name, module in root.named_modules()
@@ -161,12 +170,12 @@ def declare(root, architectures, known, kinds=None, only=""):
         for index, layer in stack.layers.named_children():
             name = dotted(prefix, "layers", index)
             layers[name] = describe(name, layer)
+    wanted = known if kinds is None else kinds
+    check_cuttable(layers.values(), wanted)
     structures = [
         structure
         for name, layer in layers.items()
-        for structure in layer.structures(
-            name, known if kinds is None else kinds
-        )
+        for structure in layer.structures(name, wanted)
     ]
     check_matched(structures, kinds or ())
     return Declaration(
@@ -204,6 +213,61 @@ def check_known(kinds, known):
         )
 
 
+def check_no_adapters(root):
+    """Refuses a module with adapters, whose weights are a sum of several.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+
+    Raises
+    ------
+    ValueError
+    """
+    for name, module in root.named_modules():
+        if isinstance(module, ADAPTERS):
+            raise ValueError(
+                f"module: {name or 'what it names'} has adapters "
+                f"({type(module).__name__}), which cannot be cut; merge them "
+                "into the weights that they adapt, and prune that model"
+            )
+
+
+def check_cuttable(layers, wanted):
+    """Refuses, all at once, the kinds that modules of other classes prevent.
+
+    Arguments
+    ---------
+    layers : iterable of Layer
+    wanted : list of str
+        Kinds to declare.
+
+    Raises
+    ------
+    ValueError
+    """
+    layers = list(layers)
+    not_cut = [part for layer in layers for part in layer.not_cut]
+    cuttable = {
+        kind
+        for layer in layers
+        for part in layer.cuttable
+        for kind in part.kinds
+    }
+    prevented = {kind for part in not_cut for kind in part.kinds} - cuttable
+    prevented |= {"layers"} if not_cut else set()
+    prevented = [kind for kind in wanted if kind in prevented]
+    if not prevented:
+        return
+    part = not_cut[0]
+    others = [kind for kind in wanted if kind in cuttable]
+    raise ValueError(
+        f"kinds: {prevented} cannot be cut, for {part.name} is a {part.what}; "
+        f"write {part.remedy}"
+        + (f", or kinds: [{', '.join(others)}]" if others else "")
+    )
+
+
 def check_matched(structures, kinds):
     """Refuses kinds that a model does not have.
 
@@ -222,8 +286,12 @@ def check_matched(structures, kinds):
     if missing:
         raise ValueError(
             f"kinds: {sorted(missing)} match nothing in this model; remove "
-            "them, or use an attention_type of RelPosMHAXL, RoPEMHA or "
-            "regularMHA"
+            "them"
+            + (
+                ": dims of RoPEMHA rotate in pairs and stay together"
+                if missing.intersection(INSIDE_HEADS)
+                else ""
+            )
         )
 
 
@@ -244,8 +312,13 @@ def select(structures, only):
     Raises
     ------
     ValueError
-        If it matches nothing, or leaves out a parent.
+        If there are none, it matches nothing, or leaves out a parent.
     """
+    if not structures:
+        raise ValueError(
+            "module: nothing that could be cut is left; start from the dense "
+            "model"
+        )
     chosen = [s for s in structures if re.search(only, s.name)]
     if not chosen:
         raise ValueError(

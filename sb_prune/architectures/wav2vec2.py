@@ -19,23 +19,31 @@ from functools import partial
 from typing import Callable
 
 from speechbrain.lobes.models.transformer.Transformer import TransformerEncoder
-from speechbrain.lobes.models.wav2vec import EncoderWrapper, W2VLatentExtractor
+from speechbrain.lobes.models.wav2vec import (
+    EncoderWrapper,
+    W2VLatentExtractor,
+    W2VTargetQuantiser,
+)
 
 from sb_prune.architectures.parts import (
     INSIDE_HEADS,
     Part,
+    check_equal_heads,
     consecutive,
     dims_of_heads,
     identity,
     pair_operations,
     two_linears,
+    unless_gone,
     weight_operations,
     whole_linear,
 )
 from sb_prune.architectures.stacks import (
     Layer,
+    check_cuttable,
     check_known,
     check_matched,
+    check_no_adapters,
     select,
 )
 from sb_prune.architectures.transformer import encoder_layer
@@ -117,10 +125,11 @@ def wav2vec2_structures(root, kinds=None, only="", channel_multiple=1):
         )
     encoder = _find(root)
     wanted = KINDS if kinds is None else kinds
+    check_cuttable(encoder.layers.values(), wanted)
     structures = []
     if "front_end_channels" in wanted:
         structures += _channels(
-            encoder.convolutions, encoder.reader, channel_multiple
+            encoder.convolutions, encoder.readers, channel_multiple
         )
     for name, layer in encoder.layers.items():
         structures += layer.structures(name, wanted)
@@ -205,8 +214,9 @@ class _Encoder:
     scope : tuple of str
         Modules that are counted.
     convolutions : tuple of _Convolution
-    reader : str
-        The Linear that reads their output.
+    readers : tuple of str
+        The Linears that read their output: the encoder's, and the quantizer's
+        of a model that is being pre-trained.
     between : callable
         frames (int) -> list of Operation between the front-end and the
         layers, the reader's with them.
@@ -218,7 +228,7 @@ class _Encoder:
 
     scope: tuple
     convolutions: tuple
-    reader: str
+    readers: tuple
     between: Callable
     layers: dict
     layerdrop: float
@@ -247,12 +257,13 @@ def _lengths(convolutions, samples):
     return lengths
 
 
-def _channels(convolutions, reader, multiple):
+def _channels(convolutions, readers, multiple):
     """A structure for the channels that each convolution makes."""
-    readers = [c.weight for c in convolutions[1:]] + [f"{reader}.weight"]
-    for convolution, weight in zip(convolutions, readers):
+    weights = [(c.weight,) for c in convolutions[1:]]
+    weights.append(tuple(f"{reader}.weight" for reader in readers))
+    for convolution, reading in zip(convolutions, weights):
         each = consecutive(convolution.shape[0])
-        read = Slices(weight, 1, each)
+        read = tuple(Slices(weight, 1, each) for weight in reading)
         norms = (*convolution.norms, *convolution.group_norms)
         made = [convolution.weight]
         if convolution.has_bias:
@@ -262,8 +273,8 @@ def _channels(convolutions, reader, multiple):
             name=f"{convolution.name}.channels",
             kind="front_end_channels",
             units=len(each),
-            masks=(read,),
-            cuts=(read, *(Slices(tensor, 0, each) for tensor in made)),
+            masks=read,
+            cuts=(*read, *(Slices(tensor, 0, each) for tensor in made)),
             norms=tuple(Slices(n, None, each) for n in convolution.norms),
             counts=tuple(
                 (norm, attribute)
@@ -279,6 +290,7 @@ def _channels(convolutions, reader, multiple):
 
 def _find(root):
     """Describes the one encoder below root."""
+    check_no_adapters(root)
     families = {**_hugging_face(), W2VLatentExtractor: _native}
     found = [
         (name, module)
@@ -330,7 +342,7 @@ def _hugging_face_model(root, name, model, attention):
     return _Encoder(
         scope=(name,),
         convolutions=_hugging_face_convolutions(name, model),
-        reader=f"{projection}.projection",
+        readers=(f"{projection}.projection", *_quantizers(root, model)),
         between=_hugging_face_between(name, model),
         layers={
             f"{stack}.{i}": _layer(
@@ -343,6 +355,16 @@ def _hugging_face_model(root, name, model, attention):
         },
         layerdrop=model.config.layerdrop,
     )
+
+
+def _quantizers(root, model):
+    """Linears that read the front-end of a model that is being pre-trained."""
+    return [
+        dotted(name, "quantizer", "weight_proj")
+        for name, module in root.named_modules()
+        if type(module).__name__ == "Wav2Vec2ForPreTraining"
+        and module.wav2vec2 is model
+    ]
 
 
 def _has_adapters(model):
@@ -418,7 +440,14 @@ def _native(root, name, extractor):
     return _Encoder(
         scope=(name, wrapper_name),
         convolutions=_native_convolutions(name, extractor),
-        reader=dotted(wrapper_name, "input_projector"),
+        readers=(
+            dotted(wrapper_name, "input_projector"),
+            *(
+                dotted(n, "quantiser", "weight_proj")
+                for n, m in root.named_modules()
+                if isinstance(m, W2VTargetQuantiser)
+            ),
+        ),
         between=weight_operations(wrapper_name, wrapper, ["input_projector"]),
         layers={
             f"{stack}.{i}": encoder_layer(f"{stack}.{i}", layer)
@@ -457,11 +486,11 @@ def _layer(name, layer, attention, norms_first):
     att, ffn = f"{name}.attention", f"{name}.feed_forward"
     first = f"{name}.layer_norm" if norms_first else None
     second = f"{name}.final_layer_norm" if norms_first else None
-    linears = ("intermediate_dense", "output_dense")
+    parts = ("intermediate_dense", "intermediate_act_fn", "output_dense")
     return Layer(
         parts=(
             attention(att, layer.attention, first),
-            two_linears(ffn, layer.feed_forward, linears, norm=second),
+            two_linears(ffn, layer.feed_forward, parts, norm=second),
         )
     )
 
@@ -469,8 +498,10 @@ def _layer(name, layer, attention, norms_first):
 _absent_attention = partial(Absent, extra_outputs=1)
 
 
+@unless_gone
 def _attention(name, module, norm, absent=_absent_attention, more=0):
     """Heads of wav2vec 2.0 and HuBERT; stock modules run with fewer."""
+    check_equal_heads(name, module)
     whole = Structure(
         name=name,
         kind="attention_modules",
@@ -480,9 +511,24 @@ def _attention(name, module, norm, absent=_absent_attention, more=0):
     )
     operations = _attention_operations(name, module, more)
     inside = _dims(name, module)
-    return Part(whole, _heads(name, module), operations, inside)
+    refused = _refused_dims(module)
+    return Part(whole, _heads(name, module), operations, inside, refused)
 
 
+def _refused_dims(module):
+    """Heads of unequal widths are computed by `sdpa` or plain matmuls."""
+    config = getattr(module, "config", None)  # WavLM's has none
+    implementation = getattr(config, "_attn_implementation", "eager")
+    if implementation in ("eager", "sdpa"):
+        return ()
+    why = (
+        f"attn_implementation: {implementation} has no heads of unequal "
+        "widths; write sdpa"
+    )
+    return tuple((kind, why) for kind in INSIDE_HEADS)
+
+
+@unless_gone
 def _biased_attention(name, module, norm):
     """Heads of WavLM; its first layer keeps the bias that all layers use."""
     from sb_prune.cut.modules.wavlm import (

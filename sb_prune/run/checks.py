@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping
 
 import torch
+from speechbrain.lobes.models.wav2vec import W2VTargetQuantiser
 from speechbrain.utils.parameter_transfer import Pretrainer
 
 from sb_prune.declare.roots import entries_of
@@ -184,6 +185,35 @@ def check_brain(brain, module, epoch_counter=None, block="pruning"):
     _check_saved(brain)
     if epoch_counter is not None:
         _check_counter(brain, epoch_counter)
+
+
+def check_readers(modules, module, declaration):
+    """Refuses channels of a front-end that an uncut module reads as well.
+
+    Arguments
+    ---------
+    modules : dict
+        Name -> module of the recipe.
+    module : str or list of str
+        Which of them are pruned.
+    declaration : Declaration
+        What can be cut in these.
+
+    Raises
+    ------
+    ValueError
+    """
+    if "front_end_channels" not in {s.kind for s in declaration.structures}:
+        return
+    pruned = entries_of(module)
+    for entry in set(modules) - set(pruned):
+        parts = modules[entry].modules()
+        if any(isinstance(part, W2VTargetQuantiser) for part in parts):
+            raise ValueError(
+                f"pruning: module: {entry} reads the front-end's channels too; "
+                f"write module: [{', '.join([*pruned, entry])}], or kinds "
+                "without front_end_channels"
+            )
 
 
 def _check_entries(brain, entries, block):

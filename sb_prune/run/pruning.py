@@ -36,6 +36,7 @@ from sb_prune.run.checks import (
     check_brain,
     check_callable,
     check_export,
+    check_readers,
     check_trainable,
     check_whole_number,
     saved_modules,
@@ -237,6 +238,7 @@ class PruningRun:
         # with --debug each process has a folder of its own
         folder = ddp_broadcast(Path(brain.checkpointer.checkpoints_dir))
         self.declaration = self.structures(root_of(brain.modules, self.module))
+        check_readers(brain.modules, self.module, self.declaration)
         modules = saved_modules(brain)
         if epoch_counter is not None:
             self._check_lengths(brain, epoch_counter.limit, steps_per_epoch)

@@ -41,6 +41,7 @@ FRONT_ENDS = {
     "causal": {"padding": "causal"},
     "bare": {"norm": None, "conv_bias": False},
     "one channel": {"out_channels": (3, 1)},
+    "one channel first": {"out_channels": (1, 4), "residuals": (True, False)},
 }
 
 reproducible = settings(max_examples=40, derandomize=True, deadline=None)
@@ -214,6 +215,20 @@ def test_cut_cost(
     assert math.isclose(parameters, count(counted), abs_tol=1e-6)
     real = counted_macs(root, encode_features, encoder=bool(kinds))
     assert math.isclose(macs, real, rel_tol=1e-9)
+
+
+@front_ends
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_left_is_declared_and_cut_again(
+    make_front_end, encode_features, random_plan, masked_and_cut, front, seed
+):
+    root = make_front_end(**front)
+    for kinds in (KINDS, ["layers"]):
+        declaration = declare(root, kinds)
+        plan = random_plan(declaration, seed, keep=0.7)
+        plan.keep["Transformer.encoder.layers.0"][:] = True
+        masked, cut = masked_and_cut(declaration, plan, encode_features)
+        assert (masked - cut).abs().max() <= TOLERANCE
 
 
 @front_ends

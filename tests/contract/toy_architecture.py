@@ -63,5 +63,6 @@ def toy_structures(root, kinds=None, only=""):
 
 def toy_layer(name, layer):
     """A ToyLayer: its norm feeds the FFN alone, and goes with it."""
-    ffn = two_linears(f"{name}.ffn", layer.ffn, ("0", "3"), norm=f"{name}.norm")
+    parts = ("0", "1", "3")  # Linear, activation, Linear
+    ffn = two_linears(f"{name}.ffn", layer.ffn, parts, norm=f"{name}.norm")
     return Layer(parts=(ffn,))

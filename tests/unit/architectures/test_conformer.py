@@ -1,5 +1,7 @@
 """What the Conformer file declares and refuses."""
 
+import re
+
 import pytest
 import torch
 
@@ -56,24 +58,26 @@ def test_refuses_a_model_without_a_conformer():
         conformer_structures(torch.nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("kind", ["heads", "attention_modules"])
+@pytest.mark.parametrize("kind", ["layers", "heads", "attention_modules"])
 def test_hypermixing_has_no_heads(make_asr, kind):
-    with pytest.raises(ValueError, match=rf"kinds: \['{kind}'\] match nothing"):
-        conformer_structures(make_asr("hypermixing"), kinds=[kind])
-
-
-def test_hypermixing_layers_cannot_go_whole(make_asr):
     with pytest.raises(
-        ValueError, match="encoder.layers.0 cannot be cut whole"
+        ValueError,
+        match=rf"kinds: \['{kind}'\] cannot be cut, for encoder.layers.0."
+        "mha_layer is a HyperMixing; write attention_type: RelPosMHAXL",
     ):
-        conformer_structures(make_asr("hypermixing"), kinds=["layers"])
+        conformer_structures(make_asr("hypermixing"), kinds=[kind])
 
 
 def test_hypermixing_can_lose_the_rest(
     make_asr, encode, random_plan, masked_and_cut
 ):
-    kinds = ["ffn_modules", "ffn_units", "conv_modules", "conv_channels"]
-    declaration = conformer_structures(make_asr("hypermixing"), kinds)
+    model = make_asr("hypermixing")
+    with pytest.raises(ValueError, match="or kinds: ") as refusal:
+        conformer_structures(model)
+    proposed = re.search(r"or kinds: \[(.*)\]", str(refusal.value))[1]
+    kinds = proposed.split(", ")
+    assert set(KINDS) - set(kinds) == {"layers", "attention_modules", "heads"}
+    declaration = conformer_structures(model, kinds)
     plan = random_plan(declaration, keep=0.7)
     masked, cut = masked_and_cut(declaration, plan, encode)
     assert (masked - cut).abs().max() <= 1e-5

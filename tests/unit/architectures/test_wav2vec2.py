@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from speechbrain.lobes.models.wav2vec import EncoderWrapper
+from speechbrain.lobes.models.wav2vec import EncoderWrapper, W2VTargetQuantiser
 
 from sb_prune import (
     MACBudget,
@@ -188,3 +188,72 @@ def test_speechbrains_own_needs_both_modules(make_wav2vec2):
     root["latent_encoder"] = other
     with pytest.raises(ValueError, match="latent_encoder is a Identity"):
         wav2vec2_structures(root)
+
+
+@pytest.mark.parametrize("kind", ["query_key_dims", "value_dims"])
+@pytest.mark.parametrize("family", ["Wav2Vec2", "Hubert"])
+def test_only_some_attentions_have_unequal_heads(make_wav2vec2, family, kind):
+    model = make_wav2vec2(family)
+    for implementation in ("flex_attention", "flash_attention_2"):
+        model.config._attn_implementation = implementation
+        with pytest.raises(
+            ValueError,
+            match=f"kinds: {kind} .*attn_implementation: {implementation} has "
+            "no heads of unequal widths; write sdpa",
+        ):
+            wav2vec2_structures(model, ["heads", kind])
+        wav2vec2_structures(model, ["heads"])
+
+
+def pretraining(make_wav2vec2):
+    """A model in pre-training, whose quantizer reads the front-end too."""
+    config = make_wav2vec2().config
+    config.num_codevectors_per_group, config.num_codevector_groups = 4, 2
+    config.codevector_dim, config.proj_codevector_dim = 8, 6
+    torch.manual_seed(0)
+    model = transformers.Wav2Vec2ForPreTraining(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.2, 0.3)
+    x = torch.randn(2, 700)
+
+    def run(model):
+        output = model(x)
+        return torch.cat([t.flatten() for t in output.values()])
+
+    return model, run
+
+
+def speechbrains_pretraining(make_wav2vec2):
+    """That of SpeechBrain, with every module listed."""
+    root = make_wav2vec2("SpeechBrain")
+    torch.manual_seed(0)
+    root["target_quantiser"] = W2VTargetQuantiser(
+        in_dim=4, out_dim=6, num_vars=4
+    ).eval()
+    x = torch.randn(2, 700)
+
+    def run(root):
+        latents = root["latent_extractor"](x)
+        embeddings = root["latent_encoder"](latents)["embeddings"]
+        targets, meta = root["target_quantiser"](latents)
+        found = [embeddings, targets, meta["prob_perplex"]]
+        return torch.cat([t.flatten() for t in found])
+
+    return root, run
+
+
+@pytest.mark.parametrize("make", [pretraining, speechbrains_pretraining])
+def test_quantizers_read_the_front_end_too(
+    make_wav2vec2, random_plan, masked_and_cut, make
+):
+    model, run = make(make_wav2vec2)
+    declaration = wav2vec2_structures(model)
+    plan = random_plan(declaration, seed=2, keep=0.7)
+    assert not plan.keep[last_channels(declaration).name].all()
+    masked, cut = masked_and_cut(declaration, plan, run)
+    assert (masked - cut).abs().max() <= 1e-5
+
+
+def last_channels(declaration):
+    kind = "front_end_channels"
+    return [s for s in declaration.structures if s.kind == kind][-1]
