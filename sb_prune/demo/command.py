@@ -1,9 +1,10 @@
-"""The demo of a recipe as a command: synthesise, train, compare, show.
+"""The command of a demo: it synthesises, trains, compares and reports.
 
-Three runs, each in a folder of its own: `dense`, `pruned` (from `dense`), and
-`dense_longer`, a dense model with as many epochs as both together. Then all
-three are measured in one process, and the export reads the test files one by
-one; report.json and pictures show what came out.
+It trains three models, each in a folder of its own: `dense`, `pruned` (which
+starts from `dense`), and `dense_longer`, a dense model with as many epochs as
+the two together. Then it measures all three in one process and lets the export
+transcribe the test files one by one. The results are in report.json,
+structure.png and curves.png.
 """
 
 import argparse
@@ -22,18 +23,20 @@ from sb_prune.report.command import write_report
 
 
 def demonstrate(demo, description):
-    """Runs a demo from the command line; the same line continues it.
+    """Runs a demo with the options of the command line.
+
+    A demo that was stopped continues with the same command.
 
     Arguments
     ---------
     demo : Demo
     description : str
-        First line of the help.
+        What `--help` says first.
     """
     given = _read_command_line(description)
     folder = Path(given.folder).resolve()
     torch.set_num_threads(1)
-    # so that the runs end with the demo
+    # Without this, a terminated demo would leave its trainings behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     _claim_folder(folder, given, demo.yamls())
     say("speech: synthesising")
@@ -59,19 +62,21 @@ def demonstrate(demo, description):
 
 def _read_command_line(description):
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("folder", help="where everything goes")
+    parser.add_argument("folder", help="where all results go")
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument(
-        "--jobs", type=int, default=2, help="trainings side by side (2)"
+        "--jobs", type=int, default=2, help="trainings at a time (default: 2)"
     )
     parser.add_argument(
-        "--debug_size", action="store_true", help="tiny, for tests"
+        "--debug_size",
+        action="store_true",
+        help="tiny models and corpora, for tests",
     )
     return parser.parse_args()
 
 
 def _claim_folder(folder, given, yamls):
-    """Refuses a folder that holds anything but this very demo."""
+    """Marks the folder as this demo's; refuses one that holds anything else."""
     digest = hashlib.sha256()
     for path in yamls:
         digest.update(path.read_bytes())
@@ -100,7 +105,7 @@ def _claim_folder(folder, given, yamls):
 
 
 def _show_export(export, folder):
-    """Puts the export's pictures and log beside the report; returns the log."""
+    """Reports on the export; copies pictures and table into the folder."""
     text = write_report(export, SECONDS)
     (folder / "report.log").write_text(text + "\n", encoding="utf-8")
     for picture in ("structure.png", "curves.png"):

@@ -1,8 +1,8 @@
-"""Dense and pruned models of a demo beside one another.
+"""Compares the dense and pruned models of a demo.
 
-All as one would load them: dense models from the inference YAML, the pruned
-one from its export. Quality comes from the runs' own evaluations; sizes,
-operations and speed are measured here, in one process.
+Every model is loaded as a user would load it: the dense ones by the inference
+YAML, the pruned one from its export. Test metrics are those that the runs
+wrote; sizes, operations and speed are measured here, in one process.
 """
 
 import csv
@@ -26,12 +26,12 @@ from sb_prune.report.measure import (
 )
 from sb_prune.run.snapshots import read_meta
 
-SECONDS = 10  # of audio, to measure with
+SECONDS = 10  # of audio in a measurement
 RUNS = ("dense", "dense_longer", "pruned")
 
 
 def compare(demo, runs):
-    """Measures the three models in turns, all as one would load them.
+    """Measures the three models, their speed in alternation.
 
     Arguments
     ---------
@@ -42,7 +42,7 @@ def compare(demo, runs):
     Returns
     -------
     dict
-        What report.json has, but for the transcripts.
+        The content of report.json but for the transcripts.
     """
     with tempfile.TemporaryDirectory() as scratch:
         models = {
@@ -77,7 +77,7 @@ def compare(demo, runs):
 
 
 def _load_dense(demo, run):
-    """The objects of the inference YAML, with the best weights of a run."""
+    """Makes the objects of the inference YAML with a run's best checkpoint."""
     inference = demo.yaml(demo.inference)
     trained = read_yaml(run.folder / "hyperparams.yaml")
     values = {
@@ -94,14 +94,14 @@ def _load_dense(demo, run):
 
 
 def _load_export(demo, run, scratch):
-    """The pruned model as anyone would load it."""
+    """Loads the pruned model with the recipe's interface."""
     return demo.interface.from_hparams(
         source=str(run.folder / "export"), savedir=scratch
     )
 
 
 def _modules_to_load(hparams):
-    """What an inference YAML loads, but for the tokenizer."""
+    """The modules that an inference YAML loads; the tokenizer is none."""
     return {
         name: loaded
         for name, loaded in hparams["pretrainer"].loadables.items()
@@ -110,7 +110,7 @@ def _modules_to_load(hparams):
 
 
 def _costs(demo, model):
-    """Sizes and operations of a loaded model."""
+    """Counts the parameters and operations of a loaded model."""
     name, *attributes = demo.encoder.split(".")
     pruned = model[name]
     for attribute in attributes:
@@ -144,7 +144,7 @@ def _is_evaluated(demo, model, run):
 
 
 def _folded(saved, module):
-    """A state as the export has it, the weight norm of wav2vec2 folded."""
+    """A checkpoint's state with the weight norm of wav2vec2 folded."""
     normed = ".parametrizations.weight.original0"
     names = [key.removesuffix(normed) for key in saved if key.endswith(normed)]
     module = deepcopy(module)
@@ -155,20 +155,21 @@ def _folded(saved, module):
 
 
 def transcribe(demo, run, data_folder):
-    """What the export says to the test files, one by one.
+    """Lets the export transcribe the test files, one by one.
 
     Arguments
     ---------
     demo : Demo
     run : Run
-        `pruned`, finished.
+        The finished run `pruned`.
     data_folder : Path
-        That the recipe read.
+        The recipe's data folder.
 
     Returns
     -------
     dict
-        `demo.score` with "export_" before each name, and one example.
+        The metrics of `demo.score`, each with "export_" before its name, and
+        `example`, one transcript.
     """
     data_root = str(data_folder / demo.audio)
     with tempfile.TemporaryDirectory() as scratch:
@@ -193,13 +194,13 @@ def transcribe(demo, run, data_folder):
 
 
 def as_text(demo, report):
-    """The comparison as a table, and the example.
+    """Formats the comparison as a table, with the example below it.
 
     Arguments
     ---------
     demo : Demo
     report : dict
-        What report.json has.
+        The content of report.json.
 
     Returns
     -------

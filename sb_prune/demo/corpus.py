@@ -1,7 +1,7 @@
 """A small LibriSpeech look-alike, synthesised in seconds.
 
-Same layout and same transcripts format as the real data set, so that recipes
-cannot tell the difference: a few voices read sentences of a small grammar.
+A few voices read sentences of a small grammar. Folders and transcripts are laid
+out as in the real data set, so that recipes read both alike.
 
     python -m sb_prune.demo.corpus FOLDER [--seed 1234 ...]
 """
@@ -51,9 +51,9 @@ def sentences(count, rng):
     Arguments
     ---------
     count : int
-        How many.
+        Number of sentences.
     rng : random.Random
-        Where the choices come from.
+        Generator that makes the choices.
 
     Returns
     -------
@@ -90,9 +90,9 @@ def synthesise_librispeech(
     folder : str
         The data folder to create.
     seed : int
-        Of sentences and noise.
+        Seed of the sentences and of the noise.
     train_utterances, dev_utterances, test_utterances : int
-        How many utterances of about 2.2 s each split has.
+        Number of utterances, of about 2.2 s each, in the splits.
 
     Raises
     ------

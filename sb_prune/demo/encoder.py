@@ -1,4 +1,4 @@
-"""Small wav2vec 2.0 encoders, where none can be downloaded."""
+"""Small wav2vec 2.0 encoders, made where none can be downloaded."""
 
 from transformers import (
     Wav2Vec2Config,
@@ -10,8 +10,8 @@ from sb_prune.demo.corpus import synthesise_librispeech
 from sb_prune.demo.recipe import read_yaml
 from sb_prune.demo.runs import Run, say, train
 
-UTTERANCES = 2700  # to train on, as the schedules of the demo YAMLs expect
-# What makes everything tiny, for tests.
+UTTERANCES = 2700  # to train on; the schedules of the demo YAMLs expect them
+# Sizes of the corpus, and overrides, that make everything tiny for tests.
 DEBUG_SIZES = (24, 8, 8)
 DEBUG_OPTIONS = {
     "number_of_epochs": 1,
@@ -29,7 +29,7 @@ def write_untrained(folder, **shape):
     Arguments
     ---------
     folder : str
-        What is there is overwritten.
+        Path of the folder; its files are overwritten.
     shape : int, float or list
         Arguments of `transformers.Wav2Vec2Config`; its defaults are those of
         wav2vec2-base.
@@ -57,17 +57,17 @@ def write_untrained(folder, **shape):
 
 
 def encoder_shape(width):
-    """Shape of demo_encoder.yaml's encoder, which is 128 wide, at any width.
+    """The shape of demo_encoder.yaml's encoder (width 128), at any width.
 
     Arguments
     ---------
     width : int
-        `hidden_size`; a multiple of 4.
+        The `hidden_size`, a multiple of 4.
 
     Returns
     -------
     dict
-        Arguments of `write_untrained`.
+        Keyword arguments of `write_untrained`.
     """
     return {
         "conv_dim": [width // 2] * 7,
@@ -90,13 +90,14 @@ def train_encoder(recipe, folder, seed=1234, debug_size=False):
     Arguments
     ---------
     recipe : Path
-        Folder of the CTC recipe, whose demo_encoder.yaml it is.
+        Folder of the CTC recipe, which has the YAML demo_encoder.yaml.
     folder : Path
-        For `corpus`, in the layout of LibriSpeech, and for the run `encoder`;
-        what is finished there is left as it is.
+        Where `corpus`, in the layout of LibriSpeech, and the run `encoder` go.
+        What is finished there is not made again.
     seed : int
+        Of the corpus and of the training.
     debug_size : bool
-        Tiny, for tests.
+        Whether everything is to be tiny, for tests.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What a recipe tells the demo about itself, and the three runs of its demo."""
+"""What a demo must know about its recipe, and which runs it trains."""
 
 import re
 from abc import ABC, abstractmethod
@@ -11,30 +11,36 @@ from sb_prune.demo.runs import Run
 
 
 class Demo(ABC):
-    """What differs between the demos of recipes; a subclass fills it in.
+    """A recipe whose dense and pruned models are compared.
+
+    Each recipe has a subclass of its own, in its `demo.py`.
 
     Attributes
     ----------
     script : Path
-        Of the recipe; its YAMLs are in `hparams/` beside it.
+        The recipe's training script; its YAMLs are in `hparams/` beside it.
     dense, pruned, inference : str
-        Names of the YAMLs.
+        Names of the YAMLs that train the dense model, prune it, and publish it.
     interface : type
         The class of speechbrain.inference that loads the export.
     watched : str
-        The figure of the validation set that chooses checkpoints.
+        The validation metric that chooses checkpoints, as train_log.txt calls
+        it.
     best : dict
-        The same, as an argument of `Checkpointer.find_checkpoint`.
+        The same metric, as the argument of `Checkpointer.find_checkpoint`.
     encoder : str
-        Path of what is pruned among the objects of the inference YAML.
+        Where the pruned encoder is among the objects of the inference YAML:
+        a key, and attributes behind dots.
     test_csv, text : str
-        The file of the test set that the recipe writes, and its column.
+        The csv file of the test set that the recipe writes, and the column
+        that holds the reference.
     audio : str
-        What `$data_root` in that file is, within the data folder.
+        Folder, relative to the data folder, for which `$data_root` stands in
+        that file.
     headings : dict
-        The figures of quality -> how tables call them; the first matters.
+        Test metric -> its heading in tables. The first is the most important.
     debug_model, debug_pruning : dict
-        Overrides that make the trainings, and that of `pruned`, tiny.
+        Overrides that make every run tiny, and further ones for `pruned`.
     """
 
     interface = EncoderASR
@@ -44,45 +50,51 @@ class Demo(ABC):
 
     @abstractmethod
     def prepare(self, folder, seed, debug_size):
-        """Synthesises speech, and what else is needed before training.
+        """Synthesises the corpus, and makes what else training starts from.
 
         Arguments
         ---------
         folder : Path
-            Of the demo.
+            The demo's folder.
         seed : int
+            The seed of the corpus.
         debug_size : bool
-            Tiny, for tests.
+            Whether everything is to be tiny, for tests.
 
         Returns
         -------
         dict
-            Overrides of the YAMLs.
+            Overrides for all YAMLs, `data_folder` among them.
         """
 
     @abstractmethod
     def figures(self, output):
-        """The figures of quality that a run's evaluation left.
+        """Reads the test metrics that a finished run has written.
 
         Arguments
         ---------
         output : Path
-            Folder of the run.
+            The output folder of the run.
 
         Returns
         -------
         dict
-            Name, as in `headings` -> per cent.
+            Metric, as in `headings` -> its value in per cent.
         """
 
     @abstractmethod
     def score(self, answers):
-        """The same figures, of texts.
+        """Computes the same metrics from texts.
 
         Arguments
         ---------
         answers : list of tuple of str
-            (utterance, reference, what the model says) of each test file.
+            (utterance, reference, hypothesis) for each test file.
+
+        Returns
+        -------
+        dict
+            Metric, as in `headings` -> its value in per cent.
         """
 
     def yaml(self, name):
@@ -90,23 +102,23 @@ class Demo(ABC):
         return self.script.parent / "hparams" / name
 
     def yamls(self):
-        """Those that decide what the demo gives."""
+        """Paths of the YAMLs on which the demo's results depend."""
         return [
             self.yaml(name)
             for name in (self.dense, self.pruned, self.inference)
         ]
 
     def plan_runs(self, folder, common, debug_size=False):
-        """The three runs: dense, pruned, and dense for as long as both.
+        """Plans three runs: dense, pruned, and dense for as long as both.
 
         Arguments
         ---------
         folder : Path
-            Where theirs go.
+            The demo's folder; each run has an output folder in it.
         common : dict
-            Overrides of all YAMLs.
+            Overrides for all YAMLs.
         debug_size : bool
-            Tiny, for tests.
+            Whether the runs are to be tiny, for tests.
 
         Returns
         -------
@@ -141,7 +153,7 @@ class Demo(ABC):
 
 
 class ASRDemo(Demo):
-    """Demo of a recipe that is judged by its word error rate."""
+    """The demo of a speech recogniser, judged by its word error rate."""
 
     watched = "WER"
     best = {"min_key": "WER"}
@@ -150,12 +162,12 @@ class ASRDemo(Demo):
     headings = {"wer": "test WER (%)"}
 
     def figures(self, output):
-        """The word error rate in wer_test-clean.txt."""
+        """Reads the word error rate in wer_test-clean.txt."""
         text = (output / "wer_test-clean.txt").read_text("utf-8")
         return {"wer": float(re.match(r"%WER (\S+)", text)[1])}
 
     def score(self, answers):
-        """The word error rate."""
+        """Computes the word error rate."""
         errors = ErrorRateStats()
         for name, reference, heard in answers:
             errors.append([name], [heard.split()], [reference.split()])
@@ -163,7 +175,7 @@ class ASRDemo(Demo):
 
 
 def read_yaml(path):
-    """The nodes of a HyperPyYAML file, nothing made of them.
+    """Reads a HyperPyYAML file without making the objects that it names.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""Trainings of recipes side by side, each in a process of its own."""
+"""Trains recipes in processes of their own, several at a time."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ STARTED = time.monotonic()
 
 
 def say(text):
-    """Prints a line of progress.
+    """Prints a line of progress with the seconds since the start.
 
     Arguments
     ---------
@@ -29,20 +29,19 @@ class Run:
     Arguments
     ---------
     folder : Path
-        Its output folder; the name of the run.
+        The output folder; its name is that of the run.
     script : Path
-        Of the recipe.
+        The recipe's training script.
     yaml : str
-        In the recipe's `hparams/`.
+        Name of a file in the recipe's `hparams/`.
     epochs : int
-        How many it trains.
+        Number of epochs that the run trains.
     watched : str
-        The figure of the validation set that tells how it goes, as in the
-        run's train_log.txt.
+        The validation metric to show as progress, as train_log.txt calls it.
     options : dict
-        Overrides of the YAML.
+        Overrides for the YAML.
     threads : int
-        That it may use.
+        Number of threads that the process may use.
 
     Example
     -------
@@ -63,21 +62,21 @@ class Run:
 
     @property
     def name(self):
-        """Of the folder."""
+        """Name of the output folder."""
         return self.folder.name
 
     @property
     def log(self):
-        """Where the output of its process goes."""
+        """File that receives the output of the process."""
         return self.folder.with_suffix(".log")
 
     @property
     def marker(self):
-        """Stands when the run is finished."""
+        """File that exists once the run is finished."""
         return self.folder / "finished"
 
     def start(self):
-        """Starts, or continues, the run in a process of its own."""
+        """Starts the run, or continues it, in a process of its own."""
         options = {**self.options, "output_folder": self.folder}
         with open(self.log, "a", encoding="utf-8") as log:
             return subprocess.Popen(
@@ -96,7 +95,7 @@ class Run:
             )
 
     def progress(self):
-        """The last epoch in the run's log, in words."""
+        """Says which epoch was finished last, and how well."""
         log = self.folder / "train_log.txt"
         curves = read_log(log) if log.is_file() else {}
         figures = curves.get(f"valid {self.watched}")
@@ -110,19 +109,20 @@ class Run:
 
 
 def train(chains, jobs=2):
-    """Trains chains of runs side by side; finished ones are left alone.
+    """Trains several chains of runs; skips the runs that are finished.
 
     Arguments
     ---------
     chains : list of list of Run
-        The runs of a chain follow one another.
+        The runs of one chain follow one another, each may start from the one
+        before; different chains are independent.
     jobs : int
-        How many runs at a time.
+        Largest number of runs at a time.
 
     Raises
     ------
     SystemExit
-        If a run fails; its last words are printed.
+        If a run fails; the end of its log is printed.
     """
     waiting = [
         [run for run in chain if not run.marker.is_file()] for chain in chains
@@ -153,7 +153,7 @@ def train(chains, jobs=2):
 
 
 def _fail(run, status):
-    """Ends the program with the last words of a run."""
+    """Prints the end of a run's log and ends the program."""
     last = run.log.read_text(encoding="utf-8").splitlines()[-20:]
     print(*last, sep="\n", file=sys.stderr)
     sys.exit(f"error: {run.name} failed with status {status}, see {run.log}")

@@ -1,8 +1,7 @@
 """A small SLURP look-alike, synthesised in a minute.
 
-Same folders and same fields as the real data set, so that recipes cannot tell
-the difference: a few voices give commands of a small grammar to a home
-assistant.
+A few voices give commands of a small grammar to a home assistant. Folders and
+fields are those of the real data set, so that recipes read both alike.
 
     python -m sb_prune.demo.slurp FOLDER [--seed 1234 ...]
 """
@@ -129,9 +128,9 @@ def commands(number, rng):
     Arguments
     ---------
     number : int
-        How many.
+        Number of sentences.
     rng : random.Random
-        Where the choices come from.
+        Generator that makes the choices.
 
     Returns
     -------
@@ -253,9 +252,9 @@ def synthesise_slurp(
     folder : str
         The data folder to create.
     seed : int
-        Of sentences and noise.
+        Seed of the sentences and of the noise.
     train_utterances, devel_utterances, test_utterances : int
-        How many utterances of about 2 s each split has.
+        Number of utterances, of about 2 s each, in the splits.
 
     Raises
     ------

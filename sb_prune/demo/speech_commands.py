@@ -1,7 +1,7 @@
 """A small Speech Commands look-alike, synthesised in a minute.
 
-Same folders, names and lists as the real data set, so that recipes cannot tell
-the difference: many voices, one word a file.
+Many voices say one word in each file. Folders, names and lists are those of the
+real data set, so that recipes read both alike.
 
     python -m sb_prune.demo.speech_commands FOLDER [--seed 1234 ...]
 """
@@ -36,9 +36,9 @@ def voices(number, rng):
     Arguments
     ---------
     number : int
-        How many.
+        Number of voices.
     rng : random.Random
-        Where the choices come from.
+        Generator that makes the choices.
 
     Returns
     -------
@@ -82,13 +82,13 @@ def synthesise_speech_commands(
     folder : str
         The data folder to create.
     seed : int
-        Of voices and noise.
+        Seed of the voices and of the noise.
     speakers : int
-        How many, at least 3.
+        Number of speakers, at least 3.
     repetitions : int
         How often each says each word.
     words : int
-        How many of the data set's 35.
+        Number of words, of the 35 of the data set.
     jitter : int
         How far a recording may be from its speaker's speed (words per minute)
         and pitch (of 0 to 99), 0 to 30.

@@ -1,7 +1,8 @@
-"""What every synthesised corpus needs: voices, noise, and a marker at the end.
+"""What all synthesised corpora share: voices, noise, safe interruption.
 
-A corpus module (`corpus.py`, `slurp.py`) says what is said and where the files
-of its data set lie; speaking, and being safe to interrupt, is here.
+A corpus module (`corpus.py`, `slurp.py`, `speech_commands.py`) decides what is
+said and where the files go. This one turns text into audio files, and marks a
+folder as complete only when all of it is written.
 """
 
 import argparse
@@ -43,9 +44,9 @@ def write_once(folder, settings, write):
     folder : str
         The data folder to create.
     settings : dict
-        All that the files depend on.
+        Everything that the content of the files depends on.
     write : callable
-        Gets the pathlib.Path of a folder to fill.
+        Function that fills a folder, given as a pathlib.Path.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def write_once(folder, settings, write):
 
 
 def _is_complete(folder, settings):
-    """Whether the folder is the corpus asked for; raises if another's."""
+    """Whether the folder is this corpus; raises if it is anything else."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
     if not (folder / MARKER).is_file():
@@ -88,20 +89,20 @@ def _is_complete(folder, settings):
 
 
 def write_audio(paths, texts, speakers, rng, snr=20):
-    """Speaks texts into flac files of 16 kHz, with a little noise.
+    """Speaks texts into audio files of 16 kHz, with a little noise.
 
     Arguments
     ---------
     paths : list of pathlib.Path
         The files to write.
     texts : list of str
-        What is said in each.
+        The text of each file.
     speakers : list of Speaker
-        How each is said.
+        The speaker of each file.
     rng : numpy.random.Generator
-        Where the noise comes from.
+        Generator that makes the noise.
     snr : float
-        Of the loudest noise, in dB.
+        Signal-to-noise ratio of the loudest noise, in dB.
     """
     spoken = speak_all(texts, speakers)
     progress = tqdm(paths, desc="Synthesising", unit="utt")
@@ -120,7 +121,7 @@ def add_noise(samples, rng, snr=20):
     samples : numpy.ndarray
         Speech of shape (time,).
     rng : numpy.random.Generator
-        Where the noise comes from.
+        Generator that makes the noise.
     snr : float
         Signal-to-noise ratio of the loudest noise, in dB; the quietest is
         15 dB below it.
@@ -128,7 +129,7 @@ def add_noise(samples, rng, snr=20):
     Returns
     -------
     numpy.ndarray
-        Of the same shape, with its largest magnitude at 0.5.
+        Noisy speech of shape (time,), scaled to a largest magnitude of 0.5.
 
     Example
     -------
@@ -142,14 +143,14 @@ def add_noise(samples, rng, snr=20):
 
 
 def run_from_command_line(synthesise, description):
-    """Calls a function of a folder and whole numbers.
+    """Calls a function with a folder and integers from the command line.
 
     Arguments
     ---------
     synthesise : callable
-        Its arguments but `folder` become options.
+        Function whose arguments, except `folder`, become options.
     description : str
-        For --help.
+        What `--help` says first.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder")
