@@ -1,16 +1,16 @@
-"""SpeechBrain's lobes of wav2vec 2.0, HuBERT and WavLM, pruned ones too.
+"""SpeechBrain's lobes of wav2vec 2.0, HuBERT and WavLM, for pruned ones too.
 
-In any recipe a small encoder takes the place of a dense one by one entry:
+In any recipe, one entry replaces a dense encoder by a pruned one:
 
     wav2vec2: !new:sb_prune.lobes.Wav2Vec2
         source: path/to/export    # or its name on the hub
         save_path: !ref <save_folder>/wav2vec2_checkpoint
 
-Constructors and outputs are those of the classes with the same names in
-`speechbrain.integrations.huggingface`; a source that is not pruned is loaded
-as there. A pruned one is a Hugging Face folder whose `config.json` is that of
-the dense model with the plan beside it; one of a student (`sb_prune.students`)
-says which layers reuse an attention map.
+The lobes have the arguments and outputs of the classes of the same names in
+`speechbrain.integrations.huggingface`, and load dense encoders as these do. A
+pruned encoder is a Hugging Face folder in whose `config.json` the plan is added
+to the config of the dense model. That of a student (`sb_prune.students`) says
+instead which layers reuse an attention map.
 """
 
 import torch
@@ -33,7 +33,7 @@ __all__ = ["HuBERT", "WavLM", "Wav2Vec2", "save_encoder", "skeleton"]
 
 
 class _PrunedLobe:
-    """What the lobes here change of SpeechBrain's."""
+    """Mixin with everything that the lobes here change in SpeechBrain's."""
 
     def __init__(self, source, save_path, *args, layerdrop=None, **kwargs):
         self._layerdrop = layerdrop
@@ -42,7 +42,7 @@ class _PrunedLobe:
         self.model.register_forward_pre_hook(self._pass_mask, with_kwargs=True)
 
     def forward(self, wav, wav_lens=None, mask=None):
-        """As that of SpeechBrain's lobe, with frames hidden from the encoder.
+        """Encodes waveforms as SpeechBrain's lobe does, with frames masked.
 
         Arguments
         ---------
@@ -51,12 +51,14 @@ class _PrunedLobe:
         wav_lens : torch.Tensor, optional
             (batch,) relative lengths.
         mask : torch.Tensor, optional
-            (batch, frames) bool, True where the front-end's output is replaced
-            by the encoder's learnt vector; `apply_spec_augment` must be True.
+            (batch, frames) bool, True where the output of the front-end is
+            replaced by the encoder's learnt mask vector. The encoder must have
+            been made with `apply_spec_augment: True`.
 
         Returns
         -------
         torch.Tensor
+            The output of SpeechBrain's lobe.
         """
         self._mask = mask
         try:
@@ -74,7 +76,7 @@ class _PrunedLobe:
         return args, {**kwargs, "mask_time_indices": self._mask}
 
     def override_config(self, config):
-        """The config, with the layerdrop that was asked for."""
+        """Sets the layerdrop that was asked for; SpeechBrain calls this."""
         if self._layerdrop is not None:
             config.layerdrop = self._layerdrop
         return super().override_config(config)
@@ -105,15 +107,15 @@ class Wav2Vec2(_PrunedLobe, wav2vec2.Wav2Vec2):
     Arguments
     ---------
     source : str
-        An export of sb_prune, local or on the hub, or what the stock lobe
-        takes.
+        An export of sb_prune, as a folder or a name on the Hugging Face hub,
+        or any source that SpeechBrain's lobe takes.
     save_path : str
-        Where files from the hub go.
+        Folder for files downloaded from the hub.
     layerdrop : float, optional
-        Probability with which training skips a layer; by default the
-        source's. Layerwise distillation needs 0.0.
+        Probability with which training skips a layer; by default the one in
+        the source's config. Layerwise distillation needs 0.0.
     *args, **kwargs
-        Of the stock lobe.
+        Other arguments of SpeechBrain's lobe.
     """
 
 
@@ -132,14 +134,15 @@ class WavLM(_PrunedLobe, wavlm.WavLM):
 
 
 def save_encoder(lobe, folder):
-    """Writes an encoder as a Hugging Face folder, for other recipes.
+    """Saves an encoder that is not pruned as a Hugging Face folder.
 
     Arguments
     ---------
     lobe : torch.nn.Module
-        SpeechBrain's or one of these, with the weights to save; not pruned.
+        A lobe of SpeechBrain or of this file.
     folder : str
-        The `source` of lobes; those here for a student.
+        Can be the `source` of lobes afterwards; that of a student only of the
+        lobes in this file.
     """
     lobe.model.save_pretrained(folder)
     lobe.feature_extractor.save_pretrained(folder)

@@ -1,13 +1,11 @@
-"""Narrow students of speech encoders, whose layers may share attention maps.
+"""Narrow students of speech encoders, whose layers may reuse attention maps.
 
-All layers of the teacher, narrower; some compute no attention map of their own
-but use that of the layer below again, and so have neither query nor key (Jang
-et al., "Recycle-and-Distill: Universal Compression Strategy for
-Transformer-based Speech SSL Models with Attention Map Reusing and Masking
-Distillation", Interspeech 2023, 2305.11685). A map is computed once, passes one
-softmax, and is used as it is.
-
-Shapes: B utterances, T frames, d model width, H heads, k head width.
+A student has all the layers of its teacher, but narrower ones. Some of them
+compute no attention map of their own: they use that of the layer below again,
+and so need neither queries nor keys (Jang et al., "Recycle-and-Distill:
+Universal Compression Strategy for Transformer-based Speech SSL Models with
+Attention Map Reusing and Masking Distillation", Interspeech 2023, 2305.11685).
+The map is reused after its softmax, without changes.
 """
 
 from copy import deepcopy
@@ -38,34 +36,39 @@ def make_student(
     reuse=None,
     **settings,
 ):
-    """A student of a speech encoder, with the teacher's weights where they fit.
+    """Makes a student of a speech encoder.
+
+    Every tensor that has the teacher's shape starts with the teacher's values.
+    Sizes that are not given are those of the teacher.
 
     Arguments
     ---------
     teacher : Wav2Vec2Model, HubertModel or WavLMModel
     hidden_size : int, optional
-        d; by default the teacher's, as everything else.
+        Model width.
     intermediate_size : int, optional
         Hidden units of the feed-forward modules.
     conv : list of [int, int, int], optional
-        Channels, kernel and stride of each convolution of the front-end. Where
-        the last one makes `hidden_size` channels no projection follows.
+        Channels, kernel and stride of each convolution of the front-end. If
+        the last one has `hidden_size` channels, no projection follows it.
     reuse : list of bool, optional
-        For each layer, whether it uses the map of the layer below again.
+        For each layer, whether it reuses the attention map of the layer below.
     settings : object
         Other entries of the teacher's config to change.
 
     Returns
     -------
     torch.nn.Module
-        Of the teacher's class, its layerdrop 0. `config` says how to build it.
+        Of the teacher's class, with layerdrop 0. `build_student` can build it
+        again from its `config`.
 
     Raises
     ------
     ValueError
         If the teacher is of another class, the width is not divisible by the
-        heads, the convolutions make another number of frames, or `reuse` has
-        the wrong length or starts with a layer that has none below.
+        number of heads, the convolutions make another number of frames than
+        the teacher's, or `reuse` has the wrong length or is True for the first
+        layer.
 
     Example
     -------
@@ -91,7 +94,7 @@ def make_student(
             f"one of {[family.__name__ for family in FAMILIES]}"
         )
     config = deepcopy(teacher.config)
-    config.layerdrop = 0.0  # a layer that is skipped would leave no map
+    config.layerdrop = 0.0  # a skipped layer would leave no map to reuse
     if hidden_size is not None:
         config.hidden_size = hidden_size
     if intermediate_size is not None:
@@ -117,21 +120,21 @@ def make_student(
 
 
 def write_student(folder, teacher, **options):
-    """Writes a student of a Hugging Face encoder as a Hugging Face folder.
+    """Makes a student and writes it as a Hugging Face folder.
 
     Arguments
     ---------
     folder : str
-        What is there is overwritten, by one process of several.
+        Files in it are overwritten; of several processes only one writes.
     teacher : str
-        Hugging Face name or folder.
+        Folder of the teacher, or its name on the Hugging Face hub.
     **options
-        Of `make_student`.
+        Arguments of `make_student`.
 
     Returns
     -------
     str
-        The folder, the `source` of the lobes in `sb_prune.lobes`.
+        The folder, as `source` for the lobes in `sb_prune.lobes`.
 
     Example
     -------
@@ -174,7 +177,10 @@ def _check_config(config):
 
 
 def _check_frames(config, teacher):
-    """Frame by frame the student is to follow the teacher."""
+    """Refuses convolutions with another frame rate than the teacher's.
+
+    The student is trained to follow the teacher in every frame.
+    """
     found, wanted = (_frames(c, 160_000) for c in (config, teacher))
     if found != wanted:
         raise ValueError(
@@ -202,14 +208,14 @@ def _check_pattern(reuse, layers):
 
 
 def build_student(config, **attention):
-    """The architecture that a student's config describes, weights random.
+    """Builds a student from its config, with random weights.
 
     Arguments
     ---------
     config : transformers.PreTrainedConfig
-        Of a model made by `make_student`.
+        Config of a student from `make_student`.
     attention : str
-        `attn_implementation` of transformers.
+        The argument `attn_implementation` of transformers.
 
     Returns
     -------
@@ -232,14 +238,14 @@ def build_student(config, **attention):
 
 
 def _read_map_(attention, below, hands_on):
-    """Makes an attention use the map that the one below leaves."""
+    """Makes an attention module reuse the map of the module below it."""
     is_wavlm = isinstance(attention, WavLMAttention)
     names = ["q_proj", "k_proj"]
     names += ["gru_rel_pos_linear", "gru_rel_pos_const"] if is_wavlm else []
     for name in names:
         delattr(attention, name)
     attention.__class__ = _variant(attention, READERS)
-    attention._below = (below,)  # a tuple, so that it is no child
+    attention._below = (below,)  # in a tuple, so as not to become a submodule
     attention._hands_on = hands_on
 
 
@@ -249,7 +255,7 @@ def _variant(attention, classes):
 
 @torch.no_grad()
 def copy_what_fits_(student, teacher):
-    """Gives a student the teacher's tensors that have its shapes.
+    """Copies every tensor of the teacher whose name and shape the student has.
 
     Arguments
     ---------
@@ -258,7 +264,7 @@ def copy_what_fits_(student, teacher):
     Returns
     -------
     list of str
-        Their names.
+        Names of the copied tensors.
     """
     source = teacher.state_dict()
     copied = []

@@ -1,1 +1,1 @@
-"""A masked model computes what the cut model will: masks, then surgery."""
+"""Masks close units during training; surgery then cuts them out exactly."""

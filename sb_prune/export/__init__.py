@@ -1,10 +1,11 @@
-"""What one ships: a folder that SpeechBrain's own `from_hparams` loads.
+"""Exports: folders with a pruned model that `from_hparams` can load.
 
-`folder` writes and checks it; `document` turns the YAML of the dense model into
-its own; `build` has what that YAML names, `loading` reads it back, `card` says
-what is inside. `hugging_face` makes it a folder of that kind too.
+`folder` writes and checks an export. `document` turns the YAML of the dense
+model into that of the export, `build` has the functions that this YAML calls,
+`loading` reads an export back, and `card` writes its README. `encoders` and
+`hugging_face` make it a Hugging Face folder too.
 """
 
 from sb_prune.export.build import build_cut, load_verified
 
-__all__ = ["build_cut", "load_verified"]  # names that exports of format 1 hold
+__all__ = ["build_cut", "load_verified"]  # exports of format 1 look them up

@@ -1,4 +1,4 @@
-"""What the YAML of an export names: small modules, files verified."""
+"""Functions that the YAML of an export calls, to build and load the model."""
 
 import torch
 from speechbrain.utils import parameter_transfer
@@ -17,28 +17,29 @@ from sb_prune.support.hashes import check_hash
 
 
 def build_cut(factory, structures, plan, format=1):
-    """Builds a cut module without ever allocating the dense one.
+    """Builds a cut module without allocating the memory of the dense one.
 
     Arguments
     ---------
     factory : callable
-        Makes the dense stock module.
+        Makes the dense module. Takes no arguments.
     structures : callable
-        Module -> Declaration, as in training.
+        Module -> Declaration, the same function as in training.
     plan : dict
-        As `Plan.to_dict` writes it.
+        The units to keep, as `Plan.to_dict` writes them.
     format : int
-        Of the export.
+        Format of the export.
 
     Returns
     -------
     torch.nn.Module
-        On the meta device; `load_verified` fills it.
+        On the meta device; `load_verified` gives it its weights.
 
     Raises
     ------
     ValueError
-        If the plan was made for another architecture, or by a later version.
+        If the plan is for another architecture, or the export was written by a
+        later version of sb_prune.
 
     Example
     -------
@@ -65,19 +66,18 @@ def build_cut(factory, structures, plan, format=1):
 
 
 def load_verified(loaded, path, sha256):
-    """Loads one file of an export if it is the one exported; a Pretrainer
-    hook.
+    """Loads a file of an export after checking its hash; a Pretrainer hook.
 
     Arguments
     ---------
     loaded : object
-        A module (its parameters may be on the meta device), or anything that
-        a Pretrainer loads.
+        A module, whose parameters may be on the meta device, or any other
+        object that a Pretrainer can load.
     path : str
-        The file; a state dict is memory-mapped and assigned. That of a Hugging
-        Face encoder is a safetensors file.
+        The file. A state dict is memory-mapped and assigned, not copied. That
+        of a Hugging Face encoder is a safetensors file.
     sha256 : str
-        What the file must hash to.
+        Hash of the file at the export, as hexadecimal digits.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def load_verified(loaded, path, sha256):
     """
     check_hash(path, sha256)
     if _is_safetensors(path):
-        from sb_prune.export.hugging_face import assign  # needs an extra
+        from sb_prune.export.hugging_face import assign  # needs transformers
 
         assign(loaded.model, path)
         return
@@ -101,9 +101,12 @@ def load_verified(loaded, path, sha256):
 
 
 def _is_safetensors(path):
-    """By its first bytes: a Pretrainer links every file as a .ckpt."""
+    """Whether a file is in the format safetensors, by its first bytes.
+
+    The ending says nothing, as a Pretrainer links every file as a .ckpt.
+    """
     with open(path, "rb") as file:
-        return file.read(9)[8:] == b"{"  # behind the length of that header
+        return file.read(9)[8:] == b"{"  # 8 bytes of length, then a JSON header
 
 
 def _assign_weights(module, path):
@@ -122,14 +125,15 @@ def _assign_weights(module, path):
 
 
 class Pretrainer(parameter_transfer.Pretrainer):
-    """SpeechBrain's, with files that are not called `<key>.ckpt`.
+    """SpeechBrain's Pretrainer, for files that are not named `<key>.ckpt`.
 
     Arguments
     ---------
     files : dict
-        Key of a loadable -> name of its file in the source.
+        Key of a loadable -> name of its file in the source. Others are named
+        `<key>.ckpt`, as usual.
     **kwargs
-        As SpeechBrain's.
+        Arguments of `speechbrain.utils.parameter_transfer.Pretrainer`.
 
     Example
     -------
@@ -149,7 +153,20 @@ class Pretrainer(parameter_transfer.Pretrainer):
         self.files = files or {}
 
     def collect_files(self, default_source=None, **kwargs):
-        """As SpeechBrain's."""
+        """Finds or downloads the files, as SpeechBrain's Pretrainer does.
+
+        Arguments
+        ---------
+        default_source : str, optional
+            Folder or repository of the files.
+        **kwargs
+            Arguments of SpeechBrain's `collect_files`.
+
+        Returns
+        -------
+        dict
+            Key of a loadable -> path.
+        """
         if default_source is not None:
             for key, file in self.files.items():
                 self.paths.setdefault(key, f"{default_source}/{file}")

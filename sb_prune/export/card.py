@@ -1,9 +1,20 @@
-"""The card of an export: figures, and what was kept."""
+"""The model card of an export, its README.md."""
 
 from sb_prune.declare.tables import format_table, structure_table
 
 
 def write_card(path, loaded, facts):
+    """Writes measured figures and a table of the kept units as Markdown.
+
+    Arguments
+    ---------
+    path : Path
+        File to write.
+    loaded : Export
+        The export, loaded again.
+    facts : dict
+        Name of a figure -> value.
+    """
     figures = [["figure", "value"], *facts.items()]
     table = structure_table(loaded.declaration, loaded.plan)
     parts = [

@@ -1,4 +1,4 @@
-"""The YAML of the dense model, turned into that of an export."""
+"""Turns the YAML of the dense model into that of an export."""
 
 from pathlib import Path
 
@@ -19,32 +19,33 @@ from sb_prune.export.yaml_nodes import (
 )
 
 MARK = "sb_prune export"  # in the first line of an export's YAML
-TOGETHER = "pruned_modules"  # key of what is built by one plan
+TOGETHER = "pruned_modules"  # key of several modules that one plan cuts
 
 
 def prepare_document(folder, inference, brain, module):
-    """Reads the dense YAML and refuses early what could not be exported.
+    """Reads the YAML of the dense model and checks that it can be exported.
 
     Arguments
     ---------
     folder : Path
-        Where the export will go.
+        Folder that the export will be written to.
     inference : str
-        YAML of the dense model.
+        Path of the inference YAML of the dense model.
     brain : Brain
-        Whose hparams fill the placeholders.
+        Its hparams give the values for placeholders in the YAML.
     module : str or list of str
         Keys of the modules that will be cut.
 
     Returns
     -------
     CommentedMap
-        The YAML, placeholders filled.
+        The YAML, with its placeholders filled in.
 
     Raises
     ------
     ValueError
-        If the YAML lacks something, or `folder` holds anything else.
+        If the YAML lacks something that an export needs, or if `folder` holds
+        files that are not an export.
     """
     _check_ours(Path(folder))
     document = _read(inference)
@@ -76,7 +77,10 @@ def prepare_document(folder, inference, brain, module):
 
 
 def _check_together(document, entries, inference):
-    """Whether several modules can be built at the place of the last."""
+    """Refuses entries that use a cut module before all of them are built.
+
+    Several modules are built together, where the last of them stands.
+    """
     if TOGETHER in document:
         raise ValueError(
             f"inference: {inference}: {TOGETHER} is what the export calls the "
@@ -120,7 +124,7 @@ def _read(inference):
 
 
 def _fill_placeholders(document, hparams, inference):
-    """Scalars of the dense YAML that follow the training YAML."""
+    """Gives each !PLACEHOLDER the scalar of that name in the training YAML."""
     for key, node in document.items():
         if tag_of(node) != "!PLACEHOLDER":
             continue
@@ -134,10 +138,22 @@ def _fill_placeholders(document, hparams, inference):
 
 
 def wrap_cut_modules(document, module, structures, plan):
-    """module: !new:Stock ... becomes module: !apply:build_cut of it.
+    """Replaces the dense modules in the YAML by cut ones.
 
-    Several are built side by side from one plan, where the last of them
-    stands, and each refers to its part.
+    `module: !new:Stock ...` becomes `module: !apply:sb_prune.build_cut` with
+    the stock class as its `factory`. Several modules are built together from
+    one plan, where the last of them stands, and each entry refers to its part.
+
+    Arguments
+    ---------
+    document : CommentedMap
+        The YAML of the dense model, changed in place.
+    module : str or list of str
+        Keys of the cut modules.
+    structures : callable
+        Module -> Declaration.
+    plan : Plan
+        The units that were kept.
     """
     if isinstance(module, str):
         factory = factory_of(document[module])

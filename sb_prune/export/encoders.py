@@ -1,8 +1,8 @@
-"""Hugging Face lobes of SpeechBrain among the cut modules.
+"""Exports of cut modules that are Hugging Face lobes of SpeechBrain.
 
-Such a lobe reads its shapes from a source; an export has them in its YAML, and
-its weights where the lobes of `sb_prune.lobes` look. transformers is imported
-only where there is such a lobe.
+Such a lobe downloads a config and weights from its source. An export holds the
+config in its YAML, and the weights in the file that the lobes of
+`sb_prune.lobes` load. transformers is imported only if there is such a lobe.
 """
 
 import sys
@@ -18,9 +18,23 @@ from sb_prune.support.parallel import unwrap
 
 
 def encoders_of(brain, module, inference):
-    """Entry -> lobe, of the cut modules that are Hugging Face lobes."""
+    """Finds the Hugging Face lobes among the cut modules.
+
+    Arguments
+    ---------
+    brain : Brain
+    module : str or list of str
+        Keys of the cut modules.
+    inference : str
+        Path of the inference YAML, for the error message.
+
+    Returns
+    -------
+    dict
+        Entry -> lobe.
+    """
     lobes = sys.modules.get("speechbrain.integrations.huggingface.huggingface")
-    if lobes is None:  # so nothing can be one; transformers is not needed
+    if lobes is None:  # no lobe was made, and transformers may be missing
         return {}
     found = {
         entry: unwrap(find_object(brain, entry, inference))
@@ -34,14 +48,18 @@ def encoders_of(brain, module, inference):
 
 
 def key_of(document, entry):
-    """Under which key the pretrainer loads exactly one entry, if it does."""
+    """Key of the loadable that consists of one entry alone, or None."""
     loadables = document["pretrainer"]["loadables"]
     keys = [k for k, node in loadables.items() if references(node) == {entry}]
     return keys[0] if keys else None
 
 
 def describe_encoder(document, entry, lobe):
-    """entry: !new:Lobe with a source becomes one made from its config."""
+    """Replaces a lobe in the YAML by one that needs no source.
+
+    `entry: !new:Lobe` becomes `entry: !new:sb_prune.lobes.skeleton`, with the
+    config in the YAML. Entries that only named the source are deleted.
+    """
     from sb_prune.export import hugging_face
 
     stock = document[entry]
@@ -54,11 +72,11 @@ def describe_encoder(document, entry, lobe):
         preprocessor=preprocessor,
     )
     for key in references(sources) - references(document):
-        del document[key]  # nothing else needs to know where it came from
+        del document[key]  # only the source was made of it
 
 
 def save_encoder_weights(document, entry, lobe, folder):
-    """The encoder's weights in a file of their own instead of a checkpoint."""
+    """Replaces the checkpoint of a lobe by the weights of its model alone."""
     from sb_prune.export import hugging_face
 
     pretrainer, key = document["pretrainer"], key_of(document, entry)
@@ -72,21 +90,25 @@ def save_encoder_weights(document, entry, lobe, folder):
 
 
 def save_encoder_config(declaration, plan, module, entry, lobe, folder):
-    """What the lobes of sb_prune read: shapes, plan, kinds, the weights' hash.
+    """Writes the config that the lobes of `sb_prune.lobes` read.
+
+    It describes the dense model and the plan, and holds the hash of the
+    weights.
 
     Arguments
     ---------
     declaration : Declaration
         Of the dense modules.
     plan : Plan
-        What was kept of them.
+        The units that were kept.
     module : str or list of str
         Keys of the cut modules.
     entry : str
-        Which of them the lobe is.
+        The key of this lobe.
     lobe : torch.nn.Module
+        The lobe, trained and cut.
     folder : Path
-        The export, with its weights.
+        The export, which holds the weights already.
     """
     from sb_prune.export import hugging_face
 

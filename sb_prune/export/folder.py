@@ -1,11 +1,12 @@
-"""Export: a folder that SpeechBrain's own `from_hparams` loads.
+"""Writes an export: a folder that SpeechBrain's own `from_hparams` loads.
 
-The recipe gives the YAML with which it would publish the *dense* model: an
+The recipe supplies the YAML with which it would publish the *dense* model: an
 ordinary inference `hyperparams.yaml`, whose `!PLACEHOLDER` scalars take their
-values from the training YAML. The export is that file with the pruned module
-built by `build_cut` and every file loaded by `load_verified`, beside them the
-weights, the normaliser, the tokenizer and a card. Where a Hugging Face lobe of
-SpeechBrain was cut, the folder is a Hugging Face folder too (`encoders`).
+values from the training YAML. The export holds this YAML, changed so that
+`build_cut` builds the pruned module and `load_verified` loads every file, and
+beside it the weights, the normaliser, the tokenizer and a model card. If a
+Hugging Face lobe of SpeechBrain was cut, the folder is a Hugging Face folder
+too (see `encoders`).
 """
 
 import shutil
@@ -40,24 +41,24 @@ logger = get_logger(__name__)
 
 
 def export_model(folder, inference, brain, module, structures, plan, facts):
-    """Writes the export folder, checks it, and renames it into place.
+    """Writes an export aside, checks it, and renames it into place.
 
     Arguments
     ---------
     folder : str
-        Where; an earlier export there is replaced.
+        The folder; an earlier export there is replaced.
     inference : str
-        YAML of the dense model, as for publishing.
+        Path of the inference YAML of the dense model.
     brain : Brain
-        With the trained, cut modules and the objects the YAML loads.
+        With the trained and cut modules and the other objects of the recipe.
     module : str or list of str
         Keys of the cut modules, in the recipe's `modules` and in the YAML.
     structures : callable
         Module -> Declaration.
     plan : Plan
-        What was kept.
+        The units that were kept.
     facts : dict
-        Measured figures for the card.
+        Measured figures for the model card.
 
     Returns
     -------
@@ -67,11 +68,14 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
     Raises
     ------
     ValueError
-        If the YAML lacks something, or `folder` holds anything else.
+        If the YAML lacks something that an export needs, or if `folder` holds
+        files that are not an export.
+    RuntimeError
+        If a tensor differs after the export was loaded again.
     """
     folder = Path(folder)
     document = prepare_document(folder, inference, brain, module)
-    place = folder.resolve()  # a link to another disk stays one
+    place = folder.resolve()  # a symbolic link stays a link
     aside = place.with_name(place.name + ".incomplete")
     encoders = encoders_of(brain, module, inference)
     for entry, lobe in encoders.items():
@@ -106,7 +110,7 @@ def _write_yaml(path, document):
 
 
 def _replace(aside, folder):
-    """A kill in between leaves no half export, and nothing to repair."""
+    """Replaces an earlier export; a kill in between leaves a complete one."""
     earlier = folder.with_name(folder.name + ".earlier")
     shutil.rmtree(earlier, ignore_errors=True)
     if folder.exists():
@@ -116,7 +120,7 @@ def _replace(aside, folder):
 
 
 def _save_loadables(document, inference, brain, folder):
-    """Saves each object that the YAML's Pretrainer will load."""
+    """Saves every object that the Pretrainer of the export will load."""
     pretrainer = document["pretrainer"]
     hooks = CommentedMap()
     for key, reference in pretrainer["loadables"].items():
@@ -130,7 +134,7 @@ def _save_loadables(document, inference, brain, folder):
 
 
 def _verify(loaded, brain, document):
-    """Compares every tensor of the reloaded folder, bit for bit."""
+    """Refuses an export whose tensors are not, bit by bit, the recipe's."""
     for key, theirs in loaded.hparams["pretrainer"].loadables.items():
         if not is_plain_module(theirs):
             continue
@@ -144,8 +148,11 @@ def _verify(loaded, brain, document):
 
 
 def _verify_names(loaded, brain, inference):
-    """Compares modules of the same name: in a ModuleList, names are numbers,
-    so that two layers of one shape could take each other's weights."""
+    """Refuses an export in which a module has the weights of another one.
+
+    Names inside a ModuleList are numbers: with its modules in another order,
+    two layers of the same shape would load each other's weights.
+    """
     recipe = {**vars(brain.hparams), **dict(brain.modules)}
     for name, theirs in loaded.hparams.items():
         if not (is_plain_module(theirs) and name in recipe):

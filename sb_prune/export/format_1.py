@@ -1,8 +1,8 @@
-"""Names that stand in exports of format 1, where they are looked up.
+"""Names that exports of format 1 refer to, kept so that they still load.
 
-They were paths of modules that have moved since. `sb_prune.__getattr__` gives
-these namespaces as attributes of the package, so `sb_prune.roots.side_by_side`
-is still found.
+These were paths of modules that have moved since. `sb_prune.__getattr__` offers
+the namespaces below as attributes of the package, so that for example
+`sb_prune.roots.side_by_side` is still found.
 """
 
 from types import SimpleNamespace

@@ -1,7 +1,7 @@
-"""Which format an export has, and whether this version reads it.
+"""Formats of exports.
 
-1   until version 0.1: names of private modules, no number
-2   since version 0.2: public names only, `format: 2` beside every plan
+1   up to version 0.1: refers to names in private modules, has no number
+2   since version 0.2: refers to public names only, `format: 2` beside each plan
 """
 
 FORMAT = 2
@@ -9,16 +9,17 @@ BUILDERS = ("!apply:sb_prune.build_cut", "!apply:sb_prune.export.build_cut")
 
 
 def check_format(found):
-    """Refuses an export of a later version.
+    """Refuses an export that a later version of sb_prune wrote.
 
     Arguments
     ---------
     found : int
-        What stands beside the plan.
+        Format of the export.
 
     Raises
     ------
     ValueError
+        If this version cannot read the format.
 
     Example
     -------

@@ -1,7 +1,8 @@
-"""Pruned encoders as Hugging Face folders, for `sb_prune.lobes`.
+"""Reads and writes pruned encoders as Hugging Face folders.
 
-`config.json` is that of the dense model; its entry `sb_prune` has the format,
-the plan, the kinds that it was made for, and the hash of the weights.
+`config.json` is that of the dense model. Its entry `sb_prune` adds the format,
+the plan, the kinds of structures in it, and the hash of the weights. The lobes
+in `sb_prune.lobes` load such folders.
 """
 
 import json
@@ -25,14 +26,14 @@ from sb_prune.declare.plan import Plan, full_plan
 from sb_prune.export.formats import FORMAT, check_format
 from sb_prune.support.hashes import check_hash, file_hash
 
-ENTRY = "sb_prune"  # of config.json
-PLAN_1 = "sb_prune_plan"  # of config.json in format 1, with the plan alone
+ENTRY = "sb_prune"  # key in config.json
+PLAN_1 = "sb_prune_plan"  # key in config.json of format 1, with the plan alone
 WEIGHTS = "model.safetensors"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
 
 class _Skeleton:
-    """Makes a lobe without weights, of a config that is at hand."""
+    """Mixin of a lobe that makes its model from the config, without weights."""
 
     def _from_pretrained(
         self, source, save_path, cache_dir, device=None, **kwargs
@@ -43,24 +44,25 @@ class _Skeleton:
 
 
 def skeleton(lobe, config, preprocessor):
-    """A lobe as its own constructor makes it, but with random weights.
+    """Makes a dense lobe with random weights from its config alone.
 
-    No file is read and nothing is fetched: what `hyperparams.yaml` of an
-    export builds, on the meta device, before it is cut.
+    Nothing is downloaded. The YAML of an export calls this on the meta device
+    and cuts the result.
 
     Arguments
     ---------
     lobe : callable
-        The stock class with its arguments, but for `source` and `save_path`.
+        SpeechBrain's class with its arguments, except for `source` and
+        `save_path`.
     config : dict
-        Content of the dense model's config.json.
+        Content of the config.json of the dense model.
     preprocessor : dict
         Content of its preprocessor_config.json.
 
     Returns
     -------
     torch.nn.Module
-        Of the stock class.
+        An instance of SpeechBrain's class.
 
     Example
     -------
@@ -80,7 +82,7 @@ def skeleton(lobe, config, preprocessor):
     >>> lobe(torch.ones(2, 800, device="meta")).shape
     torch.Size([2, 159, 16])
     """
-    lobe = partial(lobe)  # HyperPyYAML gives the class if it has no arguments
+    lobe = partial(lobe)  # without arguments HyperPyYAML passes the bare class
     stock, arguments = lobe.func, lobe.keywords
     unloaded = type(stock.__name__, (_Skeleton, stock), {})
     with tempfile.TemporaryDirectory() as folder:
@@ -92,22 +94,24 @@ def skeleton(lobe, config, preprocessor):
 
 
 def describe(lobe):
-    """What `skeleton` needs to make a lobe's shapes again.
+    """Returns the arguments with which `skeleton` makes a lobe again.
 
     Arguments
     ---------
     lobe : torch.nn.Module
-        One of SpeechBrain's.
+        A Hugging Face lobe.
 
     Returns
     -------
     config : dict
+        Content of the config.json of the dense model.
     preprocessor : dict
+        Content of its preprocessor_config.json.
 
     Raises
     ------
     ValueError
-        If the lobe was pruned before.
+        If the lobe was loaded from an export, so pruned before.
     """
     config = lobe.model.config.to_dict()
     if is_pruned(config):
@@ -115,25 +119,25 @@ def describe(lobe):
             "pruning: module: the encoder is an export that was pruned "
             "before; start from the dense one, with a higher target"
         )
-    # where it came from says nothing about what it became
+    # keys with an underscore say where the dense model was loaded from
     config = {k: v for k, v in config.items() if not k.startswith("_")}
     return _plain(config), _plain(lobe.feature_extractor.to_dict())
 
 
 def _plain(settings):
-    """Through JSON, so that YAML can say it too."""
+    """Turns settings into plain values that JSON and YAML can hold."""
     return json.loads(json.dumps(settings, default=str))
 
 
 def write_weights(folder, lobe):
-    """Writes the weights that the lobes of sb_prune load into a folder.
+    """Writes the weights of a lobe into a folder.
 
     Arguments
     ---------
     folder : Path
-        Exists.
+        An existing folder.
     lobe : torch.nn.Module
-        Trained and cut.
+        The lobe, trained and cut.
 
     Returns
     -------
@@ -147,18 +151,18 @@ def write_weights(folder, lobe):
 
 
 def write_config(folder, lobe, plan, kinds):
-    """Writes what they make the shapes from.
+    """Writes config.json and preprocessor_config.json beside the weights.
 
     Arguments
     ---------
     folder : Path
-        With the weights.
+        Holds the weights already.
     lobe : torch.nn.Module
-        Trained and cut.
+        The lobe, trained and cut.
     plan : Plan
-        What was kept, by names from the Hugging Face model.
+        The units that were kept; names start inside the Hugging Face model.
     kinds : list of str
-        Of the structures that the plan is for.
+        Kinds of the structures in the plan.
     """
     config, preprocessor = describe(lobe)
     config[ENTRY] = {
@@ -172,14 +176,14 @@ def write_config(folder, lobe, plan, kinds):
 
 
 def assign(model, path):
-    """Gives a model the weights of a file.
+    """Loads the weights of a model from a file.
 
     Arguments
     ---------
     model : torch.nn.Module
         Its parameters may be on the meta device.
     path : str
-        A safetensors file; it is memory-mapped and assigned.
+        A safetensors file, which is memory-mapped and assigned, not copied.
 
     Raises
     ------
@@ -188,7 +192,7 @@ def assign(model, path):
     """
     try:
         model.load_state_dict(load_file(path), strict=True, assign=True)
-    except Exception as error:  # a torn file fails in any way
+    except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"{path} does not fit the encoder that {CONFIG} describes (was "
             f"one of them truncated or edited?): {error}"
@@ -196,7 +200,7 @@ def assign(model, path):
 
 
 def is_pruned(config):
-    """Whether a config is that of an export.
+    """Whether a config belongs to a pruned encoder.
 
     Arguments
     ---------
@@ -211,23 +215,25 @@ def is_pruned(config):
 
 
 def cut_skeleton(config, **attention):
-    """The small model on the meta device, by the plan in its config.
+    """Builds a cut model from the plan in its config, without weights.
 
     Arguments
     ---------
     config : transformers.PreTrainedConfig
-        Of an export.
+        Config of an export.
     attention : str
-        `attn_implementation` of transformers.
+        The argument `attn_implementation` of transformers.
 
     Returns
     -------
     torch.nn.Module
+        On the meta device.
 
     Raises
     ------
     ValueError
-        If the plan does not fit, or a later version wrote it.
+        If the plan does not fit the model, or the export was written by a later
+        version of sb_prune.
     """
     with torch.device("meta"):
         model = AutoModel.from_config(config, **attention)
@@ -240,18 +246,20 @@ def cut_skeleton(config, **attention):
 
 
 def check_weights(config, path):
-    """Refuses weights that are not those exported with a config.
+    """Refuses weights that were not exported together with a config.
 
     Arguments
     ---------
     config : transformers.PreTrainedConfig
-        Of an export; that of format 1 has no hash, so that any pass.
+        Config of an export. One of format 1 holds no hash, so nothing is
+        checked.
     path : str
-        Of the weights.
+        File of the weights.
 
     Raises
     ------
     ValueError
+        If the file has another hash.
     """
     settings = getattr(config, ENTRY, None)
     if settings is not None:
@@ -259,7 +267,7 @@ def check_weights(config, path):
 
 
 def _plan_and_kinds(config):
-    """What an export's config says; format 1 named no kinds."""
+    """Reads plan and kinds from a config; format 1 had the plan alone."""
     settings = getattr(config, ENTRY, None)
     if settings is not None:
         check_format(settings["format"])
@@ -279,7 +287,7 @@ def _declare(model, kinds):
 
 
 def attention_of(kwargs):
-    """Of `from_pretrained`'s arguments, what a config alone can follow."""
+    """Selects the arguments of `from_pretrained` that `from_config` takes."""
     key = "attn_implementation"
     return {key: kwargs[key]} if key in kwargs else {}
 

@@ -1,4 +1,4 @@
-"""What an export's Pretrainer loads: found in a recipe, and saved."""
+"""The objects that an export's Pretrainer loads: how to find and save them."""
 
 import torch
 from speechbrain.utils.checkpoints import DEFAULT_SAVE_HOOKS, get_default_hook
@@ -7,7 +7,25 @@ from sb_prune.cut.folding import folded_state
 
 
 def find_object(brain, name, inference):
-    """An object of the recipe: on the Brain, in hparams, in its `modules`."""
+    """Finds an object of the recipe by its name.
+
+    Arguments
+    ---------
+    brain : Brain
+        Searched in this order: its attributes, its hparams, its modules.
+    name : str
+    inference : str
+        Path of the inference YAML, for the error message.
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    ValueError
+        If there is no such object.
+    """
     for place in (vars(brain), vars(brain.hparams), dict(brain.modules)):
         if name in place:
             return place[name]
@@ -18,7 +36,11 @@ def find_object(brain, name, inference):
 
 
 def is_plain_module(loaded):
-    """Not e.g. InputNormalization, whose statistics are in no state dict."""
+    """Whether an object is a module that its state dict describes in full.
+
+    InputNormalization, for example, is not: it saves its statistics with hooks
+    of its own.
+    """
     return isinstance(loaded, torch.nn.Module) and (
         get_default_hook(loaded, DEFAULT_SAVE_HOOKS)
         is DEFAULT_SAVE_HOOKS[torch.nn.Module]
@@ -26,12 +48,33 @@ def is_plain_module(loaded):
 
 
 def state_on_cpu(module):
+    """Copies the state dict of a module to the CPU, constants folded in."""
     state = folded_state(module)
     return {k: v.detach().cpu().clone() for k, v in state.items()}
 
 
 def saver_of(loaded, key, inference):
-    """What writes an object to a path."""
+    """Chooses the function that saves an object.
+
+    Arguments
+    ---------
+    loaded : object
+        What the Pretrainer of the export will load.
+    key : str
+        Its key among the loadables.
+    inference : str
+        Path of the inference YAML, for the error message.
+
+    Returns
+    -------
+    callable
+        Takes the object and a path.
+
+    Raises
+    ------
+    ValueError
+        If nothing can save such an object.
+    """
     if is_plain_module(loaded):
         return lambda module, path: torch.save(state_on_cpu(module), path)
     hook = get_default_hook(loaded, DEFAULT_SAVE_HOOKS)

@@ -1,4 +1,4 @@
-"""Export folders, loaded and explained."""
+"""Loads an export folder, with errors that say which file is damaged."""
 
 import io
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from sb_prune.support.disk import reason
 
 
 class ExportError(ValueError):
-    """An export folder that cannot be read, and what to do about it."""
+    """Says why an export folder cannot be loaded, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class Export:
     declaration : Declaration
         Of the dense model, on the meta device.
     plan : Plan
-        What stayed.
+        The units that were kept.
     hparams : dict
-        The objects of its `hyperparams.yaml`, weights loaded, in eval mode.
+        The objects of its `hyperparams.yaml`, in eval mode and with weights.
     key : str
-        Which of them is the root of the declaration.
+        Key of the object that is the root of the declaration.
     """
 
     declaration: Declaration
@@ -45,12 +45,12 @@ class Export:
 
     @property
     def encoder(self):
-        """What EncoderASR and EncoderDecoderASR call.
+        """The encoder that EncoderASR and EncoderDecoderASR call.
 
         Raises
         ------
         ExportError
-            If the model is for neither of the two.
+            If the model is made for another interface.
         """
         if "encoder" not in self.hparams["modules"]:
             raise ExportError(
@@ -61,18 +61,18 @@ class Export:
 
     @property
     def scope(self):
-        """The cut modules whose cost the budget counted."""
+        """The modules whose cost the budget counted."""
         module = self.hparams[self.key]
         return [module.get_submodule(n) for n in self.declaration.scope]
 
 
 def load_export(folder):
-    """Loads an export folder with SpeechBrain's own means.
+    """Loads an export folder, as SpeechBrain's own `from_hparams` would.
 
     Arguments
     ---------
     folder : str
-        As `export_model` wrote it.
+        An export folder.
 
     Returns
     -------
@@ -81,7 +81,8 @@ def load_export(folder):
     Raises
     ------
     ExportError
-        If it is no export, truncated or edited.
+        If the folder is not an export, or a file is missing, truncated or
+        edited.
     """
     yaml_file = Path(folder) / "hyperparams.yaml"
     if not yaml_file.is_file():
@@ -111,15 +112,15 @@ def load_export(folder):
 
 @contextmanager
 def _blaming(path):
-    """Whatever fails inside is the fault of one file, and said so."""
+    """Context that turns any error into an ExportError about one file."""
     try:
         yield
     except ExportError:
         raise
-    except Exception as error:  # torn files fail in any way
+    except Exception as error:  # a damaged file can raise anything
         said = reason(error)
         if isinstance(error, ValueError) and str(path) in said:
-            raise ExportError(said) from error  # sb_prune's own words
+            raise ExportError(said) from error  # names the file already
         raise ExportError(
             f"{path} cannot be read (truncated or edited?): {said[:200]}; "
             "copy the whole export folder again, or rerun train.py to write "
@@ -128,7 +129,7 @@ def _blaming(path):
 
 
 def _read_plan(yaml_file):
-    """Key, dense declaration and plan, with no weights made."""
+    """Reads key, dense declaration and plan from the YAML, without weights."""
     with open(yaml_file, encoding="utf-8") as file:
         resolved = resolve_references(file)
     document = ruamel.yaml.YAML().load(resolved)
@@ -155,7 +156,7 @@ def _read_plan(yaml_file):
 
 
 def _load_file(path, key, pretrainer):
-    """Loads one file as the folder's own Pretrainer would."""
+    """Loads one file, in the way of the export's own Pretrainer."""
     if not path.is_file():
         raise ExportError(
             f"{path} is missing; copy the whole export folder again"

@@ -1,4 +1,4 @@
-"""Nodes of a HyperPyYAML document: read, made, followed."""
+"""Helpers to read and make the nodes of a HyperPyYAML document."""
 
 import re
 from functools import partial
@@ -10,19 +10,19 @@ import sb_prune
 
 
 def tag_of(node):
-    """The HyperPyYAML tag of a YAML node, or an empty string."""
+    """HyperPyYAML tag of a node, e.g. `!ref`, or an empty string."""
     return getattr(getattr(node, "tag", None), "value", None) or ""
 
 
 def tagged(tag, **items):
-    """A mapping with a HyperPyYAML tag."""
+    """Makes a mapping with a HyperPyYAML tag."""
     node = CommentedMap(items)
     node.yaml_set_ctag(Tag(suffix=tag))
     return node
 
 
 def references(node):
-    """Keys that a YAML node refers to."""
+    """Collects the keys that a node and those inside it refer to."""
     if isinstance(node, dict):
         return set().union(*map(references, node.values()))
     if isinstance(node, list):
@@ -33,7 +33,18 @@ def references(node):
 
 
 def named(value):
-    """A callable as a `!name:` with its arguments; what else is, as it is."""
+    """Writes a callable as a `!name:` node with its arguments.
+
+    Arguments
+    ---------
+    value : object
+        A function, class or partial of one, or a list of them. Other values
+        are returned as they are.
+
+    Returns
+    -------
+    object
+    """
     if isinstance(value, list):
         return [named(item) for item in value]
     if not callable(value):
@@ -45,7 +56,11 @@ def named(value):
 
 
 def _stable_name(function):
-    """The name that a file on disk may hold: of ours, the public one."""
+    """Returns the path of a function as an export may refer to it.
+
+    For functions of sb_prune this is the public name, which does not change
+    when a module moves.
+    """
     name = function.__name__
     if getattr(sb_prune, name, None) is function:
         return f"sb_prune.{name}"
@@ -53,6 +68,6 @@ def _stable_name(function):
 
 
 def factory_of(stock):
-    """The node `!new:Stock ...` becomes `!name:Stock ...`."""
+    """Turns a node `!new:Stock ...` into `!name:Stock ...`, in place."""
     stock.yaml_set_ctag(Tag(suffix=tag_of(stock).replace("!new:", "!name:")))
     return stock

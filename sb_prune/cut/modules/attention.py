@@ -1,11 +1,13 @@
-"""Attention with fewer, or unequal, heads, where the stock class cannot run.
+"""Attention for cut heads, where the original class cannot run.
 
-Heads whose inner dims were cut differ in width, and query and key may be
-narrower than value or wider. Those of about the same width are computed
-together, padded with zeros (`attend`), which is faster than one by one.
+After heads were cut, those that stay no longer span the model width. After dims
+inside heads were cut, heads differ in width, and their queries and keys may be
+narrower or wider than their values. Heads of about the same width are padded
+with zeros and computed together (`attend`), which is faster than one by one.
 
 Shapes: B batch, L queries, S keys and values, E embed_dim, H kept heads, k
-dense head_dim; Q the sum of all query (or key) widths, V that of the values.
+head_dim of the dense model; Q the sum of the widths of all queries (or keys),
+V that of all values.
 """
 
 from dataclasses import dataclass
@@ -15,20 +17,20 @@ import torch
 from speechbrain.nnet.attention import RelPosMHAXL
 from torch.nn import functional as F
 
-WIDTH_STEP = 8  # heads are padded to multiples of so many dims
+WIDTH_STEP = 8  # heads are padded to a multiple of this many dims
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Heads that are computed together.
+    """Heads that are computed together, padded to one width.
 
     Arguments
     ---------
     heads : list of int
-        Which of the kept heads.
+        Positions of these heads among the kept ones.
     query_key, value : torch.Tensor
-        (heads, width), where each of their dims stands in (Q,) and in (V,);
-        Q and V themselves where there is none.
+        (heads, width) int, the position of each of their dims in (Q,) or (V,).
+        Padding has the position Q or V, one beyond the last.
     """
 
     heads: list
@@ -40,7 +42,7 @@ class HeadLayout(torch.nn.Module):
     """Sorts heads of unequal widths into buckets of about the same width.
 
     Its index tensors are buffers, so that they follow the model to another
-    device and into an exported program; a state dict does not hold them.
+    device and into an exported program. They are not part of the state dict.
 
     Arguments
     ---------
@@ -50,10 +52,10 @@ class HeadLayout(torch.nn.Module):
     Attributes
     ----------
     order : torch.Tensor
-        (V,) where each value dim stands once the buckets' outputs (heads x
-        width, one bucket after another) are joined.
+        (V,) int, the position of each value dim in the outputs of all buckets,
+        joined (heads x width, one bucket after another).
     head_order : torch.Tensor
-        (H,) where each head stands once the buckets' heads are joined.
+        (H,) int, the position of each head among those of all buckets, joined.
 
     Example
     -------
@@ -79,7 +81,7 @@ class HeadLayout(torch.nn.Module):
             places.append(_padded_rows(value, heads, width))
             self._add(f"value_{i}", places[i])
         places = torch.cat([place.flatten() for place in places])
-        # a dim that is padding stands for no value dim, so sort it to the end
+        # padding has the highest position, so it is sorted to the end and cut
         self._add("order", places.argsort(stable=True)[: sum(value)])
         self._add("head_order", torch.tensor(sum(self._heads, [])).argsort())
 
@@ -88,14 +90,14 @@ class HeadLayout(torch.nn.Module):
 
     @property
     def buckets(self):
-        """The list of `Bucket`, the narrowest heads first."""
+        """List of `Bucket`, those of the narrowest heads first."""
         indices = list(self.buffers(recurse=False))
-        pairs = zip(indices[0::2], indices[1::2])  # then come the orders
+        pairs = zip(indices[0::2], indices[1::2])  # the orders come last
         return [Bucket(h, *pair) for h, pair in zip(self._heads, pairs)]
 
 
 def _padded_rows(widths, heads, width):
-    """(heads, width) positions of the dims of some heads, then the end."""
+    """(heads, width) positions of the dims of some heads, padded at the end."""
     starts = list(accumulate(widths, initial=0))
     rows = torch.full((len(heads), width), starts[-1])
     for row, head in zip(rows, heads):
@@ -104,14 +106,14 @@ def _padded_rows(widths, heads, width):
 
 
 def take(x, index):
-    """Dims of some heads, zeros where they have none.
+    """Selects the dims of the heads in a bucket, padded with zeros.
 
     Arguments
     ---------
     x : torch.Tensor
         (B, T, Q or V)
     index : torch.Tensor
-        (heads, width) of a `Bucket`.
+        (heads, width), the `query_key` or `value` of a `Bucket`.
 
     Returns
     -------
@@ -135,14 +137,14 @@ def attend(query, key, value, layout, scale, bias=None, dropout=0.0):
     value : torch.Tensor
         (B, S, V)
     layout : HeadLayout
-        Of the heads.
+        How the heads are computed together.
     scale : float
         Factor of the scores.
     bias : torch.Tensor, optional
         (B or 1, H or 1, L or 1, S), added to the scores; or bool, True where
         attention is allowed.
     dropout : float
-        Of the attention weights.
+        Dropout rate of the attention weights.
 
     Returns
     -------
@@ -172,19 +174,19 @@ def attend(query, key, value, layout, scale, bias=None, dropout=0.0):
 def attend_with_weights(
     query, key, value, layout, scale, bias=None, dropout=0.0
 ):
-    """As `attend`, and the weights (B, H, L, S) before dropout.
+    """Does the same as `attend` and returns the attention weights too.
 
     Arguments
     ---------
     query, key, value, layout, scale, bias, dropout
-        As those of `attend`.
+        Those of `attend`.
 
     Returns
     -------
     output : torch.Tensor
         (B, L, V)
     weights : torch.Tensor
-        (B, H, L, S)
+        (B, H, L, S), before dropout.
     """
     bias = as_bias(bias, query)
     weights, outputs = [], []
@@ -200,14 +202,15 @@ def attend_with_weights(
 
 
 def as_bias(mask, like):
-    """The mask of transformers, bool or additive, as a bias of the scores.
+    """Turns a mask of transformers into a bias that is added to the scores.
 
     Arguments
     ---------
     mask : torch.Tensor or None
-        Bool, True where attention is allowed; others are returned.
+        Bool, True where attention is allowed. Any other mask is a bias already
+        and returned as it is.
     like : torch.Tensor
-        Of the scores' type.
+        A tensor with the dtype of the scores.
 
     Returns
     -------
@@ -225,21 +228,22 @@ def _of_heads(bias, heads):
 
 
 def _joined(outputs, layout):
-    """(B, L, V) of the buckets' outputs (B, heads, L, width)."""
+    """Joins the outputs (B, heads, L, width) of all buckets to (B, L, V)."""
     flat = [output.transpose(1, 2).flatten(2) for output in outputs]
     return torch.cat(flat, dim=-1).index_select(-1, layout.order)
 
 
 def _in_order(weights, layout):
-    """(B, H, L, S) of those of the buckets."""
+    """Joins the attention weights of all buckets to (B, H, L, S)."""
     return torch.cat(weights, dim=1).index_select(1, layout.head_order)
 
 
 class UnequalHeads:
-    """Mixin of a cut attention whose heads differ in width.
+    """Mixin for attention classes whose heads differ in width.
 
-    Surgery gives a cut instance a class with it, and sets the widths that it
-    changed; those it did not are the dense ones.
+    Surgery turns a cut attention into an instance of a class with this mixin
+    and sets the widths that it changed. Widths that are None are the dense
+    ones.
     """
 
     query_key_widths = None
@@ -254,7 +258,7 @@ class UnequalHeads:
 
     @property
     def widths(self):
-        """((H,) of query and key, (H,) of value), tuples of int."""
+        """Widths of all heads: a tuple for query and key, one for value."""
         dense = [self.head_dim] * self.num_heads
         return (
             tuple(self.query_key_widths or dense),
@@ -265,8 +269,9 @@ class UnequalHeads:
 class FewerHeads(torch.nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention` whose heads no longer span embed_dim.
 
-    The stock forward insists on heads * head_dim == embed_dim. Surgery gives
-    a cut instance this class; weights, keys and hooks stay as they were.
+    The original forward requires heads * head_dim == embed_dim. Surgery turns
+    a cut instance into this class; its weights, state dict keys and hooks stay
+    as they were.
 
     Shapes: L target, S source length, B batch, E embed_dim, H kept heads,
     k head_dim; in_proj_weight (3Hk, E), out_proj.weight (E, Hk).
@@ -283,7 +288,7 @@ class FewerHeads(torch.nn.MultiheadAttention):
         average_attn_weights=True,
         is_causal=False,
     ):
-        """Same contract as the class it replaces.
+        """Has the arguments and results of the class that it replaces.
 
         Arguments
         ---------
@@ -298,8 +303,8 @@ class FewerHeads(torch.nn.MultiheadAttention):
         need_weights : bool
             Whether to return the attention weights.
         attn_mask : torch.Tensor, optional
-            (L, S) or (B * dense heads, L, S) if all heads share it; True (or
-            -inf) where attention is not allowed.
+            (L, S), or (B * dense heads, L, S) if it is the same for all heads;
+            True (or -inf) where attention is not allowed.
         average_attn_weights : bool
             Whether to average the weights over the kept heads.
         is_causal : bool
@@ -344,7 +349,7 @@ class FewerHeads(torch.nn.MultiheadAttention):
         return (F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases))
 
     def _rows(self):
-        """Rows of in_proj_weight that make q, k and v."""
+        """Numbers of rows of in_proj_weight for q, k and v."""
         return [self.num_heads * self.head_dim] * 3
 
 
@@ -362,10 +367,10 @@ class UnequalMultiheadAttention(UnequalHeads, FewerHeads):
 
 
 class UnequalRelPosMHAXL(UnequalHeads, RelPosMHAXL):
-    """`RelPosMHAXL` whose heads differ in width; self-attention only.
+    """`RelPosMHAXL` whose heads differ in width, for self-attention only.
 
-    in_proj_weight is laid out per head as [q_h; k_h; v_h], and the position
-    biases are vectors (Q,).
+    The rows of in_proj_weight are ordered by head, [q_h; k_h; v_h] for each,
+    and the position biases are vectors (Q,).
     """
 
     def forward(
@@ -378,7 +383,7 @@ class UnequalRelPosMHAXL(UnequalHeads, RelPosMHAXL):
         attn_mask=None,
         return_attn_weights=True,
     ):
-        """Same contract as the class it replaces.
+        """Has the arguments and results of the class that it replaces.
 
         Arguments
         ---------
@@ -389,8 +394,8 @@ class UnequalRelPosMHAXL(UnequalHeads, RelPosMHAXL):
         key_padding_mask : torch.Tensor, optional
             (B, L), True where padded.
         attn_mask : torch.Tensor, optional
-            (L, L), or (B * dense heads, L, L) if all heads share it; True (or
-            -inf) where attention is not allowed.
+            (L, L), or (B * dense heads, L, L) if it is the same for all heads;
+            True (or -inf) where attention is not allowed.
         return_attn_weights : bool
             Whether to return the weights too.
 
@@ -415,7 +420,7 @@ class UnequalRelPosMHAXL(UnequalHeads, RelPosMHAXL):
             )
             scores = content + self.rel_shift(relative) + hidden
             found_weights = F.softmax(scores, dim=-1, dtype=torch.float32)
-            # a frame that may look nowhere, in chunked training
+            # in chunked training a frame may have nothing to attend to
             found_weights = self.dropout_att(found_weights).masked_fill(
                 hidden == -torch.inf, 0.0
             )
@@ -438,10 +443,10 @@ class UnequalRelPosMHAXL(UnequalHeads, RelPosMHAXL):
 
 
 def _hidden(attn_mask, key_padding_mask, like):
-    """Both masks as one additive bias, broadcast to (B, 1, L, S)."""
+    """Combines both masks into one additive bias, (B or 1, 1, L or 1, S)."""
     bias = like.new_zeros((1, 1, 1, 1))
     if attn_mask is not None:
-        if attn_mask.dim() == 3:  # one mask per utterance and dense head
+        if attn_mask.dim() == 3:  # (B * dense heads, L, S)
             attn_mask = attn_mask.unflatten(0, (like.shape[0], -1))[:, :1]
         bias = bias + additive(attn_mask, like)
     if key_padding_mask is not None:
@@ -450,14 +455,15 @@ def _hidden(attn_mask, key_padding_mask, like):
 
 
 def additive(mask, like):
-    """A mask as a bias of the scores.
+    """Turns a mask of torch into a bias that is added to the scores.
 
     Arguments
     ---------
     mask : torch.Tensor
-        Bool, True where attention is not allowed; others are returned.
+        Bool, True where attention is not allowed. Any other mask is a bias
+        already and only gets the dtype of the scores.
     like : torch.Tensor
-        Of the scores' type.
+        A tensor with the dtype of the scores.
 
     Returns
     -------

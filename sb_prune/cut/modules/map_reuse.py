@@ -1,7 +1,7 @@
-"""Attention that uses the map of the layer below again.
+"""Attention that reuses the attention map of the layer below.
 
-Jang et al., "Recycle-and-Distill" (Interspeech 2023, 2305.11685): a map is
-computed once, passes one softmax, and is used as it is.
+Jang et al., "Recycle-and-Distill" (Interspeech 2023, 2305.11685). The map is
+reused after its softmax, without changes.
 
 Shapes: B utterances, T frames, d model width, H heads, k head width.
 """
@@ -16,7 +16,7 @@ from sb_prune.cut.modules.wavlm import dense_bias, gated_bias
 
 
 class _UsesMap:
-    """Values weighted by an attention map, whoever made it."""
+    """Mixin that applies an attention map to the values of its own layer."""
 
     def _apply_map(self, attention_map, hidden_states):
         """(B, T, d)"""
@@ -31,9 +31,9 @@ class _UsesMap:
 
 
 class _MakesMap(_UsesMap):
-    """Leaves its map, after the softmax, for the layer above.
+    """Mixin that computes a map and keeps it for the layer above.
 
-    The reader takes it away, so that no map outlives its use.
+    That layer takes the map away, so that no map is kept longer than needed.
     """
 
     attention_map = None
@@ -49,7 +49,7 @@ class _MakesMap(_UsesMap):
 
 
 class _ReadsMap(_UsesMap):
-    """Uses the map of the layer below, and hands it on."""
+    """Mixin that takes the map of the layer below and may hand it on."""
 
     attention_map = None
 
@@ -62,7 +62,7 @@ class _ReadsMap(_UsesMap):
 
 class _Maker(_MakesMap):
     def forward(self, hidden_states, attention_mask=None, **kwargs):
-        """As the class it replaces; the weights are the map, (B, H, T, T)."""
+        """Has the arguments and results of the class that it replaces."""
         bias = as_bias(attention_mask, hidden_states)
         attention_map = self._make_map(hidden_states, bias)
         return self._apply_map(attention_map, hidden_states), attention_map
@@ -70,34 +70,37 @@ class _Maker(_MakesMap):
 
 class _Reader(_ReadsMap):
     def forward(self, hidden_states, **kwargs):
-        """As the class it replaces; the weights are the map, (B, H, T, T)."""
+        """Has the arguments and results of the class that it replaces."""
         attention_map = self._read_map()
         return self._apply_map(attention_map, hidden_states), attention_map
 
 
 class Wav2Vec2MapMaker(_Maker, Wav2Vec2Attention):
-    """wav2vec 2.0's, whose map the layer above uses again."""
+    """Attention of wav2vec 2.0 whose map the layer above reuses."""
 
 
 class Wav2Vec2MapReader(_Reader, Wav2Vec2Attention):
-    """wav2vec 2.0's, without query and key."""
+    """Attention of wav2vec 2.0 without queries and keys."""
 
 
 class HubertMapMaker(_Maker, HubertAttention):
-    """HuBERT's, whose map the layer above uses again."""
+    """Attention of HuBERT whose map the layer above reuses."""
 
 
 class HubertMapReader(_Reader, HubertAttention):
-    """HuBERT's, without query and key."""
+    """Attention of HuBERT without queries and keys."""
 
 
 class WavLMMapMaker(_MakesMap, WavLMAttention):
-    """WavLM's, whose map, the positions' bias in it, is used again."""
+    """Attention of WavLM whose map the layer above reuses.
+
+    The map includes the position bias.
+    """
 
     def forward(
         self, hidden_states, attention_mask=None, position_bias=None, **kwargs
     ):
-        """As the class it replaces; the weights are the map, (B, H, T, T)."""
+        """Has the arguments and results of the class that it replaces."""
         batch, frames, _ = hidden_states.shape
         if position_bias is None:
             position_bias = dense_bias(self, batch, frames)
@@ -108,10 +111,10 @@ class WavLMMapMaker(_MakesMap, WavLMAttention):
 
 
 class WavLMMapReader(_ReadsMap, WavLMAttention):
-    """WavLM's, without query, key and gate of the positions' bias."""
+    """Attention of WavLM without queries, keys and gated position bias."""
 
     def forward(self, hidden_states, position_bias=None, **kwargs):
-        """As the class it replaces; the weights are the map, (B, H, T, T)."""
+        """Has the arguments and results of the class that it replaces."""
         attention_map = self._read_map()
         output = self._apply_map(attention_map, hidden_states)
         return output, attention_map, position_bias

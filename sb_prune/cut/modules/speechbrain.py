@@ -1,4 +1,4 @@
-"""Convolutions with fewer channels, where the stock class cannot run so."""
+"""Convolutions with fewer channels, where SpeechBrain's class cannot run."""
 
 from speechbrain.nnet.CNN import Conv2d
 
@@ -6,15 +6,15 @@ from speechbrain.nnet.CNN import Conv2d
 class FewerChannels(Conv2d):
     """`speechbrain.nnet.CNN.Conv2d` that may have a single channel left.
 
-    On features without a channel axis, the stock forward drops the axis again
-    where it makes one channel only. Surgery gives a cut instance this class;
-    weights, keys and hooks stay as they were.
+    For inputs without a channel axis, the original forward removes this axis
+    from its output if there is only one channel. Surgery turns a cut instance
+    into this class; its weights, state dict keys and hooks stay as they were.
 
     Shapes: B utterances, T frames, F frequencies, C channels.
     """
 
     def forward(self, x):
-        """Same contract as the class it replaces.
+        """Has the arguments and results of the class that it replaces.
 
         Arguments
         ---------

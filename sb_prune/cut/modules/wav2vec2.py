@@ -14,7 +14,10 @@ from sb_prune.cut.modules.attention import (
 
 
 class _Unequal(UnequalHeads):
-    """What both have in common; transformers tells attentions by class."""
+    """What both classes have in common.
+
+    There are two, since transformers recognises attention by its class.
+    """
 
     def forward(
         self,
@@ -24,14 +27,14 @@ class _Unequal(UnequalHeads):
         output_attentions=False,
         **kwargs,
     ):
-        """Same contract as the class it replaces.
+        """Has the arguments and results of the class that it replaces.
 
         Arguments
         ---------
         hidden_states : torch.Tensor
             (B, T, d)
         key_value_states : None
-            This is self-attention.
+            Not used, as this is self-attention.
         attention_mask : torch.Tensor, optional
             (B, 1, T, T) or broadcastable: added to the scores, or bool, True
             where attention is allowed.
@@ -59,19 +62,20 @@ class _Unequal(UnequalHeads):
 
 
 class UnequalWav2Vec2Attention(_Unequal, Wav2Vec2Attention):
-    """That of wav2vec 2.0."""
+    """Attention of wav2vec 2.0 whose heads differ in width."""
 
 
 class UnequalHubertAttention(_Unequal, HubertAttention):
-    """That of HuBERT."""
+    """Attention of HuBERT whose heads differ in width."""
 
 
 def unequal(stock):
-    """The class that an attention takes once its heads differ in width.
+    """Chooses the class for an attention whose heads differ in width.
 
     Arguments
     ---------
     stock : torch.nn.Module
+        The attention, of transformers' class.
 
     Returns
     -------

@@ -1,9 +1,9 @@
-"""WavLM's attention once heads, or all of it, are gone.
+"""WavLM's attention after some of its heads, or all of it, were cut.
 
-Its first layer computes a bias from relative positions for all heads of all
-layers, and each head reads a slice of the hidden states to gate that bias. So
-layers above need the dense bias whatever the first one lost, and a layer must
-know which of the dense heads it kept.
+The first layer of WavLM computes a bias from relative positions for the heads
+of all layers, and every head gates this bias by its own slice of the hidden
+states. So the other layers need the bias of all dense heads, whatever was cut
+in the first layer, and each layer must know which dense heads it has kept.
 
 Shapes: B utterances, T frames, d model width, D dense heads, H kept heads,
 k head width.
@@ -18,10 +18,10 @@ from sb_prune.cut.surgery import Absent
 
 
 class FewerBiasedHeads(WavLMAttention):
-    """`WavLMAttention` that kept some of its heads.
+    """`WavLMAttention` with some of its heads cut.
 
-    Surgery gives a cut instance this class and sets `kept_heads`, the
-    positions of its heads among the dense ones.
+    Surgery turns a cut instance into this class and sets `kept_heads`, the
+    positions of the kept heads among the dense ones.
     """
 
     def forward(
@@ -32,7 +32,7 @@ class FewerBiasedHeads(WavLMAttention):
         index=0,
         **kwargs,
     ):
-        """Same contract as the class it replaces.
+        """Has the arguments and results of the class that it replaces.
 
         Arguments
         ---------
@@ -41,9 +41,9 @@ class FewerBiasedHeads(WavLMAttention):
         attention_mask : torch.Tensor, optional
             (B, T), 1 or True where not padded.
         position_bias : torch.Tensor, optional
-            (B D, T, T); by default computed here.
+            (B D, T, T); computed here if it is not given.
         index : int
-            Of the layer.
+            Number of the layer.
 
         Returns
         -------
@@ -90,7 +90,7 @@ class UnequalBiasedHeads(UnequalHeads, FewerBiasedHeads):
 
 
 class AbsentBiasedAttention(Absent):
-    """A WavLM attention that was cut: the positions' bias passes by."""
+    """Takes the place of a removed WavLM attention and passes the bias on."""
 
     def forward(
         self, hidden_states, attention_mask=None, position_bias=None, **kwargs
@@ -100,12 +100,14 @@ class AbsentBiasedAttention(Absent):
 
 
 class BiasOnly(AbsentBiasedAttention):
-    """The first layer's attention that was cut: computes the bias only.
+    """Takes the place of the first layer's removed attention.
+
+    It still computes the position bias, which the other layers need.
 
     Arguments
     ---------
     stock : WavLMAttention
-        The one that was here, with `rel_attn_embed`.
+        The removed attention, with `rel_attn_embed`.
     """
 
     compute_bias = WavLMAttention.compute_bias
@@ -127,14 +129,14 @@ class BiasOnly(AbsentBiasedAttention):
 
 
 def dense_bias(attention, batch, frames):
-    """The positions' bias of all dense heads, as `WavLMAttention` passes it.
+    """Computes the position bias of all dense heads, as WavLM passes it on.
 
     Arguments
     ---------
     attention : torch.nn.Module
-        The first layer's.
+        Attention of the first layer.
     batch, frames : int
-        B, T.
+        B and T.
 
     Returns
     -------
@@ -152,12 +154,12 @@ def gated_bias(
     attention_mask=None,
     heads=slice(None),
 ):
-    """What a layer adds to its scores.
+    """Computes the bias that a layer adds to its attention scores.
 
     Arguments
     ---------
     attention : WavLMAttention
-        Of the layer.
+        Attention of the layer.
     hidden_states : torch.Tensor
         (B, T, d)
     position_bias : torch.Tensor
@@ -165,7 +167,7 @@ def gated_bias(
     attention_mask : torch.Tensor, optional
         (B, T), 1 or True where not padded.
     heads : slice or list of int
-        Those that were kept; all slice the hidden states as the dense ones.
+        The kept heads, as positions among the dense ones.
 
     Returns
     -------
