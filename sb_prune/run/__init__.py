@@ -1,1 +1,1 @@
-"""One lifecycle: prune, cut, fine-tune, export; resumable anywhere."""
+"""The phases of a run: prune, cut, fine-tune, export; resumable anywhere."""

@@ -1,4 +1,4 @@
-"""Milestones: smaller models on the way to the smallest."""
+"""Milestones: models that are exported on the way to the target sparsity."""
 
 import copy
 from types import SimpleNamespace
@@ -9,21 +9,22 @@ from sb_prune.support.parallel import unwrap
 
 
 class Milestones:
-    """Sparsities on the way to a target, at each of which a model is wanted.
+    """Sparsities below the target at which a model is exported too.
 
     Arguments
     ---------
     sparsities : list of float
         Rising, each between 0 and the target.
     target : float or dict
-        Of the run.
+        Target sparsity of the run.
     export_folder : str or None
-        Of the run's last model; the others go beside it.
+        Folder of the final export; those of the milestones go beside it.
 
     Raises
     ------
     ValueError
-        Naming what to write.
+        If the sparsities are not such, or there is no export folder. The
+        message says what to write.
 
     Example
     -------
@@ -58,12 +59,13 @@ class Milestones:
             last = sparsity
 
     def passed(self, before, now):
-        """Those that the target reached with its last step.
+        """Lists the milestones that the schedule has just reached.
 
         Arguments
         ---------
         before, now : float
-            What the schedule asked for, and asks for now.
+            The sparsity that the schedule asked for one step ago, and the one
+            that it asks for now.
 
         Returns
         -------
@@ -72,7 +74,7 @@ class Milestones:
         return [s for s in self.sparsities if before < s <= now]
 
     def folder(self, sparsity):
-        """Where the model of a milestone goes.
+        """Folder of the export at a milestone.
 
         Arguments
         ---------
@@ -86,27 +88,29 @@ class Milestones:
 
     @property
     def folders(self):
-        """Where they all go: list of str."""
+        """List of the folders of all milestones."""
         return [self.folder(sparsity) for sparsity in self.sparsities]
 
 
 def twin_of(brain, declaration):
-    """The same Brain with modules of its own, to be cut while this one trains.
+    """Copies a Brain and its modules, so that the copy can be cut and exported.
+
+    The Brain itself goes on training.
 
     Arguments
     ---------
     brain : Brain
         Its modules may be masked and wrapped.
     declaration : Declaration
-        Of some of them.
+        Declaration of the modules that are pruned.
 
     Returns
     -------
-    Brain
-        With unwrapped copies of its modules, in its hparams and attributes
-        too; all else is shared.
-    Declaration
-        Of the copies.
+    twin : Brain
+        With unwrapped copies of all modules, also where its attributes and its
+        hparams refer to them. It shares everything else with the original.
+    declaration : Declaration
+        Declaration of the copies.
     """
     modules = torch.nn.ModuleDict(
         {name: unwrap(module) for name, module in brain.modules.items()}
@@ -125,7 +129,7 @@ def twin_of(brain, declaration):
 
 
 def _share(modules, value):
-    """Whether a value is a module with parts among some modules."""
+    """Whether a value is a module that shares a part with some modules."""
     if not isinstance(value, torch.nn.Module) or value is modules:
         return False
     known = set(map(id, modules.modules()))

@@ -1,4 +1,4 @@
-"""Where a run stands on disk, and what each of its phases starts with."""
+"""Which phase a run has reached, and the state in which a phase starts."""
 
 import copy
 import shutil
@@ -11,20 +11,24 @@ from sb_prune.run.resume import ResumePoint
 from sb_prune.support.disk import set_torn_snapshot_aside
 
 
-def standing(folder, is_training):
-    """Whether a run has begun in a folder, and whether it is past the cut.
+def phase_reached(folder, is_training):
+    """Finds out which phase a run has reached, from the folders on disk.
 
-    A start that no checkpoint followed is forgotten where training begins.
+    If a run was killed before its first checkpoint, training starts it anew.
 
     Arguments
     ---------
     folder : Path
-        Of the recipe's checkpointer.
+        Folder of the recipe's checkpointer.
     is_training : bool
+        Whether training begins, rather than evaluation alone.
 
     Returns
     -------
-    (bool, bool)
+    has_begun : bool
+        Whether the dense model that the run started from has been saved.
+    is_cut : bool
+        Whether the pruned units have been cut out.
     """
     set_torn_snapshot_aside(folder / "dense")
     set_torn_snapshot_aside(folder / "cut")
@@ -34,20 +38,31 @@ def standing(folder, is_training):
 
 
 def has_trained(folder):
-    """Whether a run is past its first checkpoint; argument as `standing`."""
+    """Whether a run has saved its first checkpoint.
+
+    Arguments
+    ---------
+    folder : Path
+        Folder of the recipe's checkpointer.
+
+    Returns
+    -------
+    bool
+    """
     return (folder / "cut").is_dir() or any((folder / "prune").glob("CKPT*"))
 
 
 class FreshStart:
-    """What is as at the run's start when the second phase begins.
+    """Remembers the state that fine-tuning, the second phase, starts anew with.
 
-    Schedulers, the scaler of losses, and what an EpochCounterWithStopper has
-    seen. Made before any phase.
+    This is the state of learning-rate schedulers, of the loss scaler, and of an
+    EpochCounterWithStopper. It is copied before the first phase begins.
 
     Arguments
     ---------
     brain : Brain
     epoch_counter : EpochCounter or None
+        The recipe's epoch counter.
     """
 
     def __init__(self, brain, epoch_counter):
@@ -62,7 +77,10 @@ class FreshStart:
         }
 
     def hold_stopping_(self, epoch_counter):
-        """A rising target is no lack of progress: nothing ends the phase.
+        """Keeps an EpochCounterWithStopper from ending the first phase.
+
+        While the target sparsity rises, the error may rise too, which does not
+        mean that training has converged.
 
         Arguments
         ---------
@@ -72,7 +90,7 @@ class FreshStart:
             epoch_counter.limit_to_stop = float("inf")
 
     def restore_(self, brain, epoch_counter):
-        """Brings it back.
+        """Restores the state that was remembered.
 
         Arguments
         ---------
@@ -86,8 +104,12 @@ class FreshStart:
 
 
 def _schedulers(brain, epoch_counter):
-    """What a phase starts afresh: the checkpointer's objects with a plain
-    state that are no module, counter, optimizer, data loader or part of us."""
+    """Finds the learning-rate schedulers among the checkpointed objects.
+
+    SpeechBrain's schedulers have no common base class. They are what remains
+    without modules, optimizers, data loaders, the epoch counter, the Brain and
+    our own objects.
+    """
     return {
         name: saved
         for name, saved in brain.checkpointer.recoverables.items()

@@ -42,7 +42,7 @@ from sb_prune.run.checks import (
     saved_modules,
 )
 from sb_prune.run.milestones import Milestones, twin_of
-from sb_prune.run.phases import FreshStart, standing
+from sb_prune.run.phases import FreshStart, phase_reached
 from sb_prune.run.resume import RESUME_POINT, ResumePoint, make_resumable_
 from sb_prune.run.snapshots import (
     load_dense,
@@ -243,7 +243,7 @@ class PruningRun:
         if epoch_counter is not None:
             self._check_lengths(brain, epoch_counter.limit, steps_per_epoch)
         has_begun, self.is_cut = run_on_main(
-            standing, [folder, epoch_counter is not None]
+            phase_reached, [folder, epoch_counter is not None]
         )
         if has_begun:
             self._check_same_run(folder, read_meta(folder / "dense"))

@@ -1,4 +1,4 @@
-"""What lets a run continue after any kill, with the same bits."""
+"""Resuming a run after it was killed, as if it had not been interrupted."""
 
 from functools import partial
 from pathlib import Path
@@ -23,11 +23,14 @@ from sb_prune.support.random_state import random_state, set_random_state
 
 logger = get_logger(__name__)
 
-RESUME_POINT = "resume_point"  # its name among a checkpoint's files
+RESUME_POINT = "resume_point"  # name of its file in a checkpoint
 
 
 def _state_of_rank(states):
-    """What this process saved, where as many run as then."""
+    """Selects the state that this process saved.
+
+    If another number of processes saved the checkpoint, all take the first one.
+    """
     if len(states) == process_count():
         return states[get_rank() or 0]
     logger.warning(
@@ -39,16 +42,17 @@ def _state_of_rank(states):
 
 @partial(register_checkpoint_hooks, save_on_main_only=False)
 class ResumePoint:
-    """What SpeechBrain does not checkpoint: random generators, the pruner.
+    """Checkpoints what SpeechBrain does not: random generators and the pruner.
 
-    The generators are those of every process, the pruner is the same in all.
+    Every process has random generators of its own; the pruner is the same in
+    all processes.
 
     Arguments
     ---------
     pruner : Pruner, optional
-        Saved along while there is one.
+        By default, no pruner is saved.
     loaders : list of DataLoader
-        Those whose position SpeechBrain saves.
+        The data loaders whose position SpeechBrain saves.
     """
 
     def __init__(self, pruner=None, loaders=()):
@@ -57,7 +61,10 @@ class ResumePoint:
         self._spared = []
 
     def begin_batch_(self):
-        """To be called when the first batch has been read, or later."""
+        """Takes back the generators lent to data loaders (see `_spare_`).
+
+        To be called in every batch, once it has been read.
+        """
         for loader in self._spared:
             loader.generator = None
         self._spared = []
@@ -82,30 +89,34 @@ class ResumePoint:
             self._spare_(own["torch"])
 
     def _spare_(self, state):
-        """In mid-epoch a loader's iterator has drawn its seed already; the
-        one that replaces it draws from a copy of the generator."""
+        """Lends data loaders a copy of the random generator.
+
+        An iterator draws a seed when it is made. The iterator of an epoch that
+        was interrupted drew its seed before the checkpoint; its replacement
+        must draw one without moving the restored generator.
+        """
         self._spared = [x for x in self._loaders if x.generator is None]
         for loader in self._spared:
             loader.generator = torch.Generator().set_state(state)
 
 
 def make_resumable_(checkpointer, pruner=None):
-    """From now on a run continues after any kill as if there had been none.
+    """Makes a run continue after a kill as if it had not been interrupted.
 
-    For where the checkpointer knows the loader of training data already, and
-    has not recovered yet: a Brain's `on_fit_start`, before SpeechBrain's own.
-    Torn checkpoints are set aside.
+    To be called at the beginning of a Brain's `on_fit_start`, when the
+    checkpointer knows the loader of the training data but has not loaded a
+    checkpoint yet. Torn checkpoints are set aside.
 
     Arguments
     ---------
     checkpointer : Checkpointer
     pruner : Pruner, optional
-        Saved along.
+        Pruner to save in the checkpoints.
 
     Returns
     -------
     ResumePoint
-        Its `begin_batch_` is to be called in every batch.
+        Its method `begin_batch_` is to be called in every batch.
     """
     folder = Path(checkpointer.checkpoints_dir)
     run_on_main(_make_room, [folder])

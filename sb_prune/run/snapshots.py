@@ -1,4 +1,4 @@
-"""Complete states on disk: written aside, then renamed into place."""
+"""Snapshots: states on disk that are written aside and renamed into place."""
 
 import shutil
 from pathlib import Path
@@ -19,18 +19,18 @@ logger = get_logger(__name__)
 
 
 def save_snapshot(folder, recoverables, meta):
-    """Saves objects into a folder that is either absent or complete.
+    """Saves objects into a folder that exists only once it is complete.
 
-    In several processes each must call it; the main process writes.
+    If there are several processes, each must call this; the main one writes.
 
     Arguments
     ---------
     folder : Path
-        Must not exist.
+        A folder that does not exist yet.
     recoverables : dict
-        As a Checkpointer takes them.
+        Name -> object, as for SpeechBrain's Checkpointer.
     meta : dict
-        Plain data kept beside them.
+        Plain data to save beside the objects.
 
     Raises
     ------
@@ -43,18 +43,19 @@ def save_snapshot(folder, recoverables, meta):
     checkpointer = Checkpointer(aside, recoverables)
     guard_(checkpointer)
     checkpointer.save_checkpoint(meta=meta)
-    ddp_barrier()  # none is yet to make the folder that is renamed
+    ddp_barrier()  # another process could still create the folder
     run_on_main(rename_, [aside, folder])
 
 
 def load_snapshot(folder, recoverables):
-    """Loads what `save_snapshot` saved.
+    """Loads objects that `save_snapshot` saved.
 
     Arguments
     ---------
     folder : Path
+        Folder of the snapshot.
     recoverables : dict
-        Any of the saved objects.
+        Name -> object; all or some of those that were saved.
 
     Returns
     -------
@@ -64,7 +65,7 @@ def load_snapshot(folder, recoverables):
     Raises
     ------
     ValueError
-        If it is damaged or of another model.
+        If the snapshot is damaged or of another model.
     """
     checkpointer = Checkpointer(folder, recoverables)
     guard_(checkpointer)
@@ -72,11 +73,12 @@ def load_snapshot(folder, recoverables):
 
 
 def read_meta(folder):
-    """Meta data of a snapshot.
+    """Reads the meta data of a snapshot.
 
     Arguments
     ---------
     folder : Path
+        Folder of the snapshot.
 
     Returns
     -------
@@ -86,22 +88,22 @@ def read_meta(folder):
 
 
 def load_dense(folder, recoverables, min_key=None, max_key=None):
-    """Loads modules from a dense run: never counters or optimizers.
+    """Loads the modules of a finished dense run, without its training state.
 
     Arguments
     ---------
     folder : str
-        A SpeechBrain `save` folder, or one checkpoint in it.
+        The `save` folder of a SpeechBrain recipe, or one checkpoint in it.
     recoverables : dict
-        Checkpoint name -> module; each must be in the checkpoint.
+        Name in the checkpoint -> module. The checkpoint must have them all.
     min_key, max_key : str, optional
-        As for `evaluate`: the checkpoint with the lowest or highest value of
-        this key in its meta data is taken; by default the newest.
+        Chooses the checkpoint with the lowest or highest value of this key in
+        its meta data, as `Brain.evaluate` does; by default the newest.
 
     Returns
     -------
     Path
-        The checkpoint.
+        The checkpoint that was loaded.
 
     Raises
     ------
@@ -144,7 +146,10 @@ def load_dense(folder, recoverables, min_key=None, max_key=None):
 
 
 def _check_metas(folder):
-    """SpeechBrain reads the meta file of every checkpoint in a folder."""
+    """Refuses a damaged meta file, which SpeechBrain would fail to read.
+
+    To choose a checkpoint it reads the meta files of all in the folder.
+    """
     for path in sorted(folder.glob("CKPT*/CKPT.yaml")):
         try:
             with open(path, encoding="utf-8") as file:
