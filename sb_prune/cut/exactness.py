@@ -1,15 +1,15 @@
-"""Whether two states of a model compute the same."""
+"""Compares what a model computes before and after the cut."""
 
 import torch
 
 
 def first_tensor(output):
-    """The tensor that a module returns, or the first of several.
+    """Selects the tensor that a module returns, or the first of several.
 
     Arguments
     ---------
     output : torch.Tensor, tuple or dict
-        The output; dicts are those of transformers too.
+        The output. Model outputs of transformers are dicts.
 
     Returns
     -------
@@ -28,22 +28,23 @@ def first_tensor(output):
 
 @torch.no_grad()
 def first_outputs(modules, forward):
-    """What some modules return when a forward first calls them.
+    """Records what modules return when they are first called in a forward.
 
-    Later calls may depend on what a search decided in between, so that they
-    cannot be compared.
+    Further calls are ignored: in a beam search they depend on its earlier
+    decisions, so that they cannot be compared.
 
     Arguments
     ---------
     modules : list of torch.nn.Module
-        What to listen to.
+        The modules to observe.
     forward : callable
-        Runs the model.
+        Runs the model. Takes no arguments.
 
     Returns
     -------
     list of torch.Tensor or None
-        Per module the `first_tensor`, None if it did not run.
+        For each module the `first_tensor` of its output, None if it was not
+        called.
     """
     outputs = {}
 
@@ -58,13 +59,13 @@ def first_outputs(modules, forward):
 
 
 def largest_difference(before, after):
-    """Compares what `first_outputs` found in two states of a model.
+    """Compares what `first_outputs` returned for two states of a model.
 
     Arguments
     ---------
     before, after : list of torch.Tensor or None
-        Of the same modules. An output that itself was cut has another shape;
-        it is compared through what reads it.
+        Outputs of the same modules. Outputs of different shapes are skipped:
+        they were cut themselves, and the modules that read them are compared.
 
     Returns
     -------

@@ -1,7 +1,7 @@
-"""Parametrized weights (weight norm) as plain ones.
+"""Folds parametrized weights, such as those under weight norm, into plain ones.
 
-wav2vec 2.0's positional convolution trains under weight norm. An export has
-its weight as it is multiplied by, on a skeleton without parametrizations.
+The positional convolution of wav2vec 2.0 is trained under weight norm. An
+export stores its resulting weight, for a model without parametrizations.
 """
 
 import torch
@@ -9,9 +9,10 @@ from torch.nn.utils import parametrize
 
 
 def fold_(root):
-    """Makes every parametrized tensor below a module a plain parameter.
+    """Turns every parametrized tensor below a module into a plain parameter.
 
-    Not on a model that has copies: torch gives copies one class.
+    Must not be called on a model of which there are copies: torch gives a
+    parametrized module and its copies one class, which this changes.
 
     Arguments
     ---------
@@ -34,7 +35,9 @@ def fold_(root):
 
 @torch.no_grad()
 def folded_state(root):
-    """What `state_dict` would hold after `fold_`; the module stays as it is.
+    """State dict of a module as it would be after `fold_`.
+
+    The module itself is not changed.
 
     Arguments
     ---------

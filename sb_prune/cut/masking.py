@@ -1,10 +1,10 @@
 """Masks: gates multiply weights while a model trains.
 
-A masked module keeps its parameters where they are; only its class changes,
-to a subclass whose `weight` is a property that multiplies. Keys, order,
-optimizers and checkpoints see the stock model, and `detach_` gives the class
-back. Gates live in a `GateValues` that the instances share, so a deepcopy of
-the model has gates of its own.
+A masked module keeps its parameters. Only its class changes, to a subclass
+whose `weight` is a property that returns the parameter times the gates. So
+state dicts, optimizers and checkpoints see the original model, and `detach_`
+restores the original class. All masked modules of a model share one
+`GateValues`; a deepcopy of the model has its own.
 """
 
 import functools
@@ -21,7 +21,7 @@ class GateValues:
     Arguments
     ---------
     declaration : Declaration
-        Whose gates these are.
+        Declares the structures, which have one gate per unit.
     """
 
     def __init__(self, declaration):
@@ -31,20 +31,20 @@ class GateValues:
         self.set_(ones, [True] * len(self._units))
 
     def __getstate__(self):
-        """For copies and files: values of a training step are no leaves."""
+        """Detaches the values, as torch only copies and saves leaf tensors."""
         pieces = {name: p.detach() for name, p in self._pieces.items()}
         return {**vars(self), "_pieces": pieces}
 
     def set_(self, values, is_open=None):
-        """Takes new values for all gates.
+        """Sets the values of all gates.
 
         Arguments
         ---------
         values : torch.Tensor
             (N,), on the device of the model.
         is_open : list of bool, optional
-            Per structure, whether all its gates are exactly 1; given, it
-            saves reading the values back from the device.
+            For each structure, whether all its gates are exactly 1. By default
+            the values are compared, which waits for the device.
         """
         pieces = values.split(list(self._units.values()))
         if is_open is None:
@@ -53,7 +53,7 @@ class GateValues:
         self._open = dict(zip(self._units, is_open))
 
     def __getitem__(self, name):
-        """(units,) values of one structure."""
+        """Returns the gate values (units,) of a structure."""
         return self._pieces[name]
 
     def is_open(self, name):
@@ -62,17 +62,17 @@ class GateValues:
 
 
 def attach_(declaration):
-    """Lets gates multiply the weights of a model, in place.
+    """Masks a model in place: from now on gates multiply its weights.
 
     Arguments
     ---------
     declaration : Declaration
-        What to mask, below its root.
+        Declares what to mask, below its root.
 
     Returns
     -------
     GateValues
-        All open. Set new values with `set_`.
+        With all gates open, that is 1. Change them with `set_`.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def attach_(declaration):
 
 
 def detach_(root):
-    """Gives every masked module below root its stock class back.
+    """Removes all masks below a module, whose weights are untouched.
 
     Arguments
     ---------
@@ -137,7 +137,7 @@ def detach_(root):
 
 
 def is_masked(root):
-    """Whether gates multiply the weights of any module below root.
+    """Whether any module below root is masked.
 
     Arguments
     ---------
@@ -151,13 +151,21 @@ def is_masked(root):
 
 
 class _Factor:
-    """One gate vector, spread over a tensor.
+    """The gates of one structure, expanded along one axis of a tensor.
 
-    shape : broadcastable to the tensor.
-    index : gate of each position; None if position i is gate i, or if one
-    gate covers all. Most masks are such: then a view replaces the gather.
-    is_partial : whether some positions have the index behind the last gate,
-    which stands for 1.
+    Arguments
+    ---------
+    structure : str
+        Name of the structure.
+    shape : sequence of int
+        Shape of the result, which can be broadcast to that of the tensor.
+    index : torch.Tensor or None
+        (positions,) int, the gate of each position on the axis. None if
+        position i belongs to gate i, or if one gate covers all; this is the
+        usual case, in which a view replaces the gather.
+    is_partial : bool
+        Whether the mask leaves out some positions. Their index is that behind
+        the last gate and stands for the value 1.
     """
 
     def __init__(self, structure, shape, index, is_partial=False):
@@ -183,7 +191,7 @@ def _tensor(root, mask):
 
 
 def _factor(structure, slices, tensor):
-    """The factor of a structure that covers one axis of a tensor."""
+    """Makes the factor of a structure for one axis of a tensor."""
     if slices.dim is None:
         size, shape = tensor.numel(), tuple(tensor.shape)
     else:
@@ -208,10 +216,14 @@ def _factor(structure, slices, tensor):
 
 
 class _Masked:
-    """Marks the classes made here."""
+    """Base of all classes made here, by which masked modules are known."""
 
     def __reduce_ex__(self, protocol):
-        """Copies and files name the stock class: this one has no place."""
+        """Lets masked modules be copied and pickled.
+
+        Their class is made at run time, so pickle could not import it: it
+        refers to the original class and makes the masked one again.
+        """
         _, _, *state = super().__reduce_ex__(protocol)
         made_of = _stock_class(self), *_masked_parts(self)
         return (_new_masked, made_of, *state)
@@ -225,7 +237,7 @@ def _mask_module(module, gates, factors, statistics):
 
 
 def _masked_parts(module):
-    """Names of the tensors that are masked, and whether it is a norm."""
+    """Returns the names of the masked tensors, and whether this is a norm."""
     return tuple(sorted(module._factors)), module._statistics is not None
 
 
@@ -235,7 +247,10 @@ def _stock_class(module):
 
 @functools.lru_cache(maxsize=None)
 def _masked_class(base, tensors, has_statistics):
-    """A subclass of base whose named tensors are masked on every read."""
+    """Makes a subclass of base in which some tensors are read times gates.
+
+    If it has statistics, it is a norm, and takes these over open entries.
+    """
     members = {name: property(_reader(name)) for name in tensors}
     if has_statistics:
         members["forward"] = _norm_over_open
@@ -243,7 +258,7 @@ def _masked_class(base, tensors, has_statistics):
 
 
 def _new_masked(*made_of):
-    """An empty instance, for `copy` and `pickle` to fill."""
+    """Makes an empty instance of a masked class, for `copy` and `pickle`."""
     masked = _masked_class(*made_of)
     return masked.__new__(masked)
 
@@ -251,22 +266,23 @@ def _new_masked(*made_of):
 def _reader(name):
     def read(module):
         stock = module._parameters[name]
-        # the gates first: their product is much smaller than the tensor
+        # gates are multiplied first, as they are much smaller than the tensor
         return stock * _product(module._factors[name], module._gates).to(stock)
 
     return read
 
 
 def _product(factors, gates):
-    """The product of all gates that cover a tensor."""
+    """Multiplies the gates of all structures that mask a tensor."""
     return functools.reduce(operator.mul, (f(gates) for f in factors))
 
 
 def _norm_over_open(module, x):
     """LayerNorm with statistics over the open entries only.
 
-    With all gates open it is the native norm, bit for bit, unless compiled:
-    torch.compile would compile again for every pattern of open norms.
+    With all gates open it calls the native norm, so that the result is equal
+    bit for bit. It does not if it is compiled, as torch.compile would compile
+    the model again for every combination of open norms.
     """
     gates, factors = module._gates, module._statistics
     shape = module.normalized_shape
@@ -275,12 +291,12 @@ def _norm_over_open(module, x):
     ):
         return F.layer_norm(x, shape, module.weight, module.bias, module.eps)
     dtype = torch.promote_types(x.dtype, module.weight.dtype)
-    precise = torch.promote_types(dtype, torch.float32)  # as the native norm
+    precise = torch.promote_types(dtype, torch.float32)  # like the native norm
     gate = _product(factors, gates).to(precise).expand(shape)
     dims = tuple(range(-len(shape), 0))
-    # contiguous, as the native norm leaves it: what follows is faster
+    # contiguous, like the output of the native norm: later layers are faster
     x = x.contiguous().to(precise)
-    weight = gate / gate.sum().clamp_min(1e-6)  # of each entry in the mean
+    weight = gate / gate.sum().clamp_min(1e-6)  # weight of each entry
     mean = (x * weight).sum(dims, keepdim=True)
     centred = x - mean
     variance = (centred.square() * weight).sum(dims, keepdim=True)

@@ -1,7 +1,8 @@
-"""Surgery: a plan makes a model physically smaller, in place.
+"""Surgery: cuts a model down to a plan, in place.
 
-Stock modules stay stock: weights and a few attributes change, and whole
-modules that go are replaced by `Absent`. No empty tensor is ever built.
+Modules keep their class wherever it can run with fewer units: only weights and
+a few attributes change. Modules that are removed as a whole are replaced by
+`Absent`, so that no tensor of size 0 is ever made.
 """
 
 from collections import defaultdict
@@ -15,16 +16,16 @@ from sb_prune.declare.structure import tensor_of
 
 
 class Absent(nn.Module):
-    """Stands where a module was cut: adds nothing to the residual.
+    """Takes the place of a removed module and adds zero to the residual.
 
     Arguments
     ---------
     stock : torch.nn.Module, optional
-        The module that was here; not kept.
+        The removed module. It is not kept.
     extra_outputs : int
-        How many more values (None) it returned.
+        Number of further outputs of that module; they become None.
     **attributes
-        What other modules read of the one that was here.
+        Attributes of that module that other modules read.
 
     Example
     -------
@@ -39,19 +40,30 @@ class Absent(nn.Module):
             setattr(self, name, value)
 
     def forward(self, *args, **kwargs):
-        """Returns zero, whatever the arguments; the first is a tensor."""
+        """Returns zero, and None for each further output.
+
+        Arguments
+        ---------
+        *args, **kwargs
+            Arguments of the removed module. The first must be a tensor, whose
+            dtype and device the zero gets.
+
+        Returns
+        -------
+        torch.Tensor, or tuple of it and None
+        """
         zero = self.zero(next(chain(args, kwargs.values())))
         if not self.extra_outputs:
             return zero
         return (zero,) + (None,) * self.extra_outputs
 
     def zero(self, x):
-        """A scalar zero of the type and on the device of x."""
+        """Returns a scalar zero with the dtype and on the device of x."""
         return x.new_zeros(())
 
 
 class FewerLayers(nn.ModuleList):
-    """A ModuleList some of whose modules are gone; the others keep their names.
+    """A ModuleList without some of its modules; the others keep their names.
 
     Example
     -------
@@ -63,13 +75,13 @@ class FewerLayers(nn.ModuleList):
     """
 
     def __getitem__(self, index):
-        """By position, as of any list."""
+        """Selects by position among the modules that are left."""
         found = list(self)[index]
         return nn.ModuleList(found) if isinstance(index, slice) else found
 
 
 def leave_out(stock):
-    """For `Structure.removes`: nothing takes the place of a layer."""
+    """Factory for `Structure.removes` that replaces a layer by nothing."""
     return None
 
 
@@ -77,26 +89,27 @@ def leave_out(stock):
 def cut_(declaration, plan):
     """Cuts the root of a declaration down to a plan, in place.
 
-    The declaration describes the dense model and is of no more use after.
-    Kept slices are cloned, `requires_grad` and devices (meta included) stay.
+    The declaration describes the model before the cut and cannot be used
+    afterwards. Kept slices are copied to new tensors, which keep the value of
+    `requires_grad` and their device (it may be meta).
 
     Arguments
     ---------
     declaration : Declaration
-        Of the dense model.
+        Of the model before the cut.
     plan : Plan
-        What stays.
+        The units that stay.
 
     Raises
     ------
     ValueError
-        If the plan is not one for this declaration, or the model is masked or
-        no longer what was declared; then nothing is cut.
+        If the plan does not fit the declaration, or the model is masked or has
+        changed since it was declared. Nothing is cut then.
     """
     plan.check(declaration)
     _check_can_be_cut(declaration)
     root = declaration.root
-    gone = defaultdict(list)  # (tensor, axis) -> positions, dense ones
+    gone = defaultdict(list)  # (tensor, axis) -> positions to remove
     adapted = {}
     for structure in declaration.structures:
         if not plan.is_open(structure, declaration):
@@ -115,7 +128,7 @@ def cut_(declaration, plan):
         for name, attribute in structure.positions:
             module = root.get_submodule(name)
             stay = kept.nonzero().flatten().tolist()
-            before = getattr(module, attribute, None)  # of an earlier cut
+            before = getattr(module, attribute, None)  # from an earlier cut
             stay = [before[i] for i in stay] if before else stay
             setattr(module, attribute, stay)
         for name, attribute in structure.widths:
@@ -132,7 +145,7 @@ def cut_(declaration, plan):
 
 
 def _check_can_be_cut(declaration):
-    """Refuses before anything is changed."""
+    """Refuses a model that cannot be cut, before anything is changed."""
     root = declaration.root
     if is_masked(root):
         raise ValueError(
@@ -157,20 +170,20 @@ def _check_can_be_cut(declaration):
 
 
 def _is_as_declared(declaration):
-    """Whether all that may be cut is there and has the shape it had."""
+    """Whether all modules and shapes are still as they were declared."""
     root, shapes = declaration.root, declaration.shapes
     try:
         for structure in declaration.structures:
             for name, _ in structure.removes:
                 root.get_submodule(name)
         now = {name: tuple(tensor_of(root, name).shape) for name in shapes}
-    except (AttributeError, ValueError):  # what lay in a module that went
+    except (AttributeError, ValueError):  # a module or tensor was removed
         return False
     return now == shapes
 
 
 def _inside_kept_units(declaration, plan, structure):
-    """How many units stay inside each kept unit of the holder."""
+    """Counts the units that stay inside each kept unit of the holder."""
     holder = declaration.holder(structure)
     inside = plan.kept(structure, declaration).view(holder.units, -1).sum(1)
     return inside[plan.keep[holder.name]].tolist()
@@ -181,14 +194,18 @@ def _cut_tensor(root, name, dim, gone):
     module = root.get_submodule(module)
     old = getattr(module, name)
     new = _without(old, dim, gone)
-    if isinstance(old, nn.Parameter):  # else a buffer, and stays one
+    if isinstance(old, nn.Parameter):  # a buffer stays a buffer
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     setattr(module, name, new)
     _refresh_sizes(module)
 
 
 def _without(tensor, dim, gone):
-    """The complement of what is cut, as a fresh tensor."""
+    """Copies a tensor without the positions that are removed along an axis.
+
+    Without an axis the positions are those of the flattened tensor (see
+    `Slices`).
+    """
     if dim is not None:
         stay = torch.ones(tensor.shape[dim], dtype=torch.bool)
         stay[gone] = False
@@ -214,7 +231,7 @@ def _replace_module(root, name, factory):
 
 
 def _refresh_sizes(module):
-    """What torch's layers say of their size follows their weight."""
+    """Updates the attributes in which torch's layers keep their sizes."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.LayerNorm):

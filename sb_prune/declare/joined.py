@@ -1,4 +1,4 @@
-"""One declaration of what several functions declare."""
+"""Joins the declarations of several functions into one."""
 
 import itertools
 from functools import partial
@@ -7,15 +7,15 @@ from sb_prune.declare.structure import Declaration, below
 
 
 def joined_structures(root, parts):
-    """One declaration of what several functions declare below a module.
+    """Joins what several functions declare below a module.
 
     Arguments
     ---------
     root : torch.nn.Module
-        What each of them takes.
+        Argument of each of the functions.
     parts : list of callable
-        Module -> Declaration, in the order in which data flow: frames at the
-        output of a part enter the next.
+        Module -> Declaration. In the order in which data flow, as the frames
+        at the output of a part enter the next one.
 
     Returns
     -------
@@ -24,8 +24,8 @@ def joined_structures(root, parts):
     Raises
     ------
     ValueError
-        If a structure is declared twice, or one lies in a module that a
-        structure of another part removes.
+        If there are no functions, a structure is declared twice, or one lies
+        in a module that a structure of another part removes.
 
     Example
     -------
@@ -73,7 +73,7 @@ def _frames_behind(declarations, frames):
 
 
 def _in_series(declarations, frames):
-    """Operations of all parts; what two of them list counts once."""
+    """Lists the operations of all parts, each once."""
     found = []
     for declaration in declarations:
         known = set(found)
@@ -84,7 +84,11 @@ def _in_series(declarations, frames):
 
 
 def _check_apart(declarations):
-    """Whether what one part removes holds nothing of another."""
+    """Refuses parts that declare a structure twice, or that overlap.
+
+    They overlap if one declares a structure inside a module that another one
+    can remove.
+    """
     for one, other in itertools.permutations(declarations, 2):
         removed = [(s.name, m) for s in one.structures for m, _ in s.removes]
         for structure in other.structures:

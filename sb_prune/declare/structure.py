@@ -1,13 +1,13 @@
-"""What can be cut in a model, as plain data.
+"""What can be pruned in a model, as plain data.
 
-An architecture file (`sb_prune/structures/*.py`) lists `Structure` objects.
-Masks (`masking.py`), cost (`cost.py`) and surgery (`surgery.py`) are all
-derived from that one list, so they cannot drift apart.
+A file of the room `architectures` lists `Structure` objects. Masks
+(`cut/masking.py`), cost (`declare/cost.py`) and surgery (`cut/surgery.py`) are
+all derived from this one list, so that they always agree.
 
 Legend of the shapes in this package
-    units     gates of one structure
-    entries   positions one unit occupies along one axis of one tensor
-    N         gates of the whole declaration
+    units     units of one structure; each has one gate
+    entries   positions that a unit occupies along one axis of a tensor
+    N         units of all structures of a declaration, and so its gates
 """
 
 from dataclasses import dataclass, field
@@ -25,12 +25,13 @@ class Slices:
     tensor : str
         Dotted name of the tensor (or of a norm module), from the root.
     dim : int or None
-        Axis that the indices address. None: the flattened tensor, whose last
-        axis shrinks when units are cut (RelPosMHAXL stores its position
-        biases (head_dim, heads) but reads the memory as (heads, head_dim));
-        a vector is left where what stays makes no whole rows.
+        Axis that the indices refer to. None stands for the flattened tensor,
+        whose last axis becomes shorter when units are cut. (RelPosMHAXL stores
+        its position biases as (head_dim, heads), but reads the memory as
+        (heads, head_dim).) If the entries that stay do not fill whole rows, a
+        vector of them is left.
     index : torch.Tensor
-        (units, entries), int64. A row per unit.
+        (units, entries), int64. One row for each unit.
     """
 
     tensor: str
@@ -40,50 +41,54 @@ class Slices:
 
 @dataclass(frozen=True)
 class Structure:
-    """A named set of coupled slices that are kept or cut together.
+    """Units of one module that can be pruned: heads, channels, or all of it.
+
+    A unit is a set of coupled slices of several tensors, which are kept or cut
+    together.
 
     Arguments
     ---------
     name : str
         Unique in its declaration, e.g. `encoder.layers.0.ffn_module1.units`.
     kind : str
-        What users name in YAML, e.g. `ffn_units`.
+        Name of the kind for the YAML, e.g. `ffn_units`.
     units : int
-        How many gates.
+        Number of units.
     masks : tuple of Slices
-        Where the gates multiply in training: the consuming weights.
+        The weights that gates multiply in training: those that read the units.
     cuts : tuple of Slices
-        Which tensors lose slices when units are cut.
+        The tensors that lose slices when units are cut.
     norms : tuple of Slices
-        Norm modules whose statistics span the units; `dim` and `index`
-        address their `normalized_shape`.
+        Norm modules whose statistics are taken over the units; `dim` and
+        `index` refer to their `normalized_shape`.
     counts : tuple of (str, str)
-        (module, attribute) pairs set to the number of kept units.
+        (module, attribute) pairs that are set to the number of kept units.
     positions : tuple of (str, str)
-        (module, attribute) pairs set to the list of kept units.
+        (module, attribute) pairs that are set to the list of kept units.
     adapters : tuple of (str, type)
-        (module, class) pairs: the class the module takes once units are cut,
-        where the stock forward cannot run with fewer. Its method `after_cut_`,
-        if it has one, is called when everything is cut.
+        (module, class) pairs: the class that a module gets when units are cut,
+        if its own forward cannot run with fewer. If the class has a method
+        `after_cut_`, it is called after the whole model was cut.
     removes : tuple of (str, callable)
-        (module, factory) pairs: makes, of the stock module, what takes its
-        place when the (only) unit is cut; None where a list gets shorter.
-        Everything below those modules is this structure's.
+        (module, factory) pairs of a structure with a single unit, which stands
+        for whole modules. When it is cut, each module is replaced by what the
+        factory makes of it, or deleted from its list if that is None. All
+        that lies below these modules belongs to this structure.
     stays : tuple of str
-        What lies below those modules and stays nevertheless.
+        Modules below the removed ones that stay nevertheless.
     parent : str, optional
-        Structure that must be open for this one to matter. Where each unit of
-        the parent `holds` units (heads hold their dims), these are spread over
-        the parent's evenly and in order: the first of them lie in its first.
+        Structure without which this one does not exist. If each unit of the
+        parent `holds` units of this structure (as a head holds its dims), it
+        holds equally many of them, in order: the first unit the first ones.
     holds : bool
         Whether other structures declare what is inside each unit.
     widths : tuple of (str, str)
-        (module, attribute) pairs set to the list of units kept inside each
-        kept unit of the parent.
+        (module, attribute) pairs that are set to the list of how many units
+        stay inside each kept unit of the parent.
     multiple : int
-        Plans keep multiples of so many units, inside each unit of a parent
-        that holds them: convolutions of some widths are much faster than those
-        of others.
+        Plans keep a multiple of this many units (inside each unit of a parent
+        that holds them), as convolutions of some widths are much faster than
+        those of others.
 
     Example
     -------
@@ -113,16 +118,16 @@ class Structure:
 
     @property
     def is_leaf(self):
-        """Whether the units are slices that hold nothing else."""
+        """Whether units are plain slices: no whole module, no other units."""
         return not self.removes and not self.holds
 
     def takes(self, name):
-        """Whether a module or tensor goes when this structure is removed.
+        """Whether removing this structure removes a given module or tensor.
 
         Arguments
         ---------
         name : str
-            Dotted, from the root.
+            Dotted name from the root.
 
         Returns
         -------
@@ -141,9 +146,9 @@ class Operation:
     macs : float
         MACs of the dense operation for one utterance.
     module : str
-        Module that runs it; whoever removes that module removes the MACs.
+        Module that runs the operation; without it there are no MACs.
     tensor : str, optional
-        Weight it multiplies by: MACs shrink as that tensor does.
+        Weight that the operation multiplies by; MACs shrink with its size.
     structures : tuple of (str or tuple of str)
         Structures whose kept share scales it (attention scores: the heads).
         Of a tuple the first that is declared (their dims, or else the heads).
@@ -157,7 +162,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Declaration:
-    """All that can be cut below one root module.
+    """Everything that can be pruned below one root module.
 
     Arguments
     ---------
@@ -166,28 +171,28 @@ class Declaration:
     scope : tuple of str
         Modules whose parameters and MACs the budget counts.
     structures : tuple of Structure
-        Parents stand before their children.
+        Parents come before their children.
     operations : callable
         frames (int) -> list of Operation inside the scope, for an utterance
-        that has so many frames at the input of the scope.
+        with this many frames at the input of the scope.
     layers : tuple of str
-        The stacked blocks, bottom first (distillation, reports); those of a
-        decoder follow those of its encoder.
+        The stacked layers, from the first to the last, for distillation and
+        reports; those of a decoder follow those of its encoder.
     layerdrop : float
-        Probability with which training skips a block.
+        Probability with which training skips a layer.
     blocks : tuple of str
-        Modules that reports show, but distillation does not compare.
+        Further modules for reports, which distillation does not compare.
     output_frames : callable
         frames (int) at the input of the scope -> frames at its output.
     usual_frames : int
-        Length at which MACs are stated where nobody names another: those of
-        10 s.
+        Default length of the utterance for which MACs are counted, usually
+        that of 10 s.
 
     Raises
     ------
     ValueError
-        If two structures share a name, a parent is not declared before, or a
-        tensor is no plain parameter or buffer.
+        If two structures have the same name, a parent is not declared before
+        its child, or a tensor is not a plain parameter or buffer.
     """
 
     root: torch.nn.Module
@@ -200,7 +205,7 @@ class Declaration:
     output_frames: Callable = lambda frames: frames
     usual_frames: int = 250
     by_name: dict = field(init=False, repr=False)
-    shapes: dict = field(init=False, repr=False)  # of what is masked or cut
+    shapes: dict = field(init=False, repr=False)  # of masked and cut tensors
 
     def __post_init__(self):
         by_name = {}
@@ -233,7 +238,7 @@ class Declaration:
         return sum(s.units for s in self.structures)
 
     def split(self, values):
-        """Cuts a flat vector over all gates into one piece per structure.
+        """Splits a vector over all gates into one piece for each structure.
 
         Arguments
         ---------
@@ -249,7 +254,7 @@ class Declaration:
         return {s.name: p for s, p in zip(self.structures, pieces)}
 
     def holder(self, structure):
-        """The structure whose units hold those of another, or None.
+        """Finds the structure whose units hold those of another.
 
         Arguments
         ---------
@@ -258,19 +263,20 @@ class Declaration:
         Returns
         -------
         Structure or None
+            None if the parent holds no units, or there is no parent.
         """
         parent = self.by_name.get(structure.parent)
         return parent if parent and parent.holds else None
 
     def held(self, structure, values):
-        """A value per unit of a structure's holder, for each unit it holds.
+        """Repeats a value per unit of the holder for each unit that it holds.
 
         Arguments
         ---------
         structure : Structure
-            That has a holder.
+            A structure with a holder.
         values : torch.Tensor
-            (holder's units,)
+            (units of the holder,)
 
         Returns
         -------
@@ -280,19 +286,19 @@ class Declaration:
         return values.repeat_interleave(structure.units // len(values))
 
     def touched_tensors(self):
-        """Names of the parameters that training must move for gates to work.
+        """Lists the masked tensors, which must be trained for gates to learn.
 
         Returns
         -------
         list of str
-            Every masked tensor, once.
+            Every name once.
         """
         names = (m.tensor for s in self.structures for m in s.masks)
         return list(dict.fromkeys(names))
 
 
 def tensor_of(root, name):
-    """A parameter or buffer, by its dotted name.
+    """Finds a parameter or buffer by its dotted name.
 
     Arguments
     ---------
@@ -306,7 +312,7 @@ def tensor_of(root, name):
     Raises
     ------
     ValueError
-        If it is neither, as the `weight` under weight norm.
+        If it is neither, as for the `weight` under weight norm.
     """
     path, _, tensor = name.rpartition(".")
     module = root.get_submodule(path)
@@ -324,7 +330,7 @@ def tensor_of(root, name):
 
 
 def dotted(*names):
-    """A name from its parts; empty ones are left out.
+    """Joins the parts of a dotted name; empty parts are left out.
 
     Example
     -------
