@@ -50,10 +50,11 @@ def nearest_surviving(student, teacher, surviving):
     alive = [i for i, alive in enumerate(surviving) if alive]
     if not alive:
         return []
-    return [
-        (min(alive, key=lambda i: F.mse_loss(student[i], goal).item()), t)
-        for t, goal in enumerate(teacher)
-    ]
+    distances = torch.stack(
+        [F.mse_loss(student[i], goal) for goal in teacher for i in alive]
+    )  # read back at once: each reading waits for the device
+    rows = distances.view(len(teacher), len(alive)).tolist()
+    return [(alive[row.index(min(row))], t) for t, row in enumerate(rows)]
 
 
 class LayerwiseDistillation:

@@ -81,6 +81,7 @@ class BasePruner:
     def attach_(self):
         """Puts the masks on the model, all gates open."""
         self._values = attach_(self.declaration)
+        self._drawn = torch.ones(self.declaration.total_units)
 
     def targets(self):
         """Sparsity that the schedule asks for now.
@@ -111,6 +112,7 @@ class BasePruner:
         pieces = self.declaration.split(values)
         is_open = [bool((p == 1).all()) for p in pieces.values()]
         device = next(self.declaration.root.parameters()).device
+        self._drawn = values.detach()  # on the CPU: reading them is for free
         # a copy: the leaf that collects the gradient is not the source
         self._sample = values.to(device, copy=True).requires_grad_(learn)
         self._values.set_(self._sample, is_open)
@@ -232,11 +234,8 @@ class BasePruner:
         -------
         list of bool
         """
-        known = self.declaration.by_name
-        return [
-            name not in known or bool(self._values[name].any())
-            for name in names
-        ]
+        gates = self.declaration.split(self._drawn)
+        return [name not in gates or bool(gates[name].any()) for name in names]
 
     def realised_sparsity(self, plan):
         """Sparsity of a plan per group.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from recording import record_calls
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb_prune import LayerwiseDistillation, Teacher, encoder_decoder_structures
 from sb_prune.distillation import nearest_surviving
@@ -137,3 +138,25 @@ def test_an_encoder_called_past_its_module_is_refused(student, teacher):
     student["Transformer"].encode(torch.rand(2, 13, 6))
     with pytest.raises(RuntimeError, match="through their entry of `modules`"):
         LayerwiseDistillation().losses(teacher)
+
+
+class ReadsOfSingleValues(TorchDispatchMode):
+    """Counts what makes a program wait for the device, e.g. `.item()`."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += op is torch.ops.aten._local_scalar_dense.default
+        return op(*args, **kwargs or {})
+
+
+def test_matching_reads_all_distances_at_once():
+    generator = torch.Generator().manual_seed(0)
+    student = list(torch.randn(5, 2, 3, 4, generator=generator))
+    teacher = [student[i] + 0.1 for i in (2, 0, 4)]
+    with ReadsOfSingleValues() as reads:
+        pairs = nearest_surviving(student, teacher, [True, False, *[True] * 3])
+    assert pairs == [(2, 0), (0, 1), (4, 2)]
+    assert reads.count == 0

@@ -233,3 +233,19 @@ def test_state_of_other_structures_of_the_same_size(make_pruner):
 def test_unreachable_target(make_pruner):
     with pytest.raises(ValueError, match="target: 0.9 cannot be reached"):
         make_pruner(0.9, kinds=["heads"])
+
+
+def test_open_layers_are_known_without_asking_the_device(make_asr):
+    """Nothing can be read back from the meta device."""
+    model = make_asr(layers=3).to("meta")
+    declaration = conformer_structures(model)
+    pruner = Pruner(declaration, ParameterBudget(0.5))
+    pruner.attach_()
+    names = [*declaration.layers, "encoder.norm"]
+    assert pruner.open_modules(names) == [True] * 4
+    plan = full_plan(declaration)
+    plan.keep["encoder.layers.1"][:] = False
+    pruner.binarise_(plan)
+    assert pruner.open_modules(names) == [True, False, True, True]
+    pruner.sample_()
+    assert pruner.open_modules(names)[3]
