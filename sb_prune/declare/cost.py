@@ -2,7 +2,7 @@
 
 Both are polynomials in the number of kept units of each structure: a tensor
 counts the product of what is left of its axes, an operation its dense MACs
-times the share left of each dimension it runs over. A `Cost` holds such a
+times the fraction left of each dimension it runs over. A `Cost` holds such a
 polynomial as three small tensors, so that thousands of gates cost microseconds
 and the derivative comes from autograd.
 """
@@ -15,7 +15,7 @@ import torch
 
 from sb_prune.declare.structure import below
 
-WHOLE = [(1.0, ())]  # the share of a tensor that nothing cuts
+WHOLE = [(1.0, ())]  # what is kept of a tensor that nothing cuts
 
 
 class Cost:
@@ -137,12 +137,12 @@ def parameter_cost(declaration, prefix=""):
     -------
     Cost
     """
-    shares = _tensor_shares(declaration)
+    kept = _kept_fractions(declaration)
     terms = [
         (parameter.numel() * part, factors + _owners(declaration, name))
         for name, parameter in declaration.root.named_parameters()
         if _counted(declaration, name, prefix)
-        for part, factors in shares[name]
+        for part, factors in kept[name]
     ]
     return Cost(declaration, terms)
 
@@ -162,19 +162,46 @@ def mac_cost(declaration, frames, prefix=""):
     Returns
     -------
     Cost
+
+    Raises
+    ------
+    ValueError
+        If frames is no positive whole number.
     """
-    shares = _tensor_shares(declaration)
+    check_frames(frames)
+    kept = _kept_fractions(declaration)
     terms = []
     for operation in declaration.operations(frames):
         if not _counted(declaration, operation.module, prefix):
             continue
         more = _scaling(declaration, operation)
         more += _owners(declaration, operation.module)
-        parts = shares[operation.tensor] if operation.tensor else WHOLE
+        parts = kept[operation.tensor] if operation.tensor else WHOLE
         terms += [
             (operation.macs * part, factors + more) for part, factors in parts
         ]
     return Cost(declaration, terms)
+
+
+def check_frames(frames):
+    """Refuses a length that no utterance has.
+
+    Arguments
+    ---------
+    frames : int
+
+    Raises
+    ------
+    ValueError
+
+    Example
+    -------
+    >>> check_frames(0.5)
+    Traceback (most recent call last):
+    ValueError: frames: 0.5; write a whole number, at least 1
+    """
+    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
+        raise ValueError(f"frames: {frames}; write a whole number, at least 1")
 
 
 def _scaling(declaration, operation):
@@ -194,11 +221,11 @@ def _counted(declaration, name, prefix):
     )
 
 
-def _tensor_shares(declaration):
-    """Tensor name -> the share of it that its cuts leave, as terms.
+def _kept_fractions(declaration):
+    """Tensor name -> the fraction of it that its cuts leave, as terms.
 
     A term is (coefficient, factors). What is cut along one axis adds up, and
-    the shares of several axes multiply.
+    those of several axes multiply.
     """
     sizes = {
         name: tuple(p.shape) for name, p in declaration.root.named_parameters()
@@ -212,17 +239,17 @@ def _tensor_shares(declaration):
             size = math.prod(size) if cut.dim is None else size[cut.dim]
             slope = cut.index.shape[1] / size
             slopes[cut.tensor, cut.dim].append((structure, slope))
-    shares = defaultdict(lambda: WHOLE)
+    kept = defaultdict(lambda: WHOLE)
     for (tensor, _), found in slopes.items():
-        shares[tensor] = [
+        kept[tensor] = [
             (a * b, first + second)
-            for a, first in shares[tensor]
-            for b, second in _axis_share(found)
+            for a, first in kept[tensor]
+            for b, second in _kept_of_axis(found)
         ]
-    return shares
+    return kept
 
 
-def _axis_share(found):
+def _kept_of_axis(found):
     """Terms of one axis: what is never cut, and what each structure leaves."""
     fixed = round(1 - sum(s.units * slope for s, slope in found), 12)
     if len(found) == 1:

@@ -150,7 +150,7 @@ class Operation:
     tensor : str, optional
         Weight that the operation multiplies by; MACs shrink with its size.
     structures : tuple of (str or tuple of str)
-        Structures whose kept share scales it (attention scores: the heads).
+        Structures whose kept fraction scales it (attention scores: the heads).
         Of a tuple the first that is declared (their dims, or else the heads).
     """
 

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 
-def draw_spans(batch, frames, share, length, generator=None):
+def draw_spans(batch, frames, fraction, length, generator=None):
     """Which frames to mask: spans that may overlap, as in wav2vec 2.0.
 
     Arguments
     ---------
     batch, frames : int
         B, T.
-    share : float
+    fraction : float
         Of the frames that would be masked if no spans overlapped.
     length : int
         Frames in a span.
@@ -34,24 +34,26 @@ def draw_spans(batch, frames, share, length, generator=None):
     Raises
     ------
     ValueError
-        If the share is no probability or the length is not positive.
+        If the fraction is not between 0 and 1 or the length is not positive.
 
     Example
     -------
     >>> generator = torch.Generator().manual_seed(0)
-    >>> mask = draw_spans(2, 100, share=0.4, length=10, generator=generator)
+    >>> mask = draw_spans(2, 100, fraction=0.4, length=10, generator=generator)
     >>> mask.sum(1) <= 50
     tensor([True, True])
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share: {share}; write a number between 0 and 1")
+    if not 0 <= fraction <= 1:
+        raise ValueError(
+            f"fraction: {fraction}; write a number between 0 and 1"
+        )
     if length < 1:
         raise ValueError(f"length: {length}; write 1 or more frames")
     length = min(length, frames)
     mask = torch.zeros(batch, frames, dtype=torch.bool)
     for row in mask:
         # a fraction of a span is one span as often
-        spans = share * frames / length
+        spans = fraction * frames / length
         spans = int(spans + torch.rand((), generator=generator))
         starts = torch.randperm(frames - length + 1, generator=generator)
         for start in starts[:spans].tolist():

@@ -1,6 +1,6 @@
 """Budgets: what is measured, and how much of it may go.
 
-Sparsity everywhere is the share of the dense cost that is gone.
+Sparsity is always the fraction of the dense cost that is gone.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,12 @@ from graphlib import CycleError, TopologicalSorter
 
 import torch
 
-from sb_prune.declare.cost import Cost, mac_cost, parameter_cost
+from sb_prune.declare.cost import (
+    Cost,
+    check_frames,
+    mac_cost,
+    parameter_cost,
+)
 from sb_prune.declare.structure import below
 
 
@@ -37,7 +42,7 @@ class Group:
     members: torch.Tensor
 
     def sparsity(self, cost):
-        """Share of the dense cost that is gone."""
+        """Fraction of the dense cost that is gone."""
         return 1 - cost / self.dense
 
 
@@ -98,6 +103,12 @@ class _Budget:
 
     def _group(self, declaration, prefix, target):
         cost = self.cost(declaration, prefix)
+        if not cost.dense() > 0:
+            raise ValueError(
+                f"{_key(prefix)}: there are no {self.unit} to remove below "
+                f"{prefix or 'the module'}; name another module"
+                + (", or write more frames" if self.frames else "")
+            )
         members = torch.cat(
             [
                 torch.full((s.units,), below(s.name, prefix))
@@ -155,11 +166,15 @@ class MACBudget(_Budget):
 
     def __init__(self, target, frames=None):
         super().__init__(target)
+        if frames is not None:
+            check_frames(frames)
         self.frames = frames
 
     def cost(self, declaration, prefix=""):
         """MACs below prefix, as a `Cost`."""
-        frames = self.frames or declaration.usual_frames
+        frames = self.frames
+        if frames is None:
+            frames = declaration.usual_frames
         return mac_cost(declaration, frames, prefix)
 
 

@@ -5,14 +5,14 @@ import torch
 from sb_prune.declare.plan import Plan, full_plan
 
 
-def fit_plan(declaration, groups, scores, shares=None, min_keep=1):
+def fit_plan(declaration, groups, scores, sparsities=None, min_keep=1):
     """The best plan within the budget: one threshold, then a greedy finish.
 
     Units stay in the order of their scores, those of a structure with a
     `multiple` in blocks of so many. A module that would stay without
     any of its units goes; where it must stay, `min_keep` units do. What is
     then left of the budget is filled with the best-scored units that fit; if
-    all the cheapest are open already, some make room for something dearer. So
+    all the cheapest are open already, some close for a more costly one. So
     the realised cost is never above the budget and short of it by less than
     the cheapest open leaf unit, unless no exchange of units comes closer.
 
@@ -24,7 +24,7 @@ def fit_plan(declaration, groups, scores, shares=None, min_keep=1):
         From a budget.
     scores : torch.Tensor
         (N,), higher stays longer.
-    shares : list of float, optional
+    sparsities : list of float, optional
         Sparsity to reach per group; by default each group's target.
     min_keep : int
         Units that stay where a module stays.
@@ -36,10 +36,10 @@ def fit_plan(declaration, groups, scores, shares=None, min_keep=1):
     ranks = _ranks(declaration, scores)
     plan = full_plan(declaration)
     for i, group in enumerate(groups):
-        share = group.target if shares is None else shares[i]
-        if share > 0:
-            limit = group.dense * (1 - share) * (1 + 1e-9)
-            _Fit(declaration, group, ranks, limit, min_keep, plan).run_()
+        sparsity = group.target if sparsities is None else sparsities[i]
+        if sparsity > 0:
+            limit = group.dense * (1 - sparsity) * (1 + 1e-9)
+            _Fit(declaration, group, ranks, limit, min_keep, plan).fit_()
     for structure in declaration.structures:
         if not plan.is_open(structure, declaration):
             plan.keep[structure.name][:] = False
@@ -77,17 +77,17 @@ def leaf_prices(declaration, group, plan):
 
 
 def _ranks(declaration, scores):
-    """Scores without ties: whole modules outlive units, else by lot."""
-    lot = torch.randperm(
+    """Scores as ranks; of equal ones modules stay longer, then at random."""
+    order = torch.randperm(
         declaration.total_units, generator=torch.Generator().manual_seed(0)
     )
     whole = torch.cat(
         [torch.full((s.units,), not s.is_leaf) for s in declaration.structures]
     )
-    lot = lot[torch.argsort(whole[lot].int(), stable=True)]
-    lot = lot[torch.argsort(scores.detach().cpu()[lot], stable=True)]
-    ranks = torch.empty_like(lot)
-    ranks[lot] = torch.arange(len(lot))
+    order = order[torch.argsort(whole[order].int(), stable=True)]
+    order = order[torch.argsort(scores.detach().cpu()[order], stable=True)]
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order))
     return ranks
 
 
@@ -149,7 +149,7 @@ class _Fit:
         holder = self.declaration.holder(structure)
         return values.view(holder.units if holder else 1, -1)
 
-    def run_(self):
+    def fit_(self):
         """Threshold, greedy finish, exchanges."""
         self._keep_above_threshold()
         while self._fill() or self._open_module():
@@ -158,7 +158,7 @@ class _Fit:
             pass
 
     def gap(self, plan=None):
-        """What a plan leaves of the limit; negative if it is too dear."""
+        """What a plan leaves of the limit; negative if it exceeds it."""
         counts = (plan or self.plan).kept_counts(self.declaration)
         return self.limit - float(self.group.cost.of_kept(counts))
 
@@ -307,7 +307,7 @@ class _Fit:
                     self._empty_below(child, inside, keep)
 
     def _exchange(self):
-        """Closes cheap units for something dearer, where only that is closed.
+        """Closes cheap units for a more costly one, where only such are closed.
 
         Returns whether this brought the plan closer to the limit.
         """

@@ -15,7 +15,7 @@ from sb_prune.support.parallel import mean_over_processes
 
 
 class BasePruner:
-    """What every way of choosing shares: budget, masks, plan, cut.
+    """What all ways to choose units have in common: budget, masks, plan, cut.
 
     A subclass says how units are ranked (`scores`), what one optimizer step
     of the recipe sees (`sample_`) and what is learned from it (`_learn`).
@@ -27,11 +27,11 @@ class BasePruner:
     budget : ParameterBudget or MACBudget
         What is measured, and the target.
     schedule : LinearSchedule, CubicSchedule or ConstantSchedule, optional
-        Share of the target over the steps.
+        Fraction of the target that holds at each step.
     min_keep : int
         Units that stay where a module stays.
     seed : int
-        Of all that is drawn.
+        Seed of the random numbers that scores draw.
     decay : float
         Of `saliency`, the running mean of squared gate gradients, (N,).
     """
@@ -105,14 +105,15 @@ class BasePruner:
         return tuple(float(self._targets(s)[0]) for s in (first, self.step))
 
     def _targets(self, step):
-        share = self.schedule.share(step)
-        return torch.tensor([g.target * share for g in self.groups]).double()
+        fraction = self.schedule.fraction(step)
+        targets = [group.target * fraction for group in self.groups]
+        return torch.tensor(targets).double()
 
     def _apply(self, values, learn=False):
         pieces = self.declaration.split(values)
         is_open = [bool((p == 1).all()) for p in pieces.values()]
-        device = next(self.declaration.root.parameters()).device
         self._drawn = values.detach()  # on the CPU: reading them is for free
+        device = next(self.declaration.root.parameters()).device
         # a copy: the leaf that collects the gradient is not the source
         self._sample = values.to(device, copy=True).requires_grad_(learn)
         self._values.set_(self._sample, is_open)
@@ -175,16 +176,16 @@ class BasePruner:
         -------
         Plan
         """
-        shares = self.targets().tolist()
+        sparsities = self.targets().tolist()
         if final:
-            shares = None
+            sparsities = None
         elif sparsity is not None:
-            shares = [sparsity] * len(self.groups)
+            sparsities = [sparsity] * len(self.groups)
         return fit_plan(
             self.declaration,
             self.groups,
             self.scores(),
-            shares,
+            sparsities,
             self.min_keep,
         )
 
@@ -338,7 +339,7 @@ class Pruner(BasePruner):
     budget : ParameterBudget or MACBudget
         What is measured, and the target.
     schedule : LinearSchedule, CubicSchedule or ConstantSchedule, optional
-        Share of the target over the steps.
+        Fraction of the target that holds at each step.
     gates : HardConcrete, optional
         The distribution of the gates.
     controller : ExactBudget or AugmentedLagrangian, optional
@@ -438,9 +439,9 @@ class Pruner(BasePruner):
         if self._first_score is None:
             return
         ranks = self._first_score(self).argsort().argsort()
-        share = ranks / (len(ranks) - 1)
+        position = ranks / (len(ranks) - 1)  # 0 to 1
         with torch.no_grad():
-            self.logits.copy_(self.gates.bound * (2 * share - 1))
+            self.logits.copy_(self.gates.bound * (2 * position - 1))
         self._first_score = None
 
     def _step_seed(self):

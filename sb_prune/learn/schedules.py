@@ -1,4 +1,4 @@
-"""Schedules: which share of the target sparsity holds at which step."""
+"""Schedules: which fraction of the target sparsity holds at which step."""
 
 
 class ConstantSchedule:
@@ -7,19 +7,19 @@ class ConstantSchedule:
     Arguments
     ---------
     steps : int
-        Of no meaning here; taken so that schedules can be exchanged.
+        Unused; accepted so that schedules can be exchanged.
 
     Example
     -------
-    >>> ConstantSchedule().share(0)
+    >>> ConstantSchedule().fraction(0)
     1.0
     """
 
     def __init__(self, steps=0):
         self.steps = 0
 
-    def share(self, step):
-        """Share of the target at an optimizer step, in [0, 1]."""
+    def fraction(self, step):
+        """Fraction of the target at an optimizer step, in [0, 1]."""
         return 1.0
 
 
@@ -31,13 +31,13 @@ class LinearSchedule:
     steps : int
         Optimizer steps until the target is reached.
     start : float
-        Share of them, in [0, 1), before it begins to rise.
+        Fraction of them, in [0, 1), before it begins to rise.
 
     Example
     -------
-    >>> [LinearSchedule(steps=10).share(step) for step in (0, 5, 20)]
+    >>> [LinearSchedule(steps=10).fraction(step) for step in (0, 5, 20)]
     [0.0, 0.5, 1.0]
-    >>> LinearSchedule(steps=8, start=0.5).share(6)
+    >>> LinearSchedule(steps=8, start=0.5).fraction(6)
     0.5
     """
 
@@ -49,14 +49,14 @@ class LinearSchedule:
             )
         if not 0 <= start < 1:
             raise ValueError(
-                f"schedule: start: {start}; write the share of schedule_steps "
+                f"schedule: start: {start}; write the fraction of steps "
                 "in which nothing is cut yet, at least 0 and below 1"
             )
         self.steps = steps
         self.start = start
 
-    def share(self, step):
-        """Share of the target at an optimizer step, in [0, 1]."""
+    def fraction(self, step):
+        """Fraction of the target at an optimizer step, in [0, 1]."""
         done = step / self.steps
         return min(max((done - self.start) / (1 - self.start), 0.0), 1.0)
 
@@ -69,14 +69,14 @@ class CubicSchedule(LinearSchedule):
     steps : int
         Optimizer steps until the target is reached.
     start : float
-        Share of them, in [0, 1), before it begins to rise.
+        Fraction of them, in [0, 1), before it begins to rise.
 
     Example
     -------
-    >>> CubicSchedule(steps=10).share(5)
+    >>> CubicSchedule(steps=10).fraction(5)
     0.875
     """
 
-    def share(self, step):
-        """Share of the target at an optimizer step, in [0, 1]."""
-        return 1 - (1 - super().share(step)) ** 3
+    def fraction(self, step):
+        """Fraction of the target at an optimizer step, in [0, 1]."""
+        return 1 - (1 - super().fraction(step)) ** 3

@@ -13,7 +13,7 @@ from sb_prune.learn.pruner import BasePruner
 
 
 def random_score(pruner):
-    """By lot: the same lot at every step.
+    """Random numbers, the same at every step.
 
     Arguments
     ---------
@@ -118,7 +118,7 @@ class ScorePruner(BasePruner):
     budget : ParameterBudget or MACBudget
         What is measured, and the target.
     schedule : LinearSchedule, CubicSchedule or ConstantSchedule, optional
-        Share of the target over the steps.
+        Fraction of the target that holds at each step.
     score : callable
         Pruner -> (N,) scores.
     every : int
@@ -128,7 +128,7 @@ class ScorePruner(BasePruner):
     min_keep : int
         Units that stay where a module stays.
     seed : int
-        Of all that is drawn.
+        Seed of the random numbers that scores draw.
 
     Example
     -------

@@ -390,7 +390,7 @@ def outcome_of(structures, root, run):
     try:
         groups = sb_prune.ParameterBudget(0.01).groups(declaration)
         scores = random_scores(declaration, seed=0)
-        plan = fit_plan(declaration, groups, scores, shares=[SHARE])
+        plan = fit_plan(declaration, groups, scores, sparsities=[SHARE])
         sb_prune.attach_(declaration).set_(plan.values(declaration))
         masked = run(root)
         sb_prune.detach_(root)

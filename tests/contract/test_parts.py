@@ -112,10 +112,11 @@ def test_gates_use_the_given_generator_only(make):
 @rows(SCHEDULES)
 def test_schedules_rise_to_1(make):
     schedule = make()
-    shares = [schedule.share(step) for step in range(schedule.steps + 20)]
-    assert all(0 <= share <= 1 for share in shares)
-    assert shares == sorted(shares)
-    assert set(shares[schedule.steps :]) == {1.0}
+    steps = range(schedule.steps + 20)
+    fractions = [schedule.fraction(step) for step in steps]
+    assert all(0 <= fraction <= 1 for fraction in fractions)
+    assert fractions == sorted(fractions)
+    assert set(fractions[schedule.steps :]) == {1.0}
 
 
 class Control:

@@ -76,7 +76,7 @@ def test_numbers_of_layers_must_agree():
 
 def test_spans():
     generator = torch.Generator().manual_seed(0)
-    mask = draw_spans(200, 100, share=0.4, length=10, generator=generator)
+    mask = draw_spans(200, 100, fraction=0.4, length=10, generator=generator)
     assert mask.shape == (200, 100) and mask.dtype == torch.bool
     # 4 spans of 10; overlaps leave fewer frames, a whole one is the least
     assert mask.sum(1).max() == 40 and mask.sum(1).min() >= 10
@@ -86,23 +86,23 @@ def test_spans():
 
 def test_a_fraction_of_a_span_is_one_as_often():
     generator = torch.Generator().manual_seed(0)
-    mask = draw_spans(2000, 20, share=0.25, length=20, generator=generator)
+    mask = draw_spans(2000, 20, fraction=0.25, length=20, generator=generator)
     assert mask.all(1).float().mean() == pytest.approx(0.25, abs=0.03)
     assert torch.equal(mask.any(1), mask.all(1))
 
 
 def test_spans_longer_than_the_utterance():
-    mask = draw_spans(1, 3, share=1.0, length=10)
+    mask = draw_spans(1, 3, fraction=1.0, length=10)
     assert mask.all()
 
 
 @pytest.mark.parametrize(
-    "share, length, message",
-    [(1.5, 10, "share: 1.5"), (0.5, 0, "length: 0; write 1 or more")],
+    "fraction, length, message",
+    [(1.5, 10, "fraction: 1.5"), (0.5, 0, "length: 0; write 1 or more")],
 )
-def test_bad_spans(share, length, message):
+def test_bad_spans(fraction, length, message):
     with pytest.raises(ValueError, match=message):
-        draw_spans(1, 10, share, length)
+        draw_spans(1, 10, fraction, length)
 
 
 def test_gradient_is_scaled():

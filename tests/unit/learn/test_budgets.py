@@ -15,6 +15,8 @@ from sb_prune import (
     conformer_structures,
     front_end_structures,
     joined_structures,
+    mac_cost,
+    wav2vec2_structures,
 )
 from sb_prune.architectures.conformer import KINDS
 from sb_prune.declare.structure import Declaration, Slices, Structure
@@ -66,16 +68,16 @@ def test_landing(make_asr, unit, target, seed, spread):
 @settings(max_examples=20, derandomize=True, deadline=None)
 @given(
     kinds=st.sets(st.sampled_from(KINDS)).map(lambda k: sorted(k | {*LEAVES})),
-    share=st.floats(0.05, 0.4),
+    sparsity=st.floats(0.05, 0.4),
     min_keep=st.integers(1, 3),
     seed=st.integers(0, 10**6),
 )
-def test_landing_on_the_way(make_asr, unit, kinds, share, min_keep, seed):
+def test_landing_on_the_way(make_asr, unit, kinds, sparsity, min_keep, seed):
     declaration = conformer_structures(make_asr(layers=3), kinds)
     groups = UNITS[unit](0.4).groups(declaration, min_keep)
     scores = random_scores(declaration, seed, spread=1.0)
-    plan = fit_plan(declaration, groups, scores, [share], min_keep)
-    assert_lands(declaration, plan, groups[0], share)
+    plan = fit_plan(declaration, groups, scores, [sparsity], min_keep)
+    assert_lands(declaration, plan, groups[0], sparsity)
     for structure in declaration.structures:
         if structure.is_leaf and plan.is_open(structure, declaration):
             assert plan.keep[structure.name].sum() >= min_keep
@@ -130,7 +132,7 @@ def test_what_must_stay_keeps_its_best_units(make_asr):
         declaration,
         [group],
         torch.cat([worse, better]).double(),
-        shares=[50 * UNIT / group.dense],
+        sparsities=[50 * UNIT / group.dense],
         min_keep=3,
     )
     kept = plan.values(declaration).bool()
@@ -138,11 +140,11 @@ def test_what_must_stay_keeps_its_best_units(make_asr):
     assert sorted(better[kept[32:]].tolist()) == list(range(121, 132))
 
 
-def test_share_0_keeps_everything(make_asr):
+def test_sparsity_0_keeps_everything(make_asr):
     declaration = conformer_structures(make_asr())
     groups = ParameterBudget(0.5).groups(declaration)
     scores = random_scores(declaration, 0, 1.0)
-    plan = fit_plan(declaration, groups, scores, shares=[0.0])
+    plan = fit_plan(declaration, groups, scores, sparsities=[0.0])
     assert plan.values(declaration).all()
 
 
@@ -239,3 +241,19 @@ def test_groups_that_shrink_with_one_another_are_refused():
     )
     with pytest.raises(ValueError, match="target: .* give them one target"):
         ParameterBudget({"a": 0.3, "b": 0.3}).groups(declaration)
+
+
+@pytest.mark.parametrize("frames", [-100, 0, 0.5, 250.0, True, "250"])
+def test_lengths_that_no_utterance_has(make_asr, frames):
+    refusal = f"frames: {frames}; write a whole number, at least 1"
+    with pytest.raises(ValueError, match=refusal):
+        MACBudget(0.5, frames=frames)
+    with pytest.raises(ValueError, match=refusal):
+        mac_cost(conformer_structures(make_asr()), frames)
+
+
+def test_an_utterance_too_short_for_the_front_end(make_wav2vec2):
+    declaration = wav2vec2_structures(make_wav2vec2(), ["front_end_channels"])
+    budget = MACBudget({"feature_extractor": 0.5}, frames=5)
+    with pytest.raises(ValueError, match="no MACs to remove.*more frames"):
+        budget.groups(declaration)
