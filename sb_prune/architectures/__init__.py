@@ -1,1 +1,1 @@
-"""One file per family of models: what can be cut in it."""
+"""What can be pruned in each family of models, one file per family."""

@@ -1,4 +1,8 @@
-"""Parts that the layers of several architectures have in common.
+"""Parts of layers that several architectures have in common.
+
+Functions here describe one module of a layer, such as attention or a
+feed-forward network (FFN), as a `Part`: the structures of the whole module, of
+its units and of what is inside the units, and the operations that it runs.
 
 Shapes: d model width, h FFN hidden units, H heads, k head width, L queries,
 S keys and values.
@@ -33,21 +37,21 @@ INSIDE_HEADS = ("query_key_dims", "value_dims")
 
 @dataclass(frozen=True)
 class Part:
-    """One module of a layer: cut whole, or unit by unit.
+    """One module of a layer, which can be removed or cut unit by unit.
 
     Arguments
     ---------
     module : Structure
-        The module, whole.
+        The module as a whole.
     units : Structure
-        What it consists of.
+        The units that it consists of, e.g. heads.
     operations : callable
         frames (int) -> list of Operation.
     inside : tuple of Structure
-        What each unit consists of.
+        What each unit consists of, e.g. the dims of heads.
     refused : tuple of (str, str)
-        (kind, why) pairs: what cannot be cut in this module, and what to
-        write instead.
+        (kind, reason) pairs for kinds that cannot be cut in this module; the
+        reason says what to write instead.
     """
 
     module: Structure
@@ -58,18 +62,18 @@ class Part:
 
     @property
     def kinds(self):
-        """Kinds of all that can be cut."""
+        """Kinds of all structures of the module."""
         return tuple(s.kind for s in (self.module, self.units, *self.inside))
 
     def structures(self, kinds, parent):
-        """The module, its units and what is inside them, parents first.
+        """Lists the module, its units and what is inside, parents first.
 
         Arguments
         ---------
         kinds : list of str
-            Which kinds to list.
+            The kinds to list.
         parent : str or None
-            What must be open for the module to matter.
+            Structure that contains the module, e.g. its layer.
 
         Returns
         -------
@@ -78,8 +82,8 @@ class Part:
         Raises
         ------
         ValueError
-            If what is inside the units is wanted, but not the units, or a
-            kind is refused.
+            If kinds inside the units are listed without the units, or a kind
+            is refused.
         """
         for kind, why in self.refused:
             if kind in kinds:
@@ -105,18 +109,18 @@ class Part:
 
 @dataclass(frozen=True)
 class NotCut:
-    """A module of a layer that cannot be cut, nor the layer with it.
+    """A module that cannot be cut, so that its layer cannot be removed either.
 
     Arguments
     ---------
     name : str
-        From the root.
+        Name of the module from the root.
     what : str
-        Its class.
+        Its class, for the error message.
     kinds : tuple of str
-        What would cut it.
+        The kinds that would cut it.
     remedy : str
-        What to write in order to have one that can.
+        What to write in order to get a module that can be cut.
     """
 
     name: str
@@ -126,12 +130,12 @@ class NotCut:
 
 
 def unless_gone(describe):
-    """Lets a description of a module answer None where it was cut before.
+    """Decorator: returns None for a module that an earlier cut has removed.
 
     Arguments
     ---------
     describe : callable
-        (name, module, ...) -> Part or NotCut.
+        Function of (name, module, ...) that returns a Part or NotCut.
 
     Returns
     -------
@@ -148,7 +152,10 @@ def unless_gone(describe):
 
 
 def _holding(units, inside):
-    """Units that leave to others what those cut; the rest they cut."""
+    """Makes units that hold others, to which they leave what these cut.
+
+    The units themselves cut only the rest.
+    """
     others = [cut for structure in inside for cut in structure.cuts]
     cuts = []
     for cut in units.cuts:
@@ -167,19 +174,22 @@ def _holding(units, inside):
 
 
 class AbsentCrossAttention(Absent):
-    """Cross-attention that was cut: looks at no frame.
+    """Takes the place of a removed cross-attention.
 
-    Searchers read the weights of the last layer, so they stay a tensor.
+    It returns attention weights too, since searchers read those of the last
+    layer. They are zero.
     """
 
     def forward(self, query, key, *args, **kwargs):
-        """Returns zeros: a scalar, and weights (B, L, S) without memory."""
+        """Returns a scalar zero and zero weights (B, L, S), which are expanded
+        and take no memory.
+        """
         zero = query.new_zeros(())
         return zero, zero.expand(*query.shape[:2], key.shape[1])
 
 
 def consecutive(units, entries=1):
-    """Indices of units that lie one after another.
+    """Indices for `Slices` of units that lie one after another.
 
     Example
     -------
@@ -191,7 +201,7 @@ def consecutive(units, entries=1):
 
 
 def whole_linear(name, linear):
-    """Masks with which a module's gate multiplies its last weight and bias."""
+    """Masks for all of a Linear, the last of a module that one gate closes."""
     size = consecutive(1, linear.out_features)
     tensors = ["weight"] if linear.bias is None else ["weight", "bias"]
     return tuple(Slices(f"{name}.{tensor}", 0, size) for tensor in tensors)
@@ -199,16 +209,17 @@ def whole_linear(name, linear):
 
 @torch.no_grad()
 def acts_per_unit(activation, units):
-    """Whether what an activation gives of a unit depends on that unit alone.
+    """Whether an activation treats each unit separately from the others.
 
-    Softmax does not, nor does GLU. A parameter per unit (PReLU) counts as no,
-    too, for no structure declares it.
+    GELU and ReLU do, softmax and GLU do not. An activation with a parameter
+    for each unit (PReLU) is refused too, since no structure cuts it.
 
     Arguments
     ---------
     activation : callable
-        (..., units) -> (..., units). It is tried out on a copy.
+        (..., units) -> (..., units). A copy of it is run on numbers.
     units : int
+        Number of units.
 
     Returns
     -------
@@ -225,7 +236,7 @@ def acts_per_unit(activation, units):
         activation = copy.deepcopy(activation).eval()
         for owner in activation.modules():
             for name, parameter in owner.named_parameters(recurse=False):
-                # its own value may be on the meta device
+                # the original may be on the meta device, without a value
                 value = torch.full(parameter.shape, 0.5, device="cpu")
                 setattr(owner, name, torch.nn.Parameter(value))
     one = torch.linspace(-3, 3, 2 * units, device="cpu").view(1, 2, units)
@@ -233,26 +244,27 @@ def acts_per_unit(activation, units):
     other[..., ::2] += 1  # every second unit changes
     try:
         first, second = activation(one.clone()), activation(other)
-    except RuntimeError:  # it takes no such shape
+    except RuntimeError:  # it does not accept this shape
         return False
     same = torch.equal(first[..., 1::2], second[..., 1::2])
     return first.shape == one.shape and same
 
 
 def refused_activation(kind, activation, units):
-    """For `Part.refused`: units whose activation does not act on each alone.
+    """Makes the entry of `Part.refused` for an activation that mixes units.
 
     Arguments
     ---------
     kind : str
-        Of the units.
+        Kind of the units.
     activation : callable
     units : int
+        Number of units.
 
     Returns
     -------
     tuple of (str, str)
-        Empty if they can be cut.
+        Empty if the activation treats each unit separately.
     """
     if acts_per_unit(activation, units):
         return ()
@@ -265,25 +277,26 @@ def refused_activation(kind, activation, units):
 
 
 def same_length(frames):
-    """As many steps as frames."""
+    """Returns the number of frames, for modules that run once per frame."""
     return frames
 
 
 def weight_operations(name, module, parts, steps=same_length, path=None):
-    """MACs of weights that are applied once per step.
+    """Operations of weights that are applied once per step.
 
-    They hold no tensor: what is cut must not be kept alive.
+    The result holds sizes but no tensors, so that weights can be freed when
+    they are cut.
 
     Arguments
     ---------
     name : str
-        Module that goes when all of it is cut.
+        Module that is removed when all of it is cut.
     module : torch.nn.Module
-        What holds the weights.
+        The module that holds the weights.
     parts : list of str
-        Submodules of it that have one.
+        Submodules of it that have a `weight`.
     steps : callable
-        frames -> steps that they run over.
+        frames -> number of steps that the weights are applied to.
     path : str, optional
         Name of `module`, if it lies below `name`.
 
@@ -306,25 +319,26 @@ def weight_operations(name, module, parts, steps=same_length, path=None):
 
 @unless_gone
 def feed_forward(name, ffn, path=None, norm=None, steps=same_length):
-    """Hidden units of a feed-forward module.
+    """Describes a feed-forward module of SpeechBrain and its hidden units.
 
     Arguments
     ---------
     name : str
-        Module that goes when all of it is cut.
+        Module that is removed when all of it is cut.
     ffn : torch.nn.Module
         The PositionalwiseFeedForward.
     path : str, optional
         Name of `ffn`, if it lies below `name`.
     norm : str, optional
-        Norm that feeds nothing else.
+        Norm before the module, if nothing else reads it; removed with it.
     steps : callable
-        frames -> steps that it runs over.
+        frames -> number of steps that the module runs over.
 
     Returns
     -------
     Part, NotCut or None
-        NotCut if ffn is of another class, None if it was cut before.
+        NotCut if ffn is of another class, None if it was removed by an earlier
+        cut.
     """
     if not isinstance(ffn, PositionalwiseFeedForward):
         kinds = ("ffn_modules", "ffn_units")
@@ -336,28 +350,28 @@ def feed_forward(name, ffn, path=None, norm=None, steps=same_length):
 
 @unless_gone
 def two_linears(name, ffn, parts, path=None, norm=None, steps=same_length):
-    """Hidden units between two linear layers.
+    """Describes two Linears with hidden units between them.
 
     Arguments
     ---------
     name : str
-        Module that goes when all of it is cut.
+        Module that is removed when all of it is cut.
     ffn : torch.nn.Module
-        Holds both.
+        The module that holds both Linears.
     parts : (str, str, str)
         Names inside it, in the order in which data flow: the first Linear, the
         activation, the second Linear.
     path : str, optional
         Name of `ffn`, if it lies below `name`.
     norm : str, optional
-        Norm that feeds nothing else.
+        Norm before the module, if nothing else reads it; removed with it.
     steps : callable
-        frames -> steps that they run over.
+        frames -> number of steps that the module runs over.
 
     Returns
     -------
     Part or None
-        None if it was cut before.
+        None if it was removed by an earlier cut.
     """
     path = path or name
     inner, activation, outer = (attrgetter(part)(ffn) for part in parts)
@@ -391,31 +405,31 @@ def two_linears(name, ffn, parts, path=None, norm=None, steps=same_length):
 
 @unless_gone
 def attention(name, module, norm=None, steps=same_length, memory=None):
-    """Heads of an attention module.
+    """Describes an attention module of SpeechBrain and its heads.
 
     Arguments
     ---------
     name : str
-        Of the module.
+        Name of the module from the root.
     module : torch.nn.Module
         RelPosMHAXL, RoPEMHA or MultiheadAttention.
     norm : str, optional
-        Norm that feeds nothing else.
+        Norm before the module, if nothing else reads it; removed with it.
     steps : callable
         frames -> L.
     memory : callable, optional
-        frames -> S, of cross-attention; None: self-attention.
+        frames -> S, for cross-attention; None for self-attention.
 
     Returns
     -------
     Part, NotCut or None
-        NotCut if the heads of such a module cannot be cut, None if it was cut
-        before.
+        NotCut if the heads of such a module cannot be cut, None if it was
+        removed by an earlier cut.
 
     Raises
     ------
     ValueError
-        If its heads were cut to unequal widths before.
+        If an earlier cut left its heads with unequal widths.
     """
     cross = memory is not None
     if cross:
@@ -449,17 +463,18 @@ def attention(name, module, norm=None, steps=same_length, memory=None):
 
 
 def check_equal_heads(name, module):
-    """Refuses an attention whose heads were cut to unequal widths before.
+    """Refuses an attention module whose heads an earlier cut made unequal.
 
     Arguments
     ---------
     name : str
-        From the root.
+        Name of the module from the root.
     module : torch.nn.Module
 
     Raises
     ------
     ValueError
+        If the heads differ in width.
     """
     if isinstance(module, UnequalHeads):
         raise ValueError(
@@ -473,12 +488,12 @@ _absent_self_attention = partial(Absent, extra_outputs=1)
 
 
 def identity(norm):
-    """What a norm that feeds one module only becomes, if there is one."""
+    """Entry of `Structure.removes` that turns a norm, if any, into Identity."""
     return ((norm, torch.nn.Identity),) if norm else ()
 
 
 def _heads(name, path, inner, cross):
-    """Heads of the module `inner`, which lies at `path`."""
+    """Structure of the heads of the module `inner`, which lies at `path`."""
     heads, width = inner.num_heads, inner.head_dim
     each = consecutive(heads, width)
     cuts = [
@@ -509,7 +524,10 @@ def _heads(name, path, inner, cross):
 
 
 def _dims(name, path, inner):
-    """Dims inside the heads; those of RoPEMHA rotate in pairs and stay."""
+    """Structures of the dims inside heads.
+
+    RoPEMHA has none, since it rotates dims in pairs.
+    """
     if isinstance(inner, RoPEMHA):
         return ()
     each = consecutive(inner.num_heads * inner.head_dim)
@@ -550,21 +568,22 @@ def _dims(name, path, inner):
 
 
 def dims_of_heads(name, path, query_key, value, adapter):
-    """Dims of query and key, and of value and output, inside every head.
+    """Structures of the dims inside every head.
 
-    Wang et al., "Task-Agnostic Structured Pruning of Speech Representation
-    Models" (2023), fine-grained attention heads.
+    There are two: dims that query and key share, and those of value and output
+    (Wang et al., "Task-Agnostic Structured Pruning of Speech Representation
+    Models", 2023, fine-grained attention heads).
 
     Arguments
     ---------
     name : str
-        Of the attention, whose heads are `name`.heads.
+        Name of the attention; the structure of its heads is `name`.heads.
     path : str
-        Of the module that has them.
+        Name of the module that holds the weights.
     query_key, value : (tuple of Slices, tuple of Slices)
         Masks and cuts of each.
     adapter : type
-        Class of the module once heads differ in width.
+        Class that the module gets when heads differ in width.
 
     Returns
     -------
@@ -588,14 +607,14 @@ def dims_of_heads(name, path, query_key, value, adapter):
 
 
 def pair_operations(name, scores, values):
-    """MACs of attention over pairs of frames.
+    """Operations of attention over pairs of queries and keys.
 
     Arguments
     ---------
     name : str
-        Of the attention.
+        Name of the attention.
     scores, values : float
-        MACs of the scores, and of the weighted sums.
+        MACs of the scores, and of the weighted sums of values.
 
     Returns
     -------
@@ -609,11 +628,11 @@ def pair_operations(name, scores, values):
 
 
 def _projection_rows(inner, cross):
-    """(H, 3k) rows of in_proj_weight that each head reads.
+    """(H, 3k) rows of in_proj_weight that belong to each head.
 
-    torch's attention stacks all q, all k, all v. SpeechBrain's own reads that
-    layout too where query and key differ, but [q_h; k_h; v_h] per head where
-    they are the same.
+    torch's attention stacks the rows of all q, then all k, then all v.
+    SpeechBrain's does so in cross-attention; in self-attention its rows are
+    ordered by head, [q_h; k_h; v_h] for each.
     """
     heads, width = inner.num_heads, inner.head_dim
     if not cross and not isinstance(inner, torch.nn.MultiheadAttention):
@@ -623,7 +642,7 @@ def _projection_rows(inner, cross):
 
 
 def _attention_operations(name, path, inner, steps, memory):
-    """frames -> MACs of L queries over S keys."""
+    """Makes the function frames -> operations of L queries over S keys."""
     sizes = {tensor: p.numel() for tensor, p in inner.named_parameters()}
     width = inner.num_heads * inner.head_dim
     relative = isinstance(inner, RelPosMHAXL)

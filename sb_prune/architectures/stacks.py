@@ -1,4 +1,4 @@
-"""From the parts of layers to a declaration: what all architectures share."""
+"""Makes a declaration out of stacked layers, for all architectures."""
 
 import re
 from dataclasses import dataclass
@@ -13,25 +13,27 @@ ADAPTERS = (AdaptedModel, LoRA, HoulsbyAdapterLinear)
 
 
 def no_operations(frames):
-    """An empty list."""
+    """Returns an empty list, for layers without operations of their own."""
     return []
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, as the parts that it adds up.
+    """One layer, described by its parts.
 
     Arguments
     ---------
     parts : tuple of Part, NotCut or None
-        In the order they run; None for a module that was cut before.
+        In the order in which they run; None for a module that an earlier cut
+        has removed.
     masks : tuple of Slices
-        Where the layer's gate multiplies; by default where those of its
-        parts do.
+        The weights that the gate of the layer multiplies; by default those
+        that the gates of its parts multiply.
     removes : tuple of (str, callable)
-        What goes with the layer beyond its parts.
+        As in `Structure`: modules outside of the parts that are removed with
+        the layer.
     operations : callable
-        frames (int) -> list of Operation that run outside the parts.
+        frames (int) -> list of Operation outside of the parts.
     """
 
     parts: tuple
@@ -40,21 +42,21 @@ class Layer:
     operations: Callable = no_operations
 
     def structures(self, name, kinds):
-        """The layer, its modules and their units, parents first.
+        """Lists the layer, its modules and their units, parents first.
 
         Arguments
         ---------
         name : str
-            Of the layer.
+            Name of the layer from the root.
         kinds : list of str
-            Which kinds to list.
+            The kinds to list.
 
         Returns
         -------
         list of Structure
         """
         masks = self.masks or sum((p.module.masks for p in self.cuttable), ())
-        whole = "layers" in kinds and bool(masks)  # else nothing is left of it
+        whole = "layers" in kinds and bool(masks)  # without masks it is empty
         found = [self._whole(name, masks)] if whole else []
         for part in self.cuttable:
             found += part.structures(kinds, name if whole else None)
@@ -67,7 +69,7 @@ class Layer:
 
     @property
     def not_cut(self):
-        """Those that cannot."""
+        """The parts that cannot be cut."""
         return [part for part in self.parts if isinstance(part, NotCut)]
 
     def _whole(self, name, masks):
@@ -82,7 +84,7 @@ class Layer:
         )
 
     def all_operations(self, frames):
-        """MACs of the layer on one utterance.
+        """Lists the operations of the layer on one utterance.
 
         Arguments
         ---------
@@ -99,14 +101,14 @@ class Layer:
 
 
 def find_stacks(root, architectures):
-    """Every stack of layers of some classes below a module.
+    """Finds every stack of layers of some classes below a module.
 
     Arguments
     ---------
     root : torch.nn.Module
-        Where to look.
+        The module to search.
     architectures : dict
-        Stock class that holds `layers` -> function (name, layer) -> Layer.
+        Class of a module with `layers` -> function (name, layer) -> Layer.
 
     Returns
     -------
@@ -116,7 +118,7 @@ def find_stacks(root, architectures):
     Raises
     ------
     ValueError
-        If there is none, or the module has adapters.
+        If there is no such stack, or the module has adapters.
     """
     check_no_adapters(root)
     stacks = {
@@ -134,19 +136,20 @@ def find_stacks(root, architectures):
 
 
 def declare(root, architectures, known, kinds=None, only=""):
-    """Declares all that can be cut in the stacks below a module.
+    """Declares everything that can be pruned in the stacks below a module.
 
     Arguments
     ---------
     root : torch.nn.Module
-        Where names start.
+        The module from which names start.
     architectures : dict
-        Stock class that holds `layers` -> function (name, layer) -> Layer.
+        Class of a module with `layers` -> function (name, layer) -> Layer.
     known : tuple of str
         Kinds that these architectures have.
     kinds : list of str, optional
-        Which of them to declare, by default all that this model has;
-        query_key_dims and value_dims beside heads let these become unequal.
+        The kinds to declare, by default all that this model has. With
+        query_key_dims or value_dims in addition to heads, the heads may become
+        unequal in width.
     only : str
         Regular expression that structure names must contain; empty: all.
 
@@ -198,13 +201,14 @@ def check_known(kinds, known):
     Arguments
     ---------
     kinds : list of str or None
-        What the user named.
+        Kinds that the user named.
     known : tuple of str
-        What there is.
+        Kinds that the architecture has.
 
     Raises
     ------
     ValueError
+        If a kind is unknown.
     """
     unknown = [kind for kind in kinds or () if kind not in known]
     if unknown:
@@ -214,7 +218,7 @@ def check_known(kinds, known):
 
 
 def check_no_adapters(root):
-    """Refuses a module with adapters, whose weights are a sum of several.
+    """Refuses a module with adapters, which add to the weights of others.
 
     Arguments
     ---------
@@ -223,6 +227,7 @@ def check_no_adapters(root):
     Raises
     ------
     ValueError
+        If there is an adapter of SpeechBrain below root.
     """
     for name, module in root.named_modules():
         if isinstance(module, ADAPTERS):
@@ -234,7 +239,7 @@ def check_no_adapters(root):
 
 
 def check_cuttable(layers, wanted):
-    """Refuses, all at once, the kinds that modules of other classes prevent.
+    """Refuses kinds that cannot be cut in modules of the classes in a model.
 
     Arguments
     ---------
@@ -245,6 +250,7 @@ def check_cuttable(layers, wanted):
     Raises
     ------
     ValueError
+        Naming all such kinds, and what to write.
     """
     layers = list(layers)
     not_cut = [part for layer in layers for part in layer.not_cut]
@@ -274,13 +280,14 @@ def check_matched(structures, kinds):
     Arguments
     ---------
     structures : list of Structure
-        What was found.
+        Structures of the model.
     kinds : list of str
-        What the user named.
+        Kinds that the user named.
 
     Raises
     ------
     ValueError
+        If no structure is of one of the kinds.
     """
     missing = set(kinds) - {s.kind for s in structures}
     if missing:
@@ -296,14 +303,14 @@ def check_matched(structures, kinds):
 
 
 def select(structures, only):
-    """The structures whose names match.
+    """Selects the structures whose names match a regular expression.
 
     Arguments
     ---------
     structures : list of Structure
         Parents before their children.
     only : str
-        Regular expression that names must contain; empty: all.
+        Regular expression to be found in the names; empty for all.
 
     Returns
     -------
@@ -312,7 +319,8 @@ def select(structures, only):
     Raises
     ------
     ValueError
-        If there are none, it matches nothing, or leaves out a parent.
+        If there are no structures, none matches, or one matches while its
+        parent does not.
     """
     if not structures:
         raise ValueError(
