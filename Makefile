@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 NAME ?=
 FULL ?=
 
-.PHONY: demo demo-wav2vec2 demo-slurp demo-probes test bench style
+.PHONY: demo demo-wav2vec2 demo-slurp demo-probes test bench docs style
 
 # The one set-up step: everything comes from setup.cfg.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -37,6 +37,11 @@ bench: $(VENV)/installed
 	$(filter-out %/cells.py %/common.py,$(wildcard tests/benchmarks/*.py))); do \
 		$(BIN)/python $$script $(if $(FULL),--full) || exit 1; \
 	done
+
+# HTML of all Markdown and docstrings, into docs/build/docs/index.html.
+docs: $(VENV)/installed
+	rm -rf docs/api docs/build
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . docs/build
 
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix .

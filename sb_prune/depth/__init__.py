@@ -1,8 +1,10 @@
 """Which layers to keep: criteria, and the hidden states they compare."""
 
+from sb_prune.depth.convexity import graph_convexity
 from sb_prune.depth.criteria import (
     ConvexityPeak,
     LastLayers,
+    LayerChoice,
     RandomLayers,
     SimilarBlock,
 )
@@ -16,9 +18,11 @@ from sb_prune.depth.similarity import (
 __all__ = [
     "ConvexityPeak",
     "LastLayers",
+    "LayerChoice",
     "RandomLayers",
     "SimilarBlock",
     "cosine_similarity",
+    "graph_convexity",
     "linear_cka",
     "max_over_time",
     "mean_over_time",

@@ -1,0 +1,228 @@
+"""Every command of every page runs, at debug size, and so does its Python."""
+
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from documents import PAGES, blocks, commands, name_of
+from recipe_runs import (
+    ALL_SPLITS,
+    FEW_NEIGHBOURS,
+    JOINT,
+    JOINT_PRUNE,
+    ROOT,
+    TINY,
+    TINY_COMMANDS,
+    TINY_COMPRESSION,
+    TINY_CTC,
+    TINY_ENCODER,
+    TINY_PROBE,
+    TINY_PRUNE,
+    TINY_SLURP,
+    TINY_STUDENT,
+    TINY_UNEQUAL,
+    options,
+    run_python,
+)
+
+CORPUS = ["--train_utterances=24", "--dev_utterances=8", "--test_utterances=8"]
+COLLECT = ["--collect-only", "--quiet", "-p", "no:cacheprovider"]
+TEST = "[results/{}/1234/test-clean.csv]"
+TWO_EPOCHS = {"number_of_epochs": 2, "prune_epochs": 1, "schedule_steps": 2}
+SMALL_ENCODER = {"wav2vec2_hub": "/path/to/small_wav2vec2"}
+CTC, SLURP = "train_with_wav2vec.py", "train_with_wav2vec2.py"
+CONVEXITY = "train.py hparams/convexity.yaml"
+# What debug size adds to a command, by words that it holds; of several that
+# fit, the one of most words.
+SMALLER = {
+    "-m sb_prune.demo.corpus": CORPUS,
+    "-m sb_prune.demo.slurp": [
+        "--train_utterances=24",
+        "--devel_utterances=6",
+        "--test_utterances=6",
+    ],
+    "-m sb_prune.presets": [],
+    "-m sb_prune.report": ["--seconds=2"],
+    "-m pytest": COLLECT,
+    "train.py hparams/train.yaml": options(
+        JOINT, number_of_epochs=1, test_csv=TEST.format("train")
+    ),
+    "train.py hparams/prune.yaml": options(
+        JOINT_PRUNE, number_of_epochs=2, test_csv=TEST.format("prune")
+    ),
+    "train.py hparams/demo_train.yaml": options(TINY),
+    "train.py hparams/demo_prune.yaml": options(TINY_PRUNE),
+    f"{CTC} hparams/finetune.yaml": options(
+        TINY_CTC,
+        **SMALL_ENCODER,
+        number_of_epochs=1,
+        test_csv=TEST.format("finetune"),
+        test_splits="[test-clean]",
+    ),
+    f"{CTC} hparams/prune_mac.yaml": options(
+        TINY_CTC,
+        **SMALL_ENCODER,
+        **TWO_EPOCHS,
+        test_csv=TEST.format("prune_mac"),
+        test_splits="[test-clean]",
+    ),
+    f"{CTC} hparams/demo_encoder.yaml": options(TINY_ENCODER),
+    f"{CTC} hparams/demo_finetune.yaml": options(
+        TINY_CTC, number_of_epochs=1, encoder_dim=128
+    ),
+    f"{CTC} hparams/demo_prune.yaml": options(
+        TINY_CTC, **TWO_EPOCHS, encoder_dim=128
+    ),
+    f"{SLURP} hparams/finetune.yaml": options(
+        TINY_SLURP, **SMALL_ENCODER, number_of_epochs=1
+    ),
+    f"{SLURP} hparams/prune_mac.yaml": options(
+        TINY_SLURP, **SMALL_ENCODER, **TWO_EPOCHS
+    ),
+    f"{SLURP} hparams/demo_finetune.yaml": options(
+        TINY_SLURP, number_of_epochs=1
+    ),
+    f"{SLURP} hparams/demo_prune.yaml": options(TINY_SLURP, **TWO_EPOCHS),
+    "train.py hparams/prune_fine_grained.yaml": options(
+        TINY_COMPRESSION, **TINY_UNEQUAL, **SMALL_ENCODER
+    ),
+    "train.py hparams/armhubert.yaml": options(
+        TINY_COMPRESSION, **TINY_STUDENT, **SMALL_ENCODER
+    ),
+    "train.py hparams/pr.yaml": options(TINY_PROBE),
+    "run_probes.py": ["--probes", "ks", "sid", *options(TINY_PROBE)],
+    CONVEXITY: options(TINY_COMMANDS),
+    f"{CONVEXITY} --label=spk_id": options(
+        {**TINY_COMMANDS, "output_neurons": 5}
+    ),
+    f"{CONVEXITY} --data_folder=/path/to/LibriSpeech": options(
+        {**TINY_COMMANDS, "output_neurons": 9},
+        **ALL_SPLITS,
+        layer_pruning=FEW_NEIGHBOURS,
+    ),
+    f"{CONVEXITY} --data_folder=/path/to/slurp": options(
+        TINY_COMMANDS, layer_pruning=FEW_NEIGHBOURS
+    ),
+    "train.py hparams/convexity_l0.yaml": options(TINY_COMMANDS, **TWO_EPOCHS),
+}
+
+
+@dataclass
+class Checkout:
+    """A copy of the tree's recipes, and data at the pages' paths.
+
+    Arguments
+    ---------
+    root : Path
+    """
+
+    root: Path
+    _done: set = field(default_factory=set)
+
+    def run(self, line, cwd):
+        """Runs one command; the same in the same folder runs once.
+
+        Arguments
+        ---------
+        line : str
+        cwd : Path
+
+        Returns
+        -------
+        Path
+            Where the next one runs.
+        """
+        first, *words = shlex.split(line)
+        if first == "cd":
+            return self.root / words[0]
+        if first == "make" or line == "pip install .":
+            return cwd  # tests/unit/test_documents.py looks at these
+        assert first == "python", f"no test knows how to run: {line}"
+        if (line, cwd) not in self._done:
+            self._done.add((line, cwd))
+            run_python(
+                *self._at_debug_size(line, words),
+                cwd=ROOT if "pytest" in words else cwd,
+            )
+        return cwd
+
+    def _at_debug_size(self, line, words):
+        fitting = [key for key in SMALLER if set(key.split()) <= {*words}]
+        assert fitting, f"no test knows how to run: {line}"
+        more = SMALLER[max(fitting, key=lambda key: len(key.split()))]
+        again = {word.partition("=")[0] for word in more}  # a key stands once
+        words = [word for word in words if word.partition("=")[0] not in again]
+        return [
+            word.replace("/path/to/", f"{self.root}/")
+            for word in [*words, *more]
+        ]
+
+
+@pytest.fixture(scope="module")
+def checkout(
+    tmp_path_factory, corpus, slurp_corpus, commands_corpus, tiny_wav2vec2
+):
+    root = tmp_path_factory.mktemp("checkout")
+    for part in ("recipes", "hparams"):
+        shutil.copytree(
+            ROOT / part,
+            root / part,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("results"),
+        )
+    (root / "LibriSpeech").symlink_to(corpus)
+    (root / "slurp").symlink_to(slurp_corpus)
+    (root / "speech_commands_v0.02").symlink_to(commands_corpus)
+    for name in ("small_wav2vec2", "encoder", "export"):
+        (root / name).symlink_to(tiny_wav2vec2)
+    shutil.copy(next(commands_corpus.rglob("*.wav")), root / "yes.wav")
+    shutil.copy(next(corpus.rglob("*.flac")), root / "speech.flac")
+    return Checkout(root)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if commands(page)], ids=name_of
+)
+def test_page_does_what_it_says(page, checkout, tmp_path):
+    """Its commands, then the Python that uses what they have made."""
+    cwd = checkout.root
+    if page.is_relative_to(ROOT / "recipes"):
+        cwd /= page.relative_to(ROOT).parent
+    for line in commands(page):
+        cwd = checkout.run(line, cwd)
+    if page.parent == ROOT / "docs":
+        return  # tests/unit/test_documents.py runs the Python of these
+    for block in blocks(page, "python"):
+        script = tmp_path / "script.py"
+        text = block.text.replace("/path/to/", f"{checkout.root}/")
+        audio = f'"{checkout.root}/speech.flac"'
+        script.write_text(text.replace('"speech.flac"', audio))
+        run_python(script, cwd=cwd)
+
+
+def test_documentation_builds_without_a_warning(tmp_path):
+    """`make docs`, on a copy: Sphinx writes what it finds into its source."""
+    tree = tmp_path / "tree"
+    for page in PAGES:
+        copy = tree / page.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(page, copy)
+    shutil.copy(ROOT / "docs/conf.py", tree / "docs")
+    shutil.copytree(ROOT / "docs/templates", tree / "docs/templates")
+    arguments = sphinx_arguments()
+    assert "-W" in arguments
+    run_python("-m", "sphinx", *arguments, cwd=tree)
+    assert (tree / "docs/build/docs/index.html").is_file()
+    assert (tree / "docs/build/docs/api/sb_prune.Plan.html").is_file()
+
+
+def sphinx_arguments():
+    """What the Makefile gives to Sphinx."""
+    dry = subprocess.check_output(
+        ["make", "--dry-run", "docs"], cwd=ROOT, text=True
+    )
+    (line,) = (line for line in dry.splitlines() if "-m sphinx" in line)
+    return line.partition("-m sphinx ")[2].split()
