@@ -1,8 +1,8 @@
 """Structures of SpeechBrain's `BranchformerEncoder`.
 
-Attention heads, channels of the convolutional gating MLP (cgMLP), both
-branches whole, and whole layers. A branch that was cut is zeros to the
-projection that merges the two, so that projection keeps its size.
+These are attention heads, channels of the convolutional gating MLP (cgMLP),
+each of the two branches as a whole, and whole layers. A removed branch gives
+zeros to the projection that merges the two, which keeps its size.
 
 Shapes: B utterances, T frames, d model width, c channels.
 """
@@ -38,10 +38,10 @@ KINDS = (
 
 
 class AbsentBranch(Absent):
-    """A branch that was cut: zeros (B, T, d), which the merge concatenates."""
+    """Takes the place of a removed branch; returns zeros (B, T, d) to merge."""
 
     def zero(self, x):
-        """Zeros like x, without memory."""
+        """Returns zeros of the shape of x, without memory of their own."""
         return super().zero(x).expand_as(x)
 
 
@@ -78,12 +78,12 @@ def branchformer_structures(root, kinds=None, only=""):
 
 
 def branchformer_layer(name, layer):
-    """A BranchformerEncoderLayer.
+    """Describes a BranchformerEncoderLayer.
 
     Arguments
     ---------
     name : str
-        From the root.
+        Name of the layer from the root.
     layer : torch.nn.Module
 
     Returns
@@ -91,7 +91,7 @@ def branchformer_layer(name, layer):
     Layer
     """
     merge = f"{name}.merge_proj"
-    if isinstance(layer.merge_proj, Absent):  # cut whole before
+    if isinstance(layer.merge_proj, Absent):  # removed by an earlier cut
         return Layer(parts=())
     return Layer(
         parts=(_attention(name, layer), _gating_mlp(name, layer)),
@@ -117,7 +117,11 @@ def _attention(name, layer):
 
 
 def _gating_mlp(layer_name, layer):
-    """Linear to 2c; one half, normed and convolved, gates the other."""
+    """Describes the cgMLP branch.
+
+    It is a Linear to 2c channels, of which one half, after a norm and a
+    depthwise convolution, gates the other, and a Linear back to d.
+    """
     name, branch = f"{layer_name}.convolution_branch", layer.convolution_branch
     if isinstance(branch, Absent):
         return None
@@ -162,7 +166,7 @@ def _channels(name, branch):
         Slices(f"{csgu}.conv.conv.bias", 0, each),
         Slices(f"{name}.post_channel_proj.weight", 1, each),
     ]
-    if branch.csgu.use_linear_after_conv:  # it mixes channels: a consumer too
+    if branch.csgu.use_linear_after_conv:  # this Linear reads channels too
         masks.append(Slices(f"{csgu}.linear.weight", 1, each))
         cuts += [
             Slices(f"{csgu}.linear.weight", 0, each),

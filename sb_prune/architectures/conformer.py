@@ -1,9 +1,9 @@
 """Structures of SpeechBrain's `ConformerEncoder`.
 
-FFN hidden units of both macaron halves, attention
-heads, channels of the convolution module, and whole modules and layers
-(Jiang et al., "Accurate and Structured Pruning for Efficient Automatic Speech
-Recognition", Interspeech 2023).
+These are the hidden units of both feed-forward modules, attention heads,
+channels of the convolution module, and whole modules and layers (Jiang et al.,
+"Accurate and Structured Pruning for Efficient Automatic Speech Recognition",
+Interspeech 2023).
 
 Shapes: d model width, c channels, T frames.
 """
@@ -71,12 +71,12 @@ def conformer_structures(root, kinds=None, only=""):
 
 
 def conformer_layer(name, layer):
-    """A ConformerEncoderLayer.
+    """Describes a ConformerEncoderLayer.
 
     Arguments
     ---------
     name : str
-        From the root.
+        Name of the layer from the root.
     layer : torch.nn.Module
 
     Returns
@@ -99,16 +99,23 @@ CONFORMER = {ConformerEncoder: conformer_layer}
 
 @unless_gone
 def _macaron_half(name, half):
-    """half: Sequential(LayerNorm, PositionalwiseFeedForward, Dropout)."""
+    """Describes one of the two feed-forward modules.
+
+    It is a Sequential of LayerNorm, PositionalwiseFeedForward and Dropout.
+    """
     return feed_forward(name, half[1], path=f"{name}.1")
 
 
 @unless_gone
 def _convolution(name, conv):
-    """conv: pointwise to 2c, GLU, depthwise, norm over c, pointwise to d."""
+    """Describes the convolution module.
+
+    It is a pointwise convolution to 2c channels, a GLU, a depthwise
+    convolution, a norm over c channels and a pointwise convolution to d.
+    """
     each = consecutive(conv.conv.out_channels)
     channels = len(each)
-    glu = torch.cat([each, each + channels], dim=1)  # value and gate halves
+    glu = torch.cat([each, each + channels], dim=1)  # of value and gate
     cuts = [
         Slices(f"{name}.bottleneck.0.weight", 0, glu),
         Slices(f"{name}.conv.weight", 0, each),
@@ -145,7 +152,7 @@ def _convolution(name, conv):
 
 
 def _convolution_operations(name, conv):
-    extra = conv.padding if conv.causal else 0  # computed, then chomped
+    extra = conv.padding if conv.causal else 0  # frames computed and discarded
     pointwise = ["bottleneck.0", "after_conv.2"]
     operations = (
         weight_operations(name, conv, pointwise),

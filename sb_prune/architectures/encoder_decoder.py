@@ -1,7 +1,7 @@
-"""Structures of a whole encoder-decoder: any of our encoders, with a decoder.
+"""Structures of an encoder-decoder with any of the encoders declared here.
 
-Both compete for one budget; `ParameterBudget({"encoder": 0.6, "decoder":
-0.4})` gives each its own.
+Encoder and decoder compete for one budget. To give each its own, write
+`ParameterBudget({"encoder": 0.6, "decoder": 0.4})`.
 """
 
 from sb_prune.architectures import branchformer, conformer, transformer
@@ -34,9 +34,9 @@ def encoder_decoder_structures(
     only : str
         Regular expression that structure names must contain; empty: all.
     tokens_per_frame : float
-        Decoder steps per encoder frame, for MACs, which are those of one
-        forward over the whole transcript, as in training. The default: 4
-        tokens per second of 25 frames.
+        Number of tokens per encoder frame. MACs are counted for one forward
+        pass over the whole transcript, as in training. The default stands for
+        4 tokens per second of 25 frames.
 
     Returns
     -------

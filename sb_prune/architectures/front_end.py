@@ -1,13 +1,13 @@
 """Structures of SpeechBrain's `ConvolutionFrontEnd`.
 
-The channels that each convolution makes. The next convolution reads them;
-those of the last block are read by the Linear of the Transformer that the
-front-end feeds. It lies in another entry of the recipe's `modules`, so the
+These are the output channels of each convolution. The next convolution reads
+them; those of the last block are read by the input Linear of the Transformer
+behind the front-end. That is another entry of the recipe's `modules`, so the
 `pruning` block lists both.
 
-Shapes: B utterances, T frames, F frequencies, C channels. A block makes
-(B, T, F, C), which the Transformer flattens: channel c lies in columns
-c, C + c, 2 C + c, ... of the Linear.
+Shapes: B utterances, T frames, F frequencies, C channels. The output of a block
+is (B, T, F, C), which the Transformer flattens: channel c is read by the
+columns c, C + c, 2 C + c, ... of the Linear.
 """
 
 from dataclasses import dataclass
@@ -99,20 +99,22 @@ def front_end_structures(root, reader=None):
 
 @dataclass(frozen=True)
 class _Convolution:
-    """One convolution, and which channels it reads and makes.
+    """One convolution, with the numbers of the maps that it reads and makes.
+
+    Feature maps are numbered from 0, the input features. A map with the same
+    number from several convolutions is the sum of their outputs.
 
     Arguments
     ---------
     name : str
-        From the root.
+        Name from the root.
     layer : Conv2d
     shape : torch.Size
-        Of its weight: (C made, C read, kernel F, kernel T).
+        Shape of its weight: (C made, C read, kernel F, kernel T).
     norm : str or None
-        Name of the torch LayerNorm over (F, C) behind it.
+        Name of torch's LayerNorm over (F, C) after it.
     reads, makes : int
-        Numbers of what lies between convolutions; 0 are the features. What
-        several make is the sum of what each gives.
+        Numbers of its input and output maps.
     """
 
     name: str
@@ -124,12 +126,15 @@ class _Convolution:
 
     @property
     def drops_axis(self):
-        """Whether its single channel, which must stay, has no axis."""
+        """Whether its output has no axis of channels, for there is only one.
+
+        This channel must stay.
+        """
         return self.layer.unsqueeze and self.shape[0] == 1
 
 
 def _only(root, kind):
-    """Name and module of the one instance of a class below root."""
+    """Finds name and module of the only instance of a class below root."""
     found = {n: m for n, m in root.named_modules() if isinstance(m, kind)}
     if len(found) == 1:
         return next(iter(found.items()))
@@ -147,7 +152,7 @@ def _only(root, kind):
 
 
 def _convolutions(name, front_end):
-    """Every convolution, in the order in which channels are made."""
+    """Lists every convolution, in the order in which data flow."""
     found, made = [], 0
     for block_name, block in front_end.items():
         prefix, entry = dotted(name, block_name), made
@@ -162,7 +167,7 @@ def _convolutions(name, front_end):
             found.append(_convolution(*parts, reads=made, makes=made + 1))
             _check_activation(found[-1], block.convs[f"act_{i}"])
             made += 1
-        if block.reduce_conv is not None:  # it adds to what was just made
+        if block.reduce_conv is not None:  # is added to the block's output
             parts = (f"{prefix}.reduce_conv", block.reduce_conv, "conv", "norm")
             found.append(_convolution(*parts, reads=entry, makes=made))
     return found
@@ -184,7 +189,7 @@ def _convolution(prefix, parts, layer, norm, reads, makes):
 
 
 def _check_activation(convolution, activation):
-    """Refuses one that mixes the channels that a convolution makes."""
+    """Refuses an activation that mixes the channels of a convolution."""
     channels = convolution.shape[0]
     for kind, why in refused_activation(KIND, activation, channels):
         raise ValueError(
@@ -195,7 +200,7 @@ def _check_activation(convolution, activation):
 
 def _check_layer(name, layer):
     plain = (
-        type(layer) in (Conv2d, FewerChannels)  # the latter was cut before
+        type(layer) in (Conv2d, FewerChannels)  # the latter after a cut
         and type(layer.conv) is torch.nn.Conv2d  # weight_norm changes it
         and layer.conv.groups == 1
         and layer.max_norm is None
@@ -220,7 +225,7 @@ def _check_norm(name, norm):
 
 
 def _spread(root, reader, frequencies, channels):
-    """(C, F) columns of the reader at which each channel lies."""
+    """(C, F) int, the columns of the reader that read each channel."""
     modules = dict(root.named_modules())
     if not isinstance(modules.get(reader), torch.nn.Linear):
         raise ValueError(
@@ -262,7 +267,7 @@ def _structures(convolutions, reader, spread):
 
 
 def _made(convolution, each):
-    """Slices of a convolution and its norm that make the channels."""
+    """Slices of the tensors of a convolution and its norm, one per channel."""
     name, norm = convolution.name, convolution.norm
     yield Slices(f"{name}.conv.weight", 0, each)
     if convolution.layer.conv.bias is not None:
@@ -273,7 +278,7 @@ def _made(convolution, each):
 
 
 def _shapes(convolutions, frequencies, frames):
-    """(T, F) of the features and of all that the convolutions make."""
+    """Computes the size (T, F) of every feature map."""
     shapes = {0: (frames, frequencies)}
     for convolution in convolutions:
         t, f = shapes[convolution.reads]
@@ -285,20 +290,20 @@ def _shapes(convolutions, frequencies, frames):
 
 
 def _output_length(layer, axis, length):
-    """Positions that a convolution leaves of an axis (0: F, 1: T)."""
+    """Computes the length of an axis after a convolution (0: F, 1: T)."""
     kernel, stride = layer.kernel_size[axis], layer.stride[axis]
     dilation = layer.dilation[axis]
     if layer.padding == "same":
         length += sum(
             get_padding_elem(layer.in_channels, stride, kernel, dilation)
         )
-    elif layer.padding == "causal" and axis == 0:  # as the stock class does
+    elif layer.padding == "causal" and axis == 0:  # as SpeechBrain's class does
         length += (kernel - 1) * layer.dilation[1]
     return (length - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def _operations(convolutions, shapes, reader, reader_size):
-    """MACs of the front-end and its reader on one utterance."""
+    """Lists the operations of the front-end and its reader on an utterance."""
     found = []
     for convolution in convolutions:
         t, f = shapes[convolution.makes]

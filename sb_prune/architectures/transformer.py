@@ -1,8 +1,9 @@
 """Structures of SpeechBrain's `TransformerEncoder` and `TransformerDecoder`.
 
-Heads of self- and cross-attention, FFN hidden units, whole modules and layers.
-Where norms come first, the norm of a module goes with it; where they come
-last (`normalize_before: False`), they normalise what passes by and stay.
+These are heads of self- and cross-attention, hidden units of the feed-forward
+modules, whole modules and layers. If the norm comes before a module
+(`normalize_before: True`), it is removed with the module. If it comes after,
+it normalises the residual stream and stays.
 """
 
 from functools import partial
@@ -63,9 +64,9 @@ def decoder_structures(root, kinds=None, only="", tokens_per_frame=0.16):
     only : str
         Regular expression that structure names must contain; empty: all.
     tokens_per_frame : float
-        Decoder steps per encoder frame, for MACs, which are those of one
-        forward over the whole transcript, as in training. The default: 4
-        tokens per second of 25 frames.
+        Number of tokens per encoder frame. MACs are counted for one forward
+        pass over the whole transcript, as in training. The default stands for
+        4 tokens per second of 25 frames.
 
     Returns
     -------
@@ -89,12 +90,12 @@ def decoder_structures(root, kinds=None, only="", tokens_per_frame=0.16):
 
 
 def encoder_layer(name, layer):
-    """A TransformerEncoderLayer.
+    """Describes a TransformerEncoderLayer.
 
     Arguments
     ---------
     name : str
-        From the root.
+        Name of the layer from the root.
     layer : torch.nn.Module
 
     Returns
@@ -112,12 +113,12 @@ def encoder_layer(name, layer):
 
 
 def decoder_layer(name, layer, tokens_per_frame):
-    """A TransformerDecoderLayer.
+    """Describes a TransformerDecoderLayer.
 
     Arguments
     ---------
     name : str
-        From the root.
+        Name of the layer from the root.
     layer : torch.nn.Module
     tokens_per_frame : float
         Decoder steps per encoder frame.
@@ -147,7 +148,7 @@ def decoder_layer(name, layer, tokens_per_frame):
 
 
 def transformer_decoder(tokens_per_frame):
-    """The decoder, as `declare` reads it.
+    """Makes the entry of the decoder for the `architectures` of `declare`.
 
     Arguments
     ---------
@@ -157,6 +158,7 @@ def transformer_decoder(tokens_per_frame):
     Returns
     -------
     dict
+        TransformerDecoder -> function (name, layer) -> Layer.
 
     Raises
     ------
@@ -176,7 +178,10 @@ TRANSFORMER = {TransformerEncoder: encoder_layer}
 
 
 def _norms_that_go(name, layer, count):
-    """Names of norms that feed one module only; None after the residual."""
+    """Lists the norms before the modules of a layer, which go with them.
+
+    They are None if norms come after the modules.
+    """
     if not layer.normalize_before:
         return [None] * count
     return [f"{name}.norm{i + 1}" for i in range(count)]

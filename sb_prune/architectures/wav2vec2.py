@@ -1,15 +1,17 @@
 """Structures of wav2vec 2.0, HuBERT and WavLM encoders.
 
-Channels of every convolution of the front-end, attention heads, FFN hidden
-units, whole modules and layers (Peng et al., "Structured Pruning of
-Self-Supervised Pre-trained Models for Speech Recognition and Understanding",
-ICASSP 2023, 2302.14132): of the Hugging Face models inside SpeechBrain's
-`Wav2Vec2`, `HuBERT` and `WavLM` lobes, base-like (norms last, GroupNorm in the
-front-end) and large-like (norms first, LayerNorms), and of SpeechBrain's own
-`W2VLatentExtractor` and `EncoderWrapper`.
+These are the channels of every convolution of the front-end, attention heads,
+hidden units of the feed-forward modules, whole modules and layers (Peng et al.,
+"Structured Pruning of Self-Supervised Pre-trained Models for Speech Recognition
+and Understanding", ICASSP 2023, 2302.14132).
 
-Where norms come last they normalise what passes by and stay when a module or
-layer goes. Lengths here are samples of the waveform.
+The models are those of Hugging Face inside SpeechBrain's lobes `Wav2Vec2`,
+`HuBERT` and `WavLM`, of the kind of base (norms after modules, GroupNorm in the
+front-end) or large (norms before modules, LayerNorms), and SpeechBrain's own
+`W2VLatentExtractor` with `EncoderWrapper`.
+
+Norms after modules normalise the residual stream and stay when a module or
+layer is removed. Lengths in this file are samples of the waveform.
 
 Shapes: T frames, C channels, d model width, H heads, k head width.
 """
@@ -150,12 +152,12 @@ def wav2vec2_structures(root, kinds=None, only="", channel_multiple=1):
 
 
 def kinds_of(plan):
-    """All kinds that a plan can be for, those inside heads if it has them.
+    """Guesses the kinds with which a plan was made, from its names.
 
     Arguments
     ---------
     plan : Plan
-        Of a Hugging Face encoder.
+        Plan of a Hugging Face encoder, from an export of format 1.
 
     Returns
     -------
@@ -181,15 +183,15 @@ class _Convolution:
     Arguments
     ---------
     name : str
-        Of the module whose `conv` is the torch Conv1d.
+        Name of the module whose `conv` is torch's Conv1d.
     shape : torch.Size
-        Of its weight: (C made, C read, kernel).
+        Shape of its weight: (C made, C read, kernel).
     stride : int
     has_bias : bool
     norms : tuple of str
-        LayerNorms over the channels it makes.
+        LayerNorms over its output channels.
     group_norms : tuple of str
-        GroupNorms with a group per channel.
+        GroupNorms with one group for each output channel.
     """
 
     name: str
@@ -207,19 +209,20 @@ class _Convolution:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """What one family's description has, in the order in which data flow.
+    """An encoder, described alike for all families.
 
     Arguments
     ---------
     scope : tuple of str
-        Modules that are counted.
+        Modules whose cost is counted.
     convolutions : tuple of _Convolution
+        The convolutions of the front-end, in order.
     readers : tuple of str
-        The Linears that read their output: the encoder's, and the quantizer's
-        of a model that is being pre-trained.
+        The Linears that read the output of the front-end: that of the encoder,
+        and that of the quantizer in a model for pre-training.
     between : callable
         frames (int) -> list of Operation between the front-end and the
-        layers, the reader's with them.
+        layers, including the Linear of the encoder.
     layers : dict
         Name -> Layer.
     layerdrop : float
@@ -234,7 +237,7 @@ class _Encoder:
     layerdrop: float
 
     def operations(self, samples):
-        """MACs on one utterance."""
+        """Lists the operations on an utterance of so many samples."""
         lengths = _lengths(self.convolutions, samples)
         found = [
             Operation(length * c.shape.numel(), c.name, tensor=c.weight)
@@ -248,7 +251,7 @@ class _Encoder:
 
 
 def _lengths(convolutions, samples):
-    """Length at the output of each convolution; none has padding."""
+    """Computes the length after each convolution; none of them has padding."""
     lengths = []
     for convolution in convolutions:
         kernel = convolution.shape[2]
@@ -258,7 +261,7 @@ def _lengths(convolutions, samples):
 
 
 def _channels(convolutions, readers, multiple):
-    """A structure for the channels that each convolution makes."""
+    """Makes a structure for the output channels of each convolution."""
     weights = [(c.weight,) for c in convolutions[1:]]
     weights.append(tuple(f"{reader}.weight" for reader in readers))
     for convolution, reading in zip(convolutions, weights):
@@ -289,7 +292,7 @@ def _channels(convolutions, readers, multiple):
 
 
 def _find(root):
-    """Describes the one encoder below root."""
+    """Finds and describes the only encoder below root."""
     check_no_adapters(root)
     families = {**_hugging_face(), W2VLatentExtractor: _native}
     found = [
@@ -310,14 +313,14 @@ def _find(root):
 
 
 def _what_is(root):
-    """Class of a module, and of the Hugging Face model in it."""
+    """Names the class of a module and of the Hugging Face model inside it."""
     inner = getattr(root, "model", None)
     kinds = [type(module).__name__ for module in (root, inner) if module]
     return " with ".join(kinds)
 
 
 def _hugging_face():
-    """Model class -> its description; empty without transformers."""
+    """Model class -> function that describes it; empty without transformers."""
     try:
         from transformers import HubertModel, Wav2Vec2Model, WavLMModel
     except ImportError:  # an extra: `pip install sb_prune[wav2vec2]`
@@ -330,7 +333,10 @@ def _hugging_face():
 
 
 def _hugging_face_model(root, name, model, attention):
-    """A model of transformers; `attention` describes that of its layers."""
+    """Describes a model of transformers.
+
+    `attention` is the function that describes the attention of its layers.
+    """
     if _has_adapters(model):
         raise ValueError(
             f"module: {name or type(model).__name__} has adapters, which "
@@ -358,7 +364,7 @@ def _hugging_face_model(root, name, model, attention):
 
 
 def _quantizers(root, model):
-    """Linears that read the front-end of a model that is being pre-trained."""
+    """Lists the quantizers that read the front-end, in pre-training."""
     return [
         dotted(name, "quantizer", "weight_proj")
         for name, module in root.named_modules()
@@ -368,7 +374,7 @@ def _quantizers(root, model):
 
 
 def _has_adapters(model):
-    """Behind the encoder or inside its layers; HuBERT has the latter only."""
+    """Whether a model has adapters after its encoder or inside its layers."""
     behind = getattr(model, "adapter", None)
     inside = getattr(model.config, "adapter_attn_dim", None)
     return behind is not None or inside is not None
@@ -402,7 +408,7 @@ def _hugging_face_convolutions(name, model):
 
 
 def _hugging_face_between(name, model):
-    """Projection and positional convolution."""
+    """Operations of the feature projection and the positional convolution."""
     projection = weight_operations(
         dotted(name, "feature_projection"),
         model.feature_projection,
@@ -410,7 +416,7 @@ def _hugging_face_between(name, model):
     )
     conv = model.encoder.pos_conv_embed.conv
     size, kernel = conv.weight.numel(), conv.kernel_size[0]
-    more = 2 * conv.padding[0] - kernel + 1  # computed, then chomped
+    more = 2 * conv.padding[0] - kernel + 1  # frames computed and discarded
     positions = dotted(name, "encoder", "pos_conv_embed")
     return lambda frames: [
         *projection(frames),
@@ -419,7 +425,7 @@ def _hugging_face_between(name, model):
 
 
 def _native(root, name, extractor):
-    """SpeechBrain's own: extractor and encoder are modules side by side."""
+    """Describes SpeechBrain's own model: an extractor beside an encoder."""
     wrappers = {
         n: m for n, m in root.named_modules() if isinstance(m, EncoderWrapper)
     }
@@ -482,7 +488,7 @@ def _native_convolutions(name, extractor):
 
 
 def _layer(name, layer, attention, norms_first):
-    """A layer of transformers; norms that come last stay."""
+    """Describes a layer of transformers; norms after modules are kept."""
     att, ffn = f"{name}.attention", f"{name}.feed_forward"
     first = f"{name}.layer_norm" if norms_first else None
     second = f"{name}.final_layer_norm" if norms_first else None
@@ -500,7 +506,11 @@ _absent_attention = partial(Absent, extra_outputs=1)
 
 @unless_gone
 def _attention(name, module, norm, absent=_absent_attention, more=0):
-    """Heads of wav2vec 2.0 and HuBERT; stock modules run with fewer."""
+    """Describes attention of wav2vec 2.0 and HuBERT.
+
+    Their own classes can run with fewer heads. `more` are further MACs per
+    frame, which are spread evenly over the heads.
+    """
     check_equal_heads(name, module)
     whole = Structure(
         name=name,
@@ -516,7 +526,7 @@ def _attention(name, module, norm, absent=_absent_attention, more=0):
 
 
 def _refused_dims(module):
-    """Heads of unequal widths are computed by `sdpa` or plain matmuls."""
+    """Refuses dims inside heads for other kernels than eager and sdpa."""
     config = getattr(module, "config", None)  # WavLM's has none
     implementation = getattr(config, "_attn_implementation", "eager")
     if implementation in ("eager", "sdpa"):
@@ -530,7 +540,10 @@ def _refused_dims(module):
 
 @unless_gone
 def _biased_attention(name, module, norm):
-    """Heads of WavLM; its first layer keeps the bias that all layers use."""
+    """Describes attention of WavLM.
+
+    The first layer keeps the position bias, which all layers use.
+    """
     from sb_prune.cut.modules.wavlm import (
         AbsentBiasedAttention,
         BiasOnly,
@@ -584,7 +597,7 @@ def _heads(name, module):
 
 
 def _dims(name, module):
-    """Dims inside the heads."""
+    """Structures of the dims inside the heads."""
     from sb_prune.cut.modules.wav2vec2 import unequal
 
     each = consecutive(module.num_heads * module.head_dim)
@@ -606,7 +619,7 @@ def _dims(name, module):
 
 
 def _attention_operations(name, module, more):
-    """frames -> MACs; `more` per frame, shared evenly by the heads."""
+    """Makes the function frames -> operations (`more`: see `_attention`)."""
     projections = ["q_proj", "k_proj", "v_proj", "out_proj"]
     linears = weight_operations(name, module, projections)
     width = module.embed_dim

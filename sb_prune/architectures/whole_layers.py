@@ -1,9 +1,10 @@
-"""Layers that go as if they had never been: another depth of any stack.
+"""Layers that are removed as if they had never existed, from any stack.
 
-The kind `layers` of an architecture closes a layer by its gates, so that a norm
-behind a residual stays. Here nothing stays: what the layer below gives is what
-the layer above gets. That cannot be masked, so that no gate learns it; a
-criterion chooses (`sb_prune.depth.criteria`), and the model is cut at once.
+The kind `layers` of an architecture removes the modules of a layer, but norms
+of the residual stream stay. Here nothing of a layer stays: the layer above
+reads the output of the layer below. A mask cannot express this, so no gate can
+learn it. Instead a criterion (`sb_prune.depth.criteria`) chooses the layers,
+and the model is cut before training.
 """
 
 from dataclasses import replace
@@ -13,26 +14,25 @@ from sb_prune.declare.plan import full_plan
 from sb_prune.declare.structure import Structure, below
 
 KIND = "whole_layers"
-ENDING = ".whole"  # of their names
+ENDING = ".whole"  # end of the names of these structures
 
 
 def layer_structures(root, structures, inside=False):
-    """Declares the layers that another function finds, to be left out whole.
+    """Declares whole layers of the stacks that another function finds.
 
     Arguments
     ---------
     root : torch.nn.Module
-        What `structures` takes.
+        Argument of `structures`.
     structures : callable
         Module -> Declaration with `layers`, e.g. `wav2vec2_structures`.
     inside : bool
-        Whether what `structures` declares inside the layers, and elsewhere, is
-        declared too.
+        Whether to declare the structures of this function too.
 
     Returns
     -------
     Declaration
-        WavLM's first layer computes a bias for all others: it is not declared.
+        Without the first layer of WavLM, which computes a bias for all others.
 
     Raises
     ------
@@ -79,25 +79,25 @@ def layer_structures(root, structures, inside=False):
 
 
 def _is_needed(layer):
-    """Whether layers above use what this one computes beside its output."""
+    """Whether other layers use more of this one than its output."""
     names = (name for name, _ in layer.named_modules())
     return any(name.endswith("rel_attn_embed") for name in names)
 
 
 def stack_of(layer):
-    """What a layer is in: `"encoder.layers"` of `"encoder.layers.3"`."""
+    """Name of the stack of a layer: "encoder.layers" of "encoder.layers.3"."""
     return layer.rpartition(".")[0]
 
 
 def layer_plan(declaration, keep):
-    """The plan that leaves layers out and touches nothing else.
+    """Makes the plan that removes whole layers and nothing else.
 
     Arguments
     ---------
     declaration : Declaration
-        Of `layer_structures`.
+        From `layer_structures`.
     keep : list of bool
-        For each of the declaration's `layers`.
+        For each of the `layers` of the declaration, whether it stays.
 
     Returns
     -------
@@ -106,8 +106,8 @@ def layer_plan(declaration, keep):
     Raises
     ------
     ValueError
-        If no layer of a stack is kept, there are not as many, or one that must
-        stay goes.
+        If the list has another length, no layer of a stack is kept, or a layer
+        is removed that must stay.
     """
     layers = declaration.layers
     left = {stack_of(name) for name, kept in zip(layers, keep) if kept}
