@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 NAME ?=
 FULL ?=
+# Processes that share the tests, a file each at a time; 1 GB of memory each.
+WORKERS ?= 2
 
 .PHONY: demo demo-wav2vec2 demo-slurp demo-probes test bench docs style
 
@@ -30,7 +32,8 @@ demo-probes: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+		--no-loadscope-reorder
 
 bench: $(VENV)/installed
 	for script in $(if $(NAME),tests/benchmarks/$(NAME).py,\

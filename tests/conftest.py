@@ -3,7 +3,10 @@
 Shapes: B utterances, T frames, f features, d model width.
 """
 
+import os
+import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +34,12 @@ FREQUENCIES = 12  # of the features of a front-end
 LazyModule.__file__ = None
 
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring
+
+# Runs wait for the disk at every checkpoint, so temporary folders are in memory
+# where there is enough; $PYTEST_DEBUG_TEMPROOT names another place.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4e9:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def _redraw_(model, generator):

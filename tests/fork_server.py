@@ -54,7 +54,8 @@ PRELOADED = (
     "matplotlib.pyplot",
     "sb_prune.brain",
     "sb_prune.lobes",
-    "sb_prune.report",
+    "sb_prune.report.command",
+    "sb_prune.students",
 )
 
 
@@ -214,7 +215,6 @@ def _run(request, files, paths):
     if script == "-m":
         script, *arguments = arguments
         sys.path.insert(0, os.getcwd())
-        sys.modules.pop(script, None)
         run = functools.partial(runpy.run_module, alter_sys=True)
     else:
         sys.path.insert(0, str(Path(script).resolve().parent))
@@ -250,6 +250,8 @@ def _exit_code(run):
 
 def _stand_in(arguments):
     """What a fork has as `sys.executable`."""
+    if arguments[0] == "-u":  # torchrun's
+        del arguments[0]
     if arguments[0].startswith("-") and arguments[0] != "-m":
         os.execv(sys.executable, [sys.executable, *arguments])
     request = {

@@ -1,8 +1,18 @@
 """Small synthesised corpora, a tiny encoder, and runs of the recipes."""
 
+import os
+
 import pytest
 import torch
-from recipe_runs import RECIPE, ROOT, TINY, TINY_PRUNE, options, run_python
+from filelock import FileLock
+from recipe_runs import (
+    RECIPE,
+    TINY,
+    TINY_PRUNE,
+    how_to_run,
+    options,
+    run_python,
+)
 from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
@@ -11,110 +21,130 @@ from transformers import (
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory):
-    """A few utterances in the layout of LibriSpeech."""
-    folder = tmp_path_factory.mktemp("speech") / "corpus"
-    run_python(
-        ROOT / "sb_prune/demo/corpus.py",
-        folder,
-        "--train_utterances=24",
-        "--dev_utterances=8",
-        "--test_utterances=8",
-        cwd=ROOT,
-    )
-    return folder
+def made_once(tmp_path_factory):
+    """Function: name, make -> a folder that is made once, for all workers.
+
+    `make` is called with the folder, which does not exist; the others wait.
+    """
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+
+    def get(name, make):
+        folder, made = place / name, place / f"{name}.made"
+        with FileLock(place / f"{name}.lock"):
+            if not made.exists():
+                make(folder)
+                made.touch()
+        return folder
+
+    return get
+
+
+def synthesise(made_once, name, script, **sizes):
+    """Folder of the corpus that a module of sb_prune.demo makes."""
+    flags = [f"--{key}={value}" for key, value in sizes.items()]
+    command = ["-m", f"sb_prune.demo.{script}"]
+    return made_once(name, lambda folder: run_python(*command, folder, *flags))
 
 
 @pytest.fixture(scope="session")
-def dense_run(tmp_path_factory, corpus):
-    """Output folder of a (hardly trained) dense run."""
-    folder = tmp_path_factory.mktemp("dense") / "run"
-    run_python(
-        RECIPE / "train.py",
-        "hparams/demo_train.yaml",
-        *options(TINY, data_folder=corpus, output_folder=folder),
+def corpus(made_once):
+    """A few utterances in the layout of LibriSpeech."""
+    return synthesise(
+        made_once,
+        "librispeech",
+        "corpus",
+        train_utterances=24,
+        dev_utterances=8,
+        test_utterances=8,
     )
-    return folder
+
+
+@pytest.fixture(scope="session")
+def slurp_corpus(made_once):
+    """A few utterances in the layout of SLURP."""
+    return synthesise(
+        made_once,
+        "slurp",
+        "slurp",
+        train_utterances=24,
+        devel_utterances=6,
+        test_utterances=6,
+    )
+
+
+@pytest.fixture(scope="session")
+def commands_corpus(made_once):
+    """A few words in the layout of Speech Commands."""
+    return synthesise(
+        made_once,
+        "commands",
+        "speech_commands",
+        speakers=4,
+        repetitions=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def dense_run(made_once, corpus):
+    """Output folder of a (hardly trained) dense run; to be read only."""
+    return made_once(
+        "dense_run",
+        lambda folder: run_python(
+            RECIPE / "train.py",
+            "hparams/demo_train.yaml",
+            *options(TINY, data_folder=corpus, output_folder=folder),
+        ),
+    )
 
 
 @pytest.fixture(scope="session")
 def prune(corpus, dense_run):
     """Function: runs demo_prune.yaml into a folder at debug size."""
 
-    def run(
-        folder, script=RECIPE / "train.py", check=True, processes=1, **more
-    ):
-        environment = {k: more.pop(k) for k in list(more) if k.isupper()}
-        values = {**TINY_PRUNE, **more}
+    def run(folder, script=RECIPE / "train.py", **more):
+        how, more = how_to_run(more)
         return run_python(
             script,
             "hparams/demo_prune.yaml",
             *options(
-                values,
+                {**TINY_PRUNE, **more},
                 data_folder=corpus,
                 dense_folder=dense_run,
                 output_folder=folder,
             ),
-            check=check,
-            processes=processes,
-            **environment,
+            **how,
         )
 
     return run
 
 
 @pytest.fixture(scope="session")
-def pruned_run(tmp_path_factory, prune):
-    """Output folder of a finished, uninterrupted pruning run."""
-    folder = tmp_path_factory.mktemp("pruned") / "run"
-    prune(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def slurp_corpus(tmp_path_factory):
-    """A few utterances in the layout of SLURP."""
-    folder = tmp_path_factory.mktemp("speech") / "slurp"
-    run_python(
-        ROOT / "sb_prune/demo/slurp.py",
-        folder,
-        "--train_utterances=24",
-        "--devel_utterances=6",
-        "--test_utterances=6",
-        cwd=ROOT,
+def pruned_run(made_once, prune):
+    """Output folder of a finished pruning run; to be read only."""
+    return made_once(
+        "pruned_run", lambda folder: prune(folder, new_process=True)
     )
-    return folder
 
 
 @pytest.fixture(scope="session")
-def commands_corpus(tmp_path_factory):
-    """A few words in the layout of Speech Commands."""
-    folder = tmp_path_factory.mktemp("speech") / "commands"
-    run_python(
-        ROOT / "sb_prune/demo/speech_commands.py",
-        folder,
-        "--speakers=4",
-        "--repetitions=1",
-        cwd=ROOT,
-    )
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_wav2vec2(tmp_path_factory):
+def tiny_wav2vec2(made_once):
     """A Hugging Face folder of a random wav2vec 2.0 of width 16."""
-    folder = tmp_path_factory.mktemp("encoder") / "tiny_wav2vec2"
-    config = Wav2Vec2Config(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=32,
-        conv_dim=[8] * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        Wav2Vec2Model(config).save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
-    return folder
+
+    def make(folder):
+        config = Wav2Vec2Config(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=32,
+            conv_dim=[8] * 7,
+            num_conv_pos_embeddings=8,
+            num_conv_pos_embedding_groups=2,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            Wav2Vec2Model(config).save_pretrained(folder)
+        Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+
+    return made_once("tiny_wav2vec2", make)

@@ -15,7 +15,8 @@ SLURP = ROOT / "recipes/SLURP/direct"
 PROBING = ROOT / "recipes/LibriSpeech/probing"
 COMMANDS = ROOT / "recipes/Google-speech-commands"
 COMPRESSION = ROOT / "recipes/LibriSpeech/self-supervised-learning/compression"
-TIMEOUT = 300  # seconds; a run takes about ten
+KILLED = Path(__file__).with_name("killed_train.py")  # a train.py, killed
+TIMEOUT = 300  # seconds; a run takes a few
 
 # Scalars that make demo_train.yaml and demo_prune.yaml run in seconds.
 TINY = {
@@ -169,10 +170,9 @@ def run_python(
     check : bool
         Fail if the script does.
     processes : int
-        More than one run under torchrun.
+        More than one are started by torchrun.
     new_process : bool
-        Not in a fork (see fork_server.py), but in a process of its own; so do
-        several.
+        Not in a fork (see fork_server.py), but in a process of its own.
     **environment : str
         Further variables.
 
@@ -191,7 +191,7 @@ def run_python(
         launcher = ["-m", "torch.distributed.run", "--standalone"]
         launcher += [f"--nproc_per_node={processes}"]
         arguments = [*launcher, *arguments]
-    if new_process or processes > 1:
+    if new_process:
         done = _run_to_its_end(
             [sys.executable, *arguments], cwd=cwd, env=environment
         )
@@ -227,3 +227,10 @@ def options(values, **more):
         f"--{key}" if value is True else f"--{key}={value}"
         for key, value in {**values, **more}.items()
     ]
+
+
+def how_to_run(given):
+    """Parts arguments into those of `run_python` and a recipe's scalars."""
+    names = {"cwd", "check", "processes", "new_process"}
+    how = {k: v for k, v in given.items() if k in names or k.isupper()}
+    return how, {k: v for k, v in given.items() if k not in how}

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-from pathlib import Path
 
 import pytest
 import soundfile
@@ -12,7 +11,9 @@ from recipe_runs import (
     ALL_SPLITS,
     COMMANDS,
     FEW_NEIGHBOURS,
+    KILLED,
     TINY_COMMANDS,
+    how_to_run,
     options,
     run_python,
 )
@@ -21,7 +22,6 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from sb_prune.support.hashes import file_hash
 
 TRAIN = COMMANDS / "train.py"
-KILLED = Path(__file__).with_name("killed_train.py")
 BOTH = {
     "number_of_epochs": 2,
     "prune_epochs": 1,
@@ -34,9 +34,8 @@ BOTH = {
 def train(commands_corpus, tiny_wav2vec2):
     """Function: runs one of the recipe's YAMLs into a folder."""
 
-    def run(folder, yaml, script=TRAIN, environment=None, **more):
-        processes = more.pop("processes", 1)
-        check = more.pop("check", environment is None)
+    def run(folder, yaml, script=TRAIN, **more):
+        how, more = how_to_run(more)
         return run_python(
             script,
             f"hparams/{yaml}.yaml",
@@ -47,9 +46,7 @@ def train(commands_corpus, tiny_wav2vec2):
                 wav2vec2_hub=tiny_wav2vec2,
             ),
             cwd=COMMANDS,
-            processes=processes,
-            check=check,
-            **(environment or {}),
+            **how,
         )
 
     return run
@@ -59,7 +56,7 @@ def train(commands_corpus, tiny_wav2vec2):
 def shortened(tmp_path_factory, train):
     """Output folder of convexity.yaml."""
     folder = tmp_path_factory.mktemp("commands") / "run"
-    train(folder, "convexity", number_of_epochs=2)
+    train(folder, "convexity", number_of_epochs=2, new_process=True)
     return folder
 
 
@@ -98,7 +95,9 @@ def test_a_killed_run_ends_with_the_same_bits(shortened, train, tmp_path):
         tmp_path,
         "convexity",
         script=KILLED,
-        environment={"TRAIN": str(TRAIN), "KILL_EPOCH": "2"},
+        check=False,
+        TRAIN=str(TRAIN),
+        KILL_EPOCH="2",
         number_of_epochs=2,
     )
     assert killed.returncode == -signal.SIGKILL

@@ -2,16 +2,17 @@
 
 import re
 import signal
-from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 from recipe_runs import (
     COMPRESSION,
+    KILLED,
     TINY_COMPRESSION,
     TINY_STUDENT,
     TINY_UNEQUAL,
+    how_to_run,
     options,
     run_python,
 )
@@ -22,15 +23,14 @@ from sb_prune.cut.modules.attention import UnequalHeads
 from sb_prune.support.hashes import file_hash
 
 TRAIN = COMPRESSION / "train.py"
-KILLED = Path(__file__).with_name("killed_train.py")
 
 
 @pytest.fixture(scope="module")
 def compress(corpus, tiny_wav2vec2):
     """Function: runs one of the recipe's YAMLs into a folder."""
 
-    def run(folder, yaml, script=TRAIN, environment=None, **more):
-        processes = more.pop("processes", 1)
+    def run(folder, yaml, script=TRAIN, **more):
+        how, more = how_to_run(more)
         return run_python(
             script,
             f"hparams/{yaml}.yaml",
@@ -41,9 +41,7 @@ def compress(corpus, tiny_wav2vec2):
                 wav2vec2_hub=tiny_wav2vec2,
             ),
             cwd=COMPRESSION,
-            processes=processes,
-            check=environment is None,
-            **(environment or {}),
+            **how,
         )
 
     return run
@@ -58,7 +56,13 @@ def losses(folder, which="valid loss"):
 def unequal(tmp_path_factory, compress):
     """Output folder of prune_fine_grained.yaml."""
     folder = tmp_path_factory.mktemp("compression") / "unequal"
-    compress(folder, "prune_fine_grained", target=0.3, **TINY_UNEQUAL)
+    compress(
+        folder,
+        "prune_fine_grained",
+        target=0.3,
+        new_process=True,
+        **TINY_UNEQUAL,
+    )
     return folder
 
 
@@ -116,10 +120,9 @@ def test_milestones_leave_the_run_alone(tmp_path, compress, unequal):
         run,
         "prune_fine_grained",
         script=KILLED,
-        environment={
-            "TRAIN": str(TRAIN),
-            "KILL_SAVING": "export_0.2.incomplete",
-        },
+        check=False,
+        TRAIN=str(TRAIN),
+        KILL_SAVING="export_0.2.incomplete",
         **options,
     )
     assert killed.returncode == -signal.SIGKILL
@@ -188,7 +191,9 @@ def test_a_killed_student_ends_with_the_same_bits(tmp_path, compress, moment):
         run,
         "armhubert",
         script=KILLED,
-        environment={"TRAIN": str(TRAIN), **moment},
+        check=False,
+        TRAIN=str(TRAIN),
+        **moment,
         **TINY_STUDENT,
     )
     assert killed.returncode == -signal.SIGKILL

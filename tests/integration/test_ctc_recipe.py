@@ -5,20 +5,26 @@ import re
 import shutil
 import signal
 from functools import partial
-from pathlib import Path
 
 import pytest
 import ruamel.yaml
 import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from recipe_runs import CTC, TINY_CTC, TINY_ENCODER, options, run_python
+from recipe_runs import (
+    CTC,
+    KILLED,
+    TINY_CTC,
+    TINY_ENCODER,
+    how_to_run,
+    options,
+    run_python,
+)
 from safetensors.torch import load_file
 from speechbrain.inference.ASR import EncoderASR
 from speechbrain.utils.checkpoints import Checkpointer
 from transformers import AutoFeatureExtractor, AutoModel
 
-KILLED = Path(__file__).with_name("killed_train.py")
 TRAIN = CTC / "train_with_wav2vec.py"
 
 
@@ -26,7 +32,8 @@ TRAIN = CTC / "train_with_wav2vec.py"
 def finetune(corpus, tiny_wav2vec2):
     """Function: runs demo_finetune.yaml into a folder at debug size."""
 
-    def run(folder, script=TRAIN, check=True, environment=None, **more):
+    def run(folder, script=TRAIN, **more):
+        how, more = how_to_run(more)
         folders = {
             "data_folder": corpus,
             "wav2vec2_hub": tiny_wav2vec2,
@@ -37,8 +44,7 @@ def finetune(corpus, tiny_wav2vec2):
             "hparams/demo_finetune.yaml",
             *options(TINY_CTC, **{**folders, **more}),
             cwd=CTC,
-            check=check,
-            **environment or {},
+            **how,
         )
 
     return run
@@ -52,7 +58,9 @@ def finished(tmp_path_factory, finetune):
         folder,
         script=KILLED,
         check=False,
-        environment={"KILL_EPOCH": "2", "TRAIN": TRAIN.name},
+        new_process=True,
+        TRAIN=TRAIN.name,
+        KILL_EPOCH="2",
     )
     assert killed.returncode == -signal.SIGKILL
     assert len(log_of(folder)) == 1
@@ -221,7 +229,8 @@ def test_hub_out_of_reach_is_said_before_anything_is_made(finetune, tmp_path):
         tmp_path / "run",
         check=False,
         wav2vec2_hub="facebook/wav2vec2-base",
-        environment={"HF_ENDPOINT": "http://127.0.0.1:9"},
+        new_process=True,  # read while it is imported
+        HF_ENDPOINT="http://127.0.0.1:9",
     )
     assert failed.returncode == 1
     last = failed.stderr.strip().splitlines()[-1]

@@ -2,12 +2,18 @@
 
 import re
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from recipe_runs import RECIPE, ROOT, TINY_PRUNE, options, run_python
+from recipe_runs import (
+    KILLED,
+    RECIPE,
+    ROOT,
+    TINY_PRUNE,
+    options,
+    run_python,
+)
 from speechbrain.inference.ASR import EncoderASR
 
 from sb_prune import (
@@ -22,7 +28,6 @@ from sb_prune.declare.roots import root_of
 from sb_prune.report.command import main
 from sb_prune.run.snapshots import read_meta
 
-KILLED = Path(__file__).with_name("killed_train.py")
 ENTRIES = ["CNN", "Transformer"]
 BLOCK = """\
     module: [CNN, Transformer]
@@ -48,14 +53,14 @@ def train(corpus, dense_run, tmp_path_factory):
     path = tmp_path_factory.mktemp("yaml") / "prune.yaml"
     path.write_text(text)
 
-    def run(folder, script=RECIPE / "train.py", check=True, **environment):
+    def run(folder, script=RECIPE / "train.py", **how):
         folders = {
             "data_folder": corpus,
             "dense_folder": dense_run,
             "output_folder": folder,
         }
         flags = options(TINY_PRUNE, **folders)
-        return run_python(script, path, *flags, check=check, **environment)
+        return run_python(script, path, *flags, **how)
 
     return run
 

@@ -1,20 +1,21 @@
 """The LibriSpeech recipe, pruned on synthesised speech, end to end."""
 
 import re
+import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from recipe_runs import run_python
+from recipe_runs import (
+    KILLED,
+    run_python,
+)
 
 from sb_prune import conformer_structures, cut_
 from sb_prune.declare.plan import Plan
 from sb_prune.run.snapshots import read_meta
 from sb_prune.support.hashes import file_hash
-
-KILLED = Path(__file__).with_name("killed_train.py")
 
 
 def exported_hash(run):
@@ -115,16 +116,22 @@ def test_killed_and_rerun_ends_bit_for_bit(moment, tmp_path, prune, pruned_run):
     assert exported_hash(tmp_path / "run") == exported_hash(pruned_run)
 
 
-def test_rerun_of_a_finished_run_changes_nothing(prune, pruned_run):
-    before = exported_hash(pruned_run)
-    prune(pruned_run)
-    assert exported_hash(pruned_run) == before
+@pytest.fixture
+def finished(pruned_run, tmp_path):
+    """A copy of the finished run, to run in."""
+    return shutil.copytree(pruned_run, tmp_path / "finished")
 
 
-def test_test_only_evaluates_the_cut_model(prune, pruned_run):
-    log = pruned_run / "train_log.txt"
+def test_rerun_of_a_finished_run_changes_nothing(prune, finished):
+    before = exported_hash(finished)
+    prune(finished)
+    assert exported_hash(finished) == before
+
+
+def test_test_only_evaluates_the_cut_model(prune, finished):
+    log = finished / "train_log.txt"
     wer = log.read_text().strip().rpartition("WER: ")[2]
-    prune(pruned_run, test_only=True)
+    prune(finished, test_only=True)
     assert log.read_text().strip().rpartition("WER: ")[2] == wer
 
 
@@ -181,12 +188,12 @@ def test_bad_values_give_one_clear_error(changed, message, prune, tmp_path):
         ({"prune_epochs": 1}, r"another prune_epochs 2, not 1; write another"),
     ],
 )
-def test_folder_of_another_run_is_refused(changed, message, prune, pruned_run):
-    before = exported_hash(pruned_run)
-    done = prune(pruned_run, check=False, **changed)
+def test_folder_of_another_run_is_refused(changed, message, prune, finished):
+    before = exported_hash(finished)
+    done = prune(finished, check=False, **changed)
     assert re.search(r"output_folder: .* holds a run", last_line(done))
     assert re.search(message, last_line(done))
-    assert exported_hash(pruned_run) == before
+    assert exported_hash(finished) == before
 
 
 def test_foreign_export_folder_is_refused(prune, tmp_path):

@@ -4,18 +4,23 @@ import json
 import re
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import ruamel.yaml
 import torch
-from recipe_runs import SLURP, TINY_SLURP, options, run_python
+from recipe_runs import (
+    KILLED,
+    SLURP,
+    TINY_SLURP,
+    how_to_run,
+    options,
+    run_python,
+)
 from safetensors.torch import load_file
 from slurp_metrics import NO_ANSWER
 from slurp_prepare import parse_semantics
 from speechbrain.inference.ASR import EncoderDecoderASR
 
-KILLED = Path(__file__).with_name("killed_train.py")
 TRAIN = SLURP / "train_with_wav2vec2.py"
 FIGURES = (
     "loss scenario_accuracy action_accuracy intent_accuracy word_F1 char_F1 "
@@ -27,14 +32,8 @@ FIGURES = (
 def finetune(slurp_corpus, tiny_wav2vec2):
     """Function: runs demo_finetune.yaml into a folder at debug size."""
 
-    def run(
-        folder,
-        script=TRAIN,
-        check=True,
-        processes=1,
-        environment=None,
-        **more,
-    ):
+    def run(folder, script=TRAIN, **more):
+        how, more = how_to_run(more)
         return run_python(
             script,
             "hparams/demo_finetune.yaml",
@@ -46,9 +45,7 @@ def finetune(slurp_corpus, tiny_wav2vec2):
                 **more,
             ),
             cwd=SLURP,
-            check=check,
-            processes=processes,
-            **environment or {},
+            **how,
         )
 
     return run
@@ -56,8 +53,18 @@ def finetune(slurp_corpus, tiny_wav2vec2):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, finetune):
-    """Output folder of a (hardly trained) run."""
+    """A (hardly trained) run, killed in epoch 2 and finished later."""
     folder = tmp_path_factory.mktemp("slurp") / "run"
+    killed = finetune(
+        folder,
+        script=KILLED,
+        check=False,
+        new_process=True,
+        TRAIN=TRAIN.name,
+        KILL_EPOCH="2",
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert len(log_of(folder)) == 1
     finetune(folder)
     return folder
 
@@ -98,20 +105,10 @@ def test_best_checkpoint_is_by_intents(finished):
     assert best == pytest.approx(max(logged), abs=0.01)
 
 
-def test_killed_and_rerun_goes_on(finetune, tmp_path):
-    folder = tmp_path / "run"
-    killed = finetune(
-        folder,
-        script=KILLED,
-        check=False,
-        environment={"KILL_EPOCH": "2", "TRAIN": TRAIN.name},
-    )
-    assert killed.returncode == -signal.SIGKILL
-    assert len(log_of(folder)) == 1
-    finetune(folder)
-    epochs = re.findall(r"^epoch: (\d+)", "\n".join(log_of(folder)), re.M)
-    assert epochs == ["1", "2", "3", "4", "5"]
-    assert log_of(folder)[-1].startswith("Epoch loaded: ")
+def test_killed_and_rerun_goes_on(finished):
+    *epochs, test = log_of(finished)
+    assert [re.match(r"epoch: (\d)", e)[1] for e in epochs] == list("12345")
+    assert test.startswith("Epoch loaded: ")
 
 
 def test_test_only_repeats_the_figures(finetune, finished):

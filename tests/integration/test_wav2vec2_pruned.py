@@ -11,9 +11,11 @@ import pytest
 import torch
 from recipe_runs import (
     CTC,
+    KILLED,
     SLURP,
     TINY_CTC,
     TINY_SLURP,
+    how_to_run,
     options,
     run_python,
 )
@@ -23,8 +25,6 @@ from sb_prune import lobes
 from sb_prune.export.loading import load_export
 from sb_prune.run.snapshots import read_meta
 from sb_prune.support.hashes import file_hash
-
-KILLED = Path(__file__).with_name("killed_train.py")
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def train(request, recipe, tiny_wav2vec2):
     """Function: runs a YAML of the recipe into a folder at debug size."""
     corpus = request.getfixturevalue(recipe.corpus)
 
-    def run(folder, yaml, script=None, check=True, processes=1, **more):
-        environment = {k: more.pop(k) for k in list(more) if k.isupper()}
+    def run(folder, yaml, script=None, **more):
+        how, more = how_to_run(more)
         return run_python(
             script or recipe.folder / recipe.script,
             f"hparams/{yaml}.yaml",
@@ -103,9 +103,7 @@ def train(request, recipe, tiny_wav2vec2):
                 },
             ),
             cwd=recipe.folder,
-            check=check,
-            processes=processes,
-            **environment,
+            **how,
         )
 
     return run
@@ -135,7 +133,7 @@ def prune(recipe, train, dense):
 def pruned(tmp_path_factory, prune):
     """Output folder of a finished run of demo_prune.yaml."""
     folder = tmp_path_factory.mktemp("pruned") / "run"
-    prune(folder)
+    prune(folder, new_process=True)
     return folder
 
 
@@ -177,15 +175,13 @@ def test_export_is_what_was_evaluated(recipe, pruned, tmp_path):
     system.transcribe_batch(wavs, torch.ones(2))
 
 
+@pytest.mark.parametrize("recipe", ["SLURP"], indirect=True)
 def test_slurp_export_understands_what_the_run_did(
-    request, recipe, pruned, tmp_path
+    slurp_corpus, pruned, tmp_path
 ):
-    if recipe.folder != SLURP:
-        pytest.skip("of SLURP")
     from slurp_metrics import NO_ANSWER
     from slurp_prepare import parse_semantics
 
-    corpus = request.getfixturevalue("slurp_corpus")
     model = EncoderDecoderASR.from_hparams(
         source=str(pruned / "export"), savedir=str(tmp_path)
     )
@@ -193,7 +189,7 @@ def test_slurp_export_understands_what_the_run_did(
     assert lines
     for line in lines:
         expected = json.loads(line)
-        audio = corpus / "audio/slurp_real" / expected.pop("file")
+        audio = slurp_corpus / "audio/slurp_real" / expected.pop("file")
         try:
             understood = parse_semantics(model.transcribe_file(str(audio)))
         except ValueError:
@@ -202,7 +198,14 @@ def test_slurp_export_understands_what_the_run_did(
 
 
 @pytest.mark.parametrize(
-    "where", [{"KILL_EPOCH": "1"}, {"KILL_PHASE": "cut"}, {"KILL_EPOCH": "2"}]
+    "recipe, where",
+    [
+        ("CTC", {"KILL_EPOCH": "1"}),
+        ("CTC", {"KILL_PHASE": "cut"}),
+        ("CTC", {"KILL_EPOCH": "2"}),
+        ("SLURP", {"KILL_EPOCH": "2"}),
+    ],
+    indirect=["recipe"],
 )
 def test_killed_and_rerun_ends_bit_for_bit(
     recipe, prune, pruned, tmp_path, where
