@@ -24,9 +24,10 @@ from sb_prune.architectures.parts import (
     weight_operations,
     whole_linear,
 )
-from sb_prune.architectures.stacks import Layer, declare
+from sb_prune.architectures.stacks import NAMES, Layer, declare
 from sb_prune.cut.surgery import Absent
 from sb_prune.declare.structure import Slices, Structure
+from sb_prune.support.values import Pattern, checked
 
 KINDS = (
     "layers",
@@ -45,7 +46,8 @@ class AbsentBranch(Absent):
         return super().zero(x).expand_as(x)
 
 
-def branchformer_structures(root, kinds=None, only=""):
+@checked
+def branchformer_structures(root, kinds: NAMES = None, only: Pattern() = ""):
     """Declares what can be cut in every `BranchformerEncoder` below a module.
 
     Arguments

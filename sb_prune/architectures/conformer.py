@@ -23,9 +23,10 @@ from sb_prune.architectures.parts import (
     weight_operations,
     whole_linear,
 )
-from sb_prune.architectures.stacks import Layer, declare
+from sb_prune.architectures.stacks import NAMES, Layer, declare
 from sb_prune.cut.surgery import Absent
 from sb_prune.declare.structure import Slices, Structure
+from sb_prune.support.values import Pattern, checked
 
 KINDS = (
     "layers",
@@ -38,7 +39,8 @@ KINDS = (
 )
 
 
-def conformer_structures(root, kinds=None, only=""):
+@checked
+def conformer_structures(root, kinds: NAMES = None, only: Pattern() = ""):
     """Declares what can be cut in every `ConformerEncoder` below a module.
 
     Arguments

@@ -5,7 +5,8 @@ Encoder and decoder compete for one budget. To give each its own, write
 """
 
 from sb_prune.architectures import branchformer, conformer, transformer
-from sb_prune.architectures.stacks import declare, find_stacks
+from sb_prune.architectures.stacks import NAMES, declare, find_stacks
+from sb_prune.support.values import Number, Pattern, checked
 
 KINDS = tuple(
     dict.fromkeys(
@@ -19,8 +20,12 @@ ENCODERS = {
 }
 
 
+@checked
 def encoder_decoder_structures(
-    root, kinds=None, only="", tokens_per_frame=0.16
+    root,
+    kinds: NAMES = None,
+    only: Pattern() = "",
+    tokens_per_frame: Number(above=0) = 0.16,
 ):
     """Declares what can be cut in the encoder and the decoder of a model.
 

@@ -30,11 +30,13 @@ from sb_prune.declare.structure import (
     Structure,
     dotted,
 )
+from sb_prune.support.values import Text, checked
 
 KIND = "front_end_channels"
 
 
-def front_end_structures(root, reader=None):
+@checked
+def front_end_structures(root, reader: Text("the name of a Linear") = None):
     """Declares the channels of the `ConvolutionFrontEnd` below a module.
 
     Arguments

@@ -8,6 +8,10 @@ from speechbrain.nnet.adapters import AdaptedModel, HoulsbyAdapterLinear, LoRA
 
 from sb_prune.architectures.parts import INSIDE_HEADS, NotCut, Part
 from sb_prune.declare.structure import Declaration, Structure, dotted
+from sb_prune.support.values import ListOf, Text
+
+# what `kinds` may be
+NAMES = ListOf(Text("names of kinds"), least=1, example="[heads]")
 
 ADAPTERS = (AdaptedModel, LoRA, HoulsbyAdapterLinear)
 

@@ -14,13 +14,15 @@ from speechbrain.lobes.models.transformer.Transformer import (
 )
 
 from sb_prune.architectures.parts import attention, feed_forward
-from sb_prune.architectures.stacks import Layer, declare
+from sb_prune.architectures.stacks import NAMES, Layer, declare
+from sb_prune.support.values import Number, Pattern, checked
 
 KINDS = ("layers", "ffn_modules", "attention_modules", "ffn_units", "heads")
 DECODER_KINDS = (*KINDS, "cross_attention_modules", "cross_heads")
 
 
-def transformer_structures(root, kinds=None, only=""):
+@checked
+def transformer_structures(root, kinds: NAMES = None, only: Pattern() = ""):
     """Declares what can be cut in every `TransformerEncoder` below a module.
 
     Arguments
@@ -52,7 +54,13 @@ def transformer_structures(root, kinds=None, only=""):
     return declare(root, TRANSFORMER, KINDS, kinds, only)
 
 
-def decoder_structures(root, kinds=None, only="", tokens_per_frame=0.16):
+@checked
+def decoder_structures(
+    root,
+    kinds: NAMES = None,
+    only: Pattern() = "",
+    tokens_per_frame: Number(above=0) = 0.16,
+):
     """Declares what can be cut in every `TransformerDecoder` below a module.
 
     Arguments

@@ -41,6 +41,7 @@ from sb_prune.architectures.parts import (
     whole_linear,
 )
 from sb_prune.architectures.stacks import (
+    NAMES,
     Layer,
     check_cuttable,
     check_known,
@@ -57,6 +58,7 @@ from sb_prune.declare.structure import (
     Structure,
     dotted,
 )
+from sb_prune.support.values import Pattern, Whole, checked
 
 KINDS = (
     "front_end_channels",
@@ -70,7 +72,13 @@ TEN_SECONDS = 160_000  # samples
 NOT_INSTALLED = "those of Hugging Face need `pip install sb_prune[wav2vec2]`"
 
 
-def wav2vec2_structures(root, kinds=None, only="", channel_multiple=1):
+@checked
+def wav2vec2_structures(
+    root,
+    kinds: NAMES = None,
+    only: Pattern() = "",
+    channel_multiple: Whole(1) = 1,
+):
     """Declares what can be cut in the wav2vec 2.0-like encoder of a module.
 
     Arguments
@@ -121,10 +129,6 @@ def wav2vec2_structures(root, kinds=None, only="", channel_multiple=1):
     encoder.layers.0.feed_forward.units 16
     """
     check_known(kinds, KINDS + INSIDE_HEADS)
-    if channel_multiple < 1:
-        raise ValueError(
-            f"channel_multiple: {channel_multiple}; write 1 or more channels"
-        )
     encoder = _find(root)
     wanted = KINDS if kinds is None else kinds
     check_cuttable(encoder.layers.values(), wanted)

@@ -17,6 +17,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sb_prune.depth.convexity import graph_convexity
+from sb_prune.support.values import (
+    Function,
+    Whole,
+    call_named,
+    checked,
+    shown,
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,13 @@ class ConvexityPeak:
 
     needs_states = needs_labels = True
 
-    def __init__(self, neighbours=10, max_pairs=5000, seed=0):
+    @checked
+    def __init__(
+        self,
+        neighbours: Whole(1) = 10,
+        max_pairs: Whole(1) = 5000,
+        seed: Whole(0) = 0,
+    ):
         self.settings = {
             "neighbours": neighbours,
             "max_pairs": max_pairs,
@@ -124,13 +137,12 @@ class SimilarBlock:
 
     needs_states, needs_labels = True, False
 
-    def __init__(self, similarity, removed):
-        if not callable(similarity):
-            raise ValueError(
-                f"similarity: {similarity!r} cannot be called; write !name: "
-                "and a function, e.g. sb_prune.depth.similarity.linear_cka"
-            )
-        _check_removed(removed, least=1)
+    @checked
+    def __init__(
+        self,
+        similarity: Function("sb_prune.depth.linear_cka", given=2),
+        removed: Whole(1),
+    ):
         self.similarity = similarity
         self.removed = removed
 
@@ -154,12 +166,22 @@ class SimilarBlock:
         layers = len(states) - 1
         _check_left(self.removed, layers)
         scores = [
-            self.similarity(states[start], states[start + self.removed])
+            self._alike(states[start], states[start + self.removed])
             for start in range(1, layers - self.removed + 1)
         ]
         start = 1 + int(np.argmax(scores))
         block = range(start, start + self.removed)
         return LayerChoice([i not in block for i in range(layers)], scores)
+
+    def _alike(self, first, second):
+        found = call_named(self.similarity, "similarity", first, second)
+        if np.ndim(found):
+            raise ValueError(
+                f"similarity: {shown(self.similarity)} gives an array of shape "
+                f"{np.shape(found)}; write a function that gives one number, "
+                "e.g. !name:sb_prune.depth.linear_cka"
+            )
+        return found
 
 
 class RandomLayers:
@@ -180,8 +202,8 @@ class RandomLayers:
 
     needs_states = needs_labels = False
 
-    def __init__(self, removed, seed=0):
-        _check_removed(removed)
+    @checked
+    def __init__(self, removed: Whole(0), seed: Whole(0) = 0):
         self.removed = removed
         self.seed = seed
 
@@ -210,8 +232,8 @@ class LastLayers:
 
     needs_states = needs_labels = False
 
-    def __init__(self, removed):
-        _check_removed(removed)
+    @checked
+    def __init__(self, removed: Whole(0)):
         self.removed = removed
 
     def __call__(self, states, labels):
@@ -219,14 +241,6 @@ class LastLayers:
         layers = len(states) - 1
         _check_left(self.removed, layers)
         return LayerChoice([i < layers - self.removed for i in range(layers)])
-
-
-def _check_removed(removed, least=0):
-    whole = isinstance(removed, int) and not isinstance(removed, bool)
-    if not whole or removed < least:
-        raise ValueError(
-            f"removed: {removed!r}; write a number of layers, {least} or more"
-        )
 
 
 def _check_left(removed, layers):

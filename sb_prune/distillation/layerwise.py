@@ -11,6 +11,8 @@ Shapes: B batch, T frames, d model width, V output classes.
 import torch
 from torch.nn import functional as F
 
+from sb_prune.support.values import Function, ListOf, Number, Text, checked
+
 
 def same_index(student, teacher, surviving):
     """Every teacher layer teaches the student layer of the same index.
@@ -91,14 +93,17 @@ class LayerwiseDistillation:
     {'distill_hidden': 0.0, 'distill_encoder': 0.0}
     """
 
+    @checked
     def __init__(
         self,
-        hidden_weight=1.0,
-        output_weight=1.0,
-        outputs=(),
-        temperature=2.0,
-        match=same_index,
-        task_weight=1.0,
+        hidden_weight: Number(least=0) = 1.0,
+        output_weight: Number(least=0) = 1.0,
+        outputs: ListOf(Text("keys of `modules`"), example="[ctc_lin]") = (),
+        temperature: Number(above=0) = 2.0,
+        match: Function(
+            "sb_prune.distillation.nearest_surviving", given=3
+        ) = same_index,
+        task_weight: Number(least=0) = 1.0,
     ):
         self.hidden_weight = hidden_weight
         self.output_weight = output_weight

@@ -11,6 +11,8 @@ Shapes: B utterances, T frames, L layers, d student's width, D teacher's.
 import torch
 from torch import nn
 
+from sb_prune.support.values import Number, Whole, checked
+
 
 def draw_spans(batch, frames, fraction, length, generator=None):
     """Which frames to mask: spans that may overlap, as in wav2vec 2.0.
@@ -111,13 +113,14 @@ class MaskingDistillation(nn.Module):
     ['distill_layer0', 'distill_layer1']
     """
 
+    @checked
     def __init__(
         self,
-        layers,
-        student_size,
-        teacher_size,
-        last_weight=1.0,
-        other_weight=0.1,
+        layers: Whole(1),
+        student_size: Whole(1),
+        teacher_size: Whole(1),
+        last_weight: Number(least=0) = 1.0,
+        other_weight: Number(least=0) = 0.1,
     ):
         super().__init__()
         self.heads = nn.ModuleList(

@@ -11,6 +11,8 @@ Shapes: B utterances, T frames, d student's width, D teacher's.
 from torch import nn
 from torch.nn import functional as F
 
+from sb_prune.support.values import Number, Whole, YesNo, checked
+
 
 class ProjectedDistillation(nn.Module):
     """Layers of the student follow those of the teacher, each through a head.
@@ -48,15 +50,16 @@ class ProjectedDistillation(nn.Module):
     {'distill_layer0': -1.0, 'distill_layer1': -1.0, 'distill_layer2': -1.0}
     """
 
+    @checked
     def __init__(
         self,
-        student_size,
-        teacher_size,
+        student_size: Whole(1),
+        teacher_size: Whole(1),
         layers,
-        identity=False,
-        l1_weight=1.0,
-        cosine_weight=1.0,
-        mse_weight=0.0,
+        identity: YesNo() = False,
+        l1_weight: Number(least=0) = 1.0,
+        cosine_weight: Number(least=0) = 1.0,
+        mse_weight: Number(least=0) = 0.0,
     ):
         super().__init__()
         groups = [[g] if isinstance(g, int) else list(g) for g in layers]

@@ -15,6 +15,11 @@ from sb_prune.declare.cost import (
     parameter_cost,
 )
 from sb_prune.declare.structure import below
+from sb_prune.support.values import Number, OneOrMapping, Whole, checked
+
+SPARSITIES = OneOrMapping(
+    Number(above=0, below=1, example=", e.g. 0.5 to cut half"), "module prefix"
+)
 
 
 @dataclass(frozen=True)
@@ -50,20 +55,10 @@ class _Budget:
     unit = ""
     frames = None
 
-    def __init__(self, target):
+    @checked
+    def __init__(self, target: SPARSITIES):
         self.target = target
         self.targets = target if isinstance(target, dict) else {"": target}
-        if not self.targets:
-            raise ValueError(
-                "target: no module is named; write a number, or one for each "
-                "module prefix"
-            )
-        for prefix, value in self.targets.items():
-            if not (isinstance(value, float) and 0 < value < 1):
-                raise ValueError(
-                    f"{_key(prefix)}: {value} is no sparsity; write a number "
-                    "between 0 and 1, e.g. 0.5 to cut half"
-                )
 
     def groups(self, declaration, min_keep=1):
         """One `Group` per target.
@@ -136,9 +131,9 @@ class ParameterBudget(_Budget):
 
     Example
     -------
-    >>> ParameterBudget(target=1.5)
+    >>> ParameterBudget(target="half")
     Traceback (most recent call last):
-    ValueError: target: 1.5 is no sparsity; write a number between 0 and 1, e.g. 0.5 to cut half
+    ValueError: ParameterBudget: target: 'half'; write a number between 0 and 1, e.g. 0.5 to cut half
     """  # noqa: E501
 
     unit = "parameters"
@@ -164,7 +159,8 @@ class MACBudget(_Budget):
 
     unit = "MACs"
 
-    def __init__(self, target, frames=None):
+    @checked
+    def __init__(self, target: SPARSITIES, frames: Whole(1) = None):
         super().__init__(target)
         if frames is not None:
             check_frames(frames)

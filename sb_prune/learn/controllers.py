@@ -9,6 +9,8 @@ Shapes: N gates, G groups of the budget.
 
 import torch
 
+from sb_prune.support.values import Number, checked
+
 
 class ExactBudget:
     """Shifts all logits of a group by one scalar that meets the target.
@@ -24,7 +26,8 @@ class ExactBudget:
         Largest deviation of the expected sparsity from the target.
     """
 
-    def __init__(self, tolerance=1e-5):
+    @checked
+    def __init__(self, tolerance: Number(above=0) = 1e-5):
         self.tolerance = tolerance
         self._shifts = {}
 
@@ -117,7 +120,8 @@ class AugmentedLagrangian:
         Step of the ascent (Adam).
     """
 
-    def __init__(self, lr=0.02):
+    @checked
+    def __init__(self, lr: Number(above=0) = 0.02):
         self.lr = lr
         self._multipliers = None
 

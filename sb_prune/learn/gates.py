@@ -9,7 +9,10 @@ import math
 
 import torch
 
+from sb_prune.support.values import Number, OneOrMapping, YesNo, checked
+
 _EPSILON = 1e-6
+INITIAL = 0.99  # keep probability where none is given
 
 
 class HardConcrete:
@@ -27,9 +30,9 @@ class HardConcrete:
         gamma of the paper, below 0.
     upper : float
         zeta of the paper, above 1.
-    initial : float or dict
-        Keep probability at the start; a dict gives one per kind, with the
-        key `default` for the others.
+    initial : float or dict, optional
+        Keep probability at the start, 0.99 by default; a dict gives one per
+        kind, with the key `default` for the others.
     bound : float
         Logits are kept within +-bound, so that a closed gate can return.
 
@@ -44,19 +47,16 @@ class HardConcrete:
     [0.998, 0.047, 0.832]
     """
 
+    @checked
     def __init__(
         self,
-        straight_through=False,
-        temperature=2 / 3,
-        lower=-0.1,
-        upper=1.1,
-        initial=0.99,
-        bound=4.6,
+        straight_through: YesNo() = False,
+        temperature: Number(above=0) = 2 / 3,
+        lower: Number(below=0) = -0.1,
+        upper: Number(above=1) = 1.1,
+        initial: OneOrMapping(Number(above=0, below=1), "kind") = None,
+        bound: Number(above=0) = 4.6,
     ):
-        if not lower < 0 < 1 < upper:
-            raise ValueError(
-                f"lower={lower}, upper={upper}: write lower < 0 and upper > 1"
-            )
         self.straight_through = straight_through
         self.temperature = temperature
         self.lower = lower
@@ -81,12 +81,11 @@ class HardConcrete:
         Raises
         ------
         ValueError
-            If a probability is not inside (0, 1) or beyond the bound, or its
-            kind is not declared.
+            If a probability is beyond the bound, or its kind not declared.
         """
         table = self.initial
         if not isinstance(table, dict):
-            table = {"default": table}
+            table = {"default": table or INITIAL}
         unknown = set(table) - {s.kind for s in declaration.structures}
         unknown -= {"default"}
         if unknown:
@@ -97,18 +96,13 @@ class HardConcrete:
         logits = [
             torch.full(
                 (s.units,),
-                self._logit(table.get(s.kind, table.get("default", 0.99))),
+                self._logit(table.get(s.kind, table.get("default", INITIAL))),
             )
             for s in declaration.structures
         ]
         return torch.cat(logits)
 
     def _logit(self, probability):
-        if not 0 < probability < 1:
-            raise ValueError(
-                f"initial: {probability} is no keep probability; write a "
-                "number between 0 and 1, e.g. 0.99"
-            )
         logit = math.log(probability / (1 - probability)) + self._shift
         if abs(logit) > self.bound:
             raise ValueError(

@@ -12,6 +12,59 @@ from sb_prune.learn.fitting import fit_plan
 from sb_prune.learn.gates import HardConcrete
 from sb_prune.learn.schedules import ConstantSchedule
 from sb_prune.support.parallel import mean_over_processes
+from sb_prune.support.values import call_named, shown
+
+
+def check_first_order(gates, first_score):
+    """Refuses two answers to how gates start.
+
+    Arguments
+    ---------
+    gates : object or None
+        Their `initial` is None where it was not given.
+    first_score : callable or None
+
+    Raises
+    ------
+    ValueError
+    """
+    initial = getattr(gates, "initial", None)
+    if initial is not None and first_score is not None:
+        raise ValueError(
+            f"gates: initial: {initial} has no effect where `first_score` says "
+            "how gates start; leave out one of them"
+        )
+
+
+def scored(pruner, score, key):
+    """What a score gives for the units as they are now.
+
+    Arguments
+    ---------
+    pruner : BasePruner
+    score : callable
+        Pruner -> (N,) numbers.
+    key : str
+        Under which a YAML names it.
+
+    Returns
+    -------
+    torch.Tensor
+        (N,)
+
+    Raises
+    ------
+    ValueError
+        If it gives anything else.
+    """
+    units = pruner.declaration.total_units
+    scores = call_named(score, key, pruner)
+    if getattr(scores, "shape", None) != (units,):
+        raise ValueError(
+            f"{key}: {shown(score)} gives {shown(scores)}; write a function "
+            f"that gives a tensor of one number for each of {units} units"
+        )
+    return scores
 
 
 class BasePruner:
@@ -388,6 +441,7 @@ class Pruner(BasePruner):
         seed=0,
     ):
         super().__init__(declaration, budget, schedule, min_keep, seed)
+        check_first_order(gates, first_score)
         self.gates = gates or HardConcrete()
         self.controller = controller or ExactBudget()
         self.logits = self.gates.initial_logits(declaration).requires_grad_()
@@ -438,7 +492,8 @@ class Pruner(BasePruner):
         """Once, when pruning begins: the first score's ranks as logits."""
         if self._first_score is None:
             return
-        ranks = self._first_score(self).argsort().argsort()
+        scores = scored(self, self._first_score, "first_score")
+        ranks = scores.argsort().argsort()
         position = ranks / (len(ranks) - 1)  # 0 to 1
         with torch.no_grad():
             self.logits.copy_(self.gates.bound * (2 * position - 1))

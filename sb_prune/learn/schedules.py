@@ -1,5 +1,7 @@
 """Schedules: which fraction of the target sparsity holds at which step."""
 
+from sb_prune.support.values import Number, Whole, checked
+
 
 class ConstantSchedule:
     """The whole target from the first step.
@@ -41,17 +43,8 @@ class LinearSchedule:
     0.5
     """
 
-    def __init__(self, steps, start=0.0):
-        if steps <= 0:
-            raise ValueError(
-                f"schedule_steps: {steps}; write a positive number of steps, "
-                "or name ConstantSchedule"
-            )
-        if not 0 <= start < 1:
-            raise ValueError(
-                f"schedule: start: {start}; write the fraction of steps "
-                "in which nothing is cut yet, at least 0 and below 1"
-            )
+    @checked
+    def __init__(self, steps: Whole(1), start: Number(least=0, below=1) = 0.0):
         self.steps = steps
         self.start = start
 

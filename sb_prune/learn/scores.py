@@ -9,7 +9,8 @@ Shapes: N units of the whole declaration.
 
 import torch
 
-from sb_prune.learn.pruner import BasePruner
+from sb_prune.learn.pruner import BasePruner, scored
+from sb_prune.support.values import Whole, checked
 
 
 def random_score(pruner):
@@ -149,27 +150,26 @@ class ScorePruner(BasePruner):
     True
     """
 
+    @checked
     def __init__(
         self,
         declaration,
         budget,
         schedule=None,
         score=taylor_score,
-        every=10,
+        every: Whole(1) = 10,
         decay=0.98,
         min_keep=1,
         seed=0,
     ):
         super().__init__(declaration, budget, schedule, min_keep, seed, decay)
-        if every < 1:
-            raise ValueError(f"every: {every}; write 1 or more steps")
         self.score = score
         self.every = every
         self._chosen = torch.ones(declaration.total_units)
 
     def scores(self):
         """Ranks the units, (N,)."""
-        return self.score(self)
+        return scored(self, self.score, "score")
 
     def sample_(self):
         """Applies the plan of now, chosen anew every few steps."""

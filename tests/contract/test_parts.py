@@ -193,13 +193,13 @@ def test_controllers_name_numbers_for_the_log(make):
 @rows(BUDGETS)
 @pytest.mark.parametrize("target", [0.0, 1.0, 1.5, -0.1])
 def test_budgets_refuse_what_is_no_sparsity(make, target):
-    with pytest.raises(ValueError, match=f"target: {target} .*between 0 and 1"):
+    with pytest.raises(ValueError, match=f"target: {target}; .*between 0 and"):
         make(target)
 
 
 @rows(BUDGETS)
 def test_budgets_name_the_group_of_a_bad_target(make):
-    with pytest.raises(ValueError, match=r"target\[encoder.layers.1\]: 2"):
+    with pytest.raises(ValueError, match="target: encoder.layers.1: 2"):
         make({"encoder.layers.0": 0.5, "encoder.layers.1": 2})
 
 

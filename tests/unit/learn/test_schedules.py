@@ -13,7 +13,7 @@ def test_starts_at_0(kind):
 @pytest.mark.parametrize("kind", [LinearSchedule, CubicSchedule])
 @pytest.mark.parametrize("steps", [0, -3])
 def test_needs_steps(kind, steps):
-    with pytest.raises(ValueError, match=f"steps: {steps}; write a positive"):
+    with pytest.raises(ValueError, match=f"steps: {steps}; write a whole num"):
         kind(steps=steps)
 
 
@@ -34,5 +34,5 @@ def test_may_start_later(kind):
 
 @pytest.mark.parametrize("start", [-0.1, 1.0, 40])
 def test_start_is_a_fraction(start):
-    with pytest.raises(ValueError, match=f"start: {start}; write the fraction"):
+    with pytest.raises(ValueError, match=f"start: {start}; write a number, 0"):
         LinearSchedule(steps=10, start=start)

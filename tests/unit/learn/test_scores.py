@@ -224,7 +224,7 @@ def test_the_scale_of_mixed_precision_is_taken_out(make_pruner, backward_gates):
 
 
 def test_bad_every(make_pruner):
-    with pytest.raises(ValueError, match="every: 0; write 1 or more"):
+    with pytest.raises(ValueError, match="every: 0; write a whole number, 1"):
         make_pruner(every=0)
 
 
