@@ -79,8 +79,7 @@ class ResumePoint:
 
     @mark_as_loader
     def _load(self, path, end_of_epoch):
-        # the generators' states are not tensors only; the file is our own
-        state = torch.load(path, weights_only=False)
+        state = torch.load(path, weights_only=True)
         own = _state_of_rank(state["random"])
         set_random_state(own)
         if self.pruner is not None:

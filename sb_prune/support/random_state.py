@@ -13,11 +13,14 @@ def random_state():
     Returns
     -------
     dict
+        Tensors and plain Python, which `torch.load` reads without running any
+        code that a file brings along.
     """
+    _, key, position, has_gauss, gauss = numpy.random.get_state()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all(),
-        "numpy": numpy.random.get_state(legacy=False),
+        "numpy": (key.tolist(), position, has_gauss, gauss),
         "python": random.getstate(),
     }
 
@@ -34,7 +37,7 @@ def set_random_state(state):
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-    numpy.random.set_state(state["numpy"])
+    numpy.random.set_state(("MT19937", *state["numpy"]))
     random.setstate(state["python"])
 
 
