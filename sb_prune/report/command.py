@@ -4,7 +4,9 @@
 
 Prints tables, and draws `structure.png` and (from the log of the run)
 `curves.png` into the export folder. The export is loaded as any user would load
-it, and measured on the CPU of this machine.
+it, and measured on the CPU of this machine. Loading runs whatever its
+`hyperparams.yaml` names, as SpeechBrain does with every YAML: report only on
+folders from people whom you trust.
 """
 
 import argparse
@@ -253,7 +255,10 @@ def main(arguments=None):
         By default those of the command line.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m sb_prune.report", description=__doc__.splitlines()[0]
+        prog="python -m sb_prune.report",
+        description=__doc__.splitlines()[0],
+        epilog="Loading runs what the folder's hyperparams.yaml names: report "
+        "only on folders from people whom you trust.",
     )
     parser.add_argument("folder", help="an export of sb_prune")
     parser.add_argument(

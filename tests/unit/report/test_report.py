@@ -220,6 +220,13 @@ def test_command(export, tmp_path):
     assert list(elsewhere.iterdir()) == []
 
 
+def test_help_warns_of_what_a_folder_runs(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "runs what the folder's hyperparams.yaml names" in printed
+
+
 def refused(*arguments):
     """The one line that main ends with."""
     with pytest.raises(SystemExit) as stop:
