@@ -74,16 +74,13 @@ class PruningMixin:
         super().__init__(*args, **kwargs)
         end_with_idle_threads()
         hparams = getattr(self, "hparams", None)
-        block = getattr(hparams, "pruning", None)
-        self.pruning = None
-        if block is not None:
-            self.pruning = made_from(PruningRun, "pruning", block)
-        block = getattr(hparams, "layer_pruning", None)
-        self.layer_pruning = None
-        if block is not None:
-            self.layer_pruning = made_from(LayerPruning, "layer_pruning", block)
-            if self.pruning is not None:
-                self.pruning.follow(self.layer_pruning)
+        self.pruning, self.layer_pruning = made_from(
+            vars(hparams) if hparams is not None else {},
+            pruning=PruningRun,
+            layer_pruning=LayerPruning,
+        )
+        if self.pruning is not None and self.layer_pruning is not None:
+            self.pruning.follow(self.layer_pruning)
 
     def fit(
         self,

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from sb_prune.support.random_state import generators_untouched
+from sb_prune.support.values import call_named, shown
 
 UTTERANCE = "utterance"  # key of the result where no labels are asked for
 ROUNDING = 1e-3  # how far beyond 1 a segment may end, as times are rounded
@@ -165,13 +166,31 @@ class _Reservoir:
         if not self._kept:
             raise ValueError(f"labels: the sample has no segment of {key!r}")
         labels, points = zip(*self._kept)
+        if any(len(set(map(len, layer))) > 1 for layer in zip(*points)):
+            raise ValueError(
+                "pooling: gives points of different sizes; write a function "
+                "over the frames, e.g. "
+                "!name:sb_prune.depth.mean_over_time"
+            )
         states = [torch.stack(layer).numpy() for layer in zip(*points)]
         return states, list(labels)
 
 
+def _point(frames, pooling):
+    """Returns what pooling makes of frames (T, d): a point (d,)."""
+    point = call_named(pooling, "pooling", frames)
+    if not isinstance(point, torch.Tensor) or point.dim() != 1:
+        raise ValueError(
+            f"pooling: {shown(pooling)} gives {shown(point)} of frames (T, d); "
+            "write a function that gives (d,), e.g. "
+            "!name:sb_prune.depth.mean_over_time"
+        )
+    return point.float().cpu()
+
+
 def _pooled(frames, pooling, where):
     """Returns the point (d,) of each layer."""
-    points = [pooling(f).float().cpu() for f in frames]
+    points = [_point(f, pooling) for f in frames]
     for layer, point in enumerate(points):
         if not torch.isfinite(point).all():
             what = f"layer {layer}" if layer else "the input of layer 1"
@@ -261,7 +280,7 @@ def _checked(segment, where):
             raise ValueError
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{where}: {segment!r} is no segment (label, begin, end) with "
+            f"{where}: {shown(segment)} is no segment (label, begin, end) with "
             "times as shares of the utterance, 0 <= begin < end <= 1"
         ) from error
     return label, begin, end
@@ -274,8 +293,8 @@ def _label(value, where):
         return value.item()
     if value is None or is_tensor or not isinstance(value, Hashable):
         raise ValueError(
-            f"{where}: {value!r} is no label; give a string or a number, or a "
-            "list of segments"
+            f"{where}: {shown(value)} is no label; give a string or a number, "
+            "or a list of segments"
         )
     return value
 

@@ -17,6 +17,7 @@ from sb_prune.export.yaml_nodes import (
     tag_of,
     tagged,
 )
+from sb_prune.support.disk import reason
 
 MARK = "sb_prune export"  # in the first line of an export's YAML
 TOGETHER = "pruned_modules"  # key of several modules that one plan cuts
@@ -108,13 +109,24 @@ def _check_ours(folder):
 
 
 def _read(inference):
+    if Path(inference).is_dir():
+        raise ValueError(
+            f"inference: {inference} is a folder; write the YAML of the dense "
+            "model in it"
+        )
     if not Path(inference).is_file():
         raise ValueError(
             f"inference: {inference} does not exist; write the YAML of the "
             "dense model as for publishing (relative to where train.py runs)"
         )
-    with open(inference, encoding="utf-8") as file:
-        document = ruamel.yaml.YAML().load(file)
+    try:
+        text = Path(inference).read_text("utf-8")
+        document = ruamel.yaml.YAML().load(text)
+    except (UnicodeDecodeError, ruamel.yaml.YAMLError) as error:
+        raise ValueError(
+            f"inference: {inference} is no YAML ({reason(error)}); write the "
+            "YAML of the dense model as for publishing"
+        ) from error
     if not isinstance(document, CommentedMap):
         raise ValueError(
             f"inference: {inference} is empty; write the YAML of the dense "

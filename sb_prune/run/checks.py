@@ -2,111 +2,125 @@
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from speechbrain.lobes.models.wav2vec import W2VTargetQuantiser
 from speechbrain.utils.parameter_transfer import Pretrainer
 
 from sb_prune.declare.roots import entries_of
+from sb_prune.declare.structure import Declaration
+from sb_prune.support.values import (
+    OneOrList,
+    Text,
+    call_named,
+    check_arguments,
+    closest,
+    shown,
+)
+
+# What keys that both blocks have may be.
+ENTRIES = OneOrList(Text("a key of `modules`"), least=1)
+DENSE_RUN = Text("the save folder of a dense run")
+META_KEY = Text("a key of its checkpoints, e.g. WER")
+DENSE_YAML = Text("the YAML of the dense model")
+NEW_FOLDER = Text("a folder that does not exist")
 
 
-def made_from(cls, name, block):
-    """Makes what a block of the YAML describes.
+def made_from(hparams, **classes):
+    """Makes what blocks of the YAML describe.
 
     Arguments
     ---------
-    cls : type
-        Whose arguments are the keys of the block.
-    name : str
-        Of the block.
-    block : dict
-        The YAML's mapping.
+    hparams : dict
+        The YAML.
+    classes : type
+        Name of a block -> class, whose arguments are the keys of the block.
 
     Returns
     -------
-    object
-        Of that class.
+    list
+        Of each class an object, or None where there is no such block.
 
     Raises
     ------
     ValueError
-        If it is no mapping, or a key is unknown or missing.
+        If a key, of the block or of the YAML, is misspelt, one is missing, or
+        a value is none that the class takes.
+
+    Example
+    -------
+    >>> from sb_prune import LinearSchedule
+    >>> made_from({"rise": {"steps": -3}}, rise=LinearSchedule)
+    Traceback (most recent call last):
+    ValueError: rise: steps: -3; write a whole number, 1 or more
     """
+    for name, cls in classes.items():
+        if name not in hparams:
+            _check_not_misspelt(hparams, name, cls)
+    return [
+        _made(cls, name, hparams[name]) if name in hparams else None
+        for name, cls in classes.items()
+    ]
+
+
+def _made(cls, name, block):
     if not isinstance(block, Mapping):
         raise ValueError(
-            f"{name}: {block!r} is no mapping; write one line `key: value` for "
-            f"each argument of sb_prune.{cls.__name__}"
+            f"{name}: {shown(block)} is no mapping; write one line `key: "
+            f"value` for each argument of sb_prune.{cls.__name__}, or delete "
+            f"{name} to train without it"
         )
-    known = inspect.signature(cls).parameters
-    for key in block:
-        if key not in known:
-            raise ValueError(
-                f"{name}: unknown key {key!r}; the keys are {list(known)}"
-            )
-    for key, parameter in known.items():
-        if parameter.default is parameter.empty and key not in block:
-            raise ValueError(f"{name}: the key {key!r} is missing")
+    check_arguments(cls, block, name)
+    missing = [
+        key
+        for key, parameter in inspect.signature(cls).parameters.items()
+        if parameter.default is parameter.empty and key not in block
+    ]
+    if missing:
+        raise ValueError(
+            f"{name}: {', '.join(missing)} missing; write `key: value` for each"
+        )
     return cls(**block)
 
 
-def check_callable(block="pruning", **settings):
-    """Refuses a part that the YAML makes instead of naming.
-
-    Arguments
-    ---------
-    block : str
-        Of the YAML.
-    settings : callable
-        By their key in that block.
-
-    Raises
-    ------
-    ValueError
-        Naming the key and what to write.
-
-    Example
-    -------
-    >>> check_callable(gate_optimizer=0.05)  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ValueError: pruning: gate_optimizer: 0.05 cannot be called; ...
-    """
-    for key, value in settings.items():
-        if not callable(value):
+def _check_not_misspelt(hparams, name, cls):
+    """A key like the name of a block, with what a block has, or nothing."""
+    keys = inspect.signature(cls).parameters.keys()
+    for key, value in hparams.items():
+        is_block = isinstance(value, Mapping) and keys & value.keys()
+        if closest(key, [name], cutoff=0.8) and (is_block or value is None):
             raise ValueError(
-                f"{block}: {key}: {value!r} cannot be called; write !name: "
-                "and the name of a class or function"
+                f"{key}: nothing reads a block of this name; write {name}:"
             )
 
 
-def check_whole_number(least, block="pruning", **settings):
-    """Refuses what is no whole number, or too small.
+def check_start(block, start_from, min_key, max_key):
+    """Refuses a choice among checkpoints that is none.
 
     Arguments
     ---------
-    least : int
-        Smallest value.
     block : str
         Of the YAML.
-    settings : int
-        By their key in that block.
+    start_from, min_key, max_key : str or None
+        Its keys.
 
     Raises
     ------
     ValueError
-        Naming the key and what to write.
-
-    Example
-    -------
-    >>> check_whole_number(1, min_keep=0)
-    Traceback (most recent call last):
-    ValueError: pruning: min_keep: 0; write a whole number, 1 or more
+        Naming what to leave out.
     """
-    for key, value in settings.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or value < least:
+    given = {"start_min_key": min_key, "start_max_key": max_key}
+    given = {key: value for key, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(
+            f"{block}: write `start_min_key` or `start_max_key`, not both"
+        )
+    for key, value in given.items():
+        if start_from is None:
             raise ValueError(
-                f"{block}: {key}: {value!r}; write a whole number, {least} or "
-                "more"
+                f"{block}: {key}: {value!r} chooses among the checkpoints of "
+                "`start_from`; write that too"
             )
 
 
@@ -129,6 +143,64 @@ def check_export(block, inference, export_folder):
         raise ValueError(
             f"{block}: write both `inference` and `export_folder`, or neither"
         )
+
+
+def check_place(export_folder, save_folder):
+    """Refuses to export over the checkpoints of the run itself.
+
+    Arguments
+    ---------
+    export_folder : str
+    save_folder : Path
+        Of the recipe's checkpointer.
+
+    Raises
+    ------
+    ValueError
+    """
+    place, save_folder = Path(export_folder).resolve(), save_folder.resolve()
+    if place == save_folder or place in save_folder.parents:
+        raise ValueError(
+            f"export_folder: {export_folder} holds the checkpoints of this "
+            "run; write a folder beside them, e.g. <output_folder>/export"
+        )
+    file = next((p for p in place.parents if p.is_file()), None)
+    if file is not None:
+        raise ValueError(
+            f"export_folder: {export_folder} cannot be made, as {file} is a "
+            "file; write a folder that does not exist"
+        )
+
+
+def declared(structures, root, block="pruning"):
+    """What can be cut in the modules of a recipe.
+
+    Arguments
+    ---------
+    structures : callable
+        As a block names it.
+    root : torch.nn.Module
+        The modules that the block names.
+    block : str
+        Of the YAML.
+
+    Returns
+    -------
+    Declaration
+
+    Raises
+    ------
+    ValueError
+        If the function takes or gives something else.
+    """
+    path = f"{block}: structures"
+    declaration = call_named(structures, path, root)
+    if not isinstance(declaration, Declaration):
+        raise ValueError(
+            f"{path}: {shown(structures)} gives {shown(declaration)}; write a "
+            "function that declares, e.g. !name:sb_prune.conformer_structures"
+        )
+    return declaration
 
 
 def saved_modules(brain):

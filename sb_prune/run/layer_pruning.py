@@ -31,20 +31,46 @@ from sb_prune.export.document import prepare_document
 from sb_prune.export.folder import export_model
 from sb_prune.report.pictures import draw_layers
 from sb_prune.run.checks import (
+    DENSE_RUN,
+    DENSE_YAML,
+    ENTRIES,
+    META_KEY,
+    NEW_FOLDER,
     check_brain,
-    check_callable,
     check_export,
-    check_whole_number,
+    check_place,
+    check_start,
+    declared,
     saved_modules,
 )
 from sb_prune.run.phases import has_trained
 from sb_prune.run.resume import make_resumable_
 from sb_prune.run.snapshots import load_dense
 from sb_prune.support.disk import rename_, set_torn_aside
+from sb_prune.support.values import (
+    Function,
+    Kind,
+    OneOrList,
+    Text,
+    Whole,
+    checked,
+)
 
 logger = get_logger(__name__)
 
 CHOICE, PICTURE = "layers.json", "layers.png"
+
+
+class Criterion(Kind):
+    """An object that chooses layers; unlike other parts it is made already."""
+
+    wanted = "!new: and a criterion, e.g. !new:sb_prune.depth.ConvexityPeak"
+
+    def fits(self, value):
+        """Whether it is one."""
+        is_made = not isinstance(value, (type, partial))
+        says = hasattr(value, "needs_states") and hasattr(value, "needs_labels")
+        return is_made and says and callable(value)
 
 
 class LayerPruning:
@@ -79,32 +105,23 @@ class LayerPruning:
         Where the small model goes.
     """
 
+    @checked
     def __init__(
         self,
-        module,
-        structures,
-        criterion,
-        labels=(),
-        sample=2000,
-        pooling=mean_over_time,
-        seed=0,
-        start_from=None,
-        start_min_key=None,
-        start_max_key=None,
-        inference=None,
-        export_folder=None,
+        module: ENTRIES,
+        structures: Function("sb_prune.wav2vec2_structures"),
+        criterion: Criterion(),
+        labels: OneOrList(Text("a key of the training data")) = (),
+        sample: Whole(1) = 2000,
+        pooling: Function("sb_prune.depth.mean_over_time") = mean_over_time,
+        seed: Whole(0) = 0,
+        start_from: DENSE_RUN = None,
+        start_min_key: META_KEY = None,
+        start_max_key: META_KEY = None,
+        inference: DENSE_YAML = None,
+        export_folder: NEW_FOLDER = None,
     ):
-        block = {"block": "layer_pruning"}
-        check_callable(
-            **block, structures=structures, criterion=criterion, pooling=pooling
-        )
-        if isinstance(criterion, (type, partial)):
-            raise ValueError(
-                f"layer_pruning: criterion: {described(criterion)} is yet to "
-                "be called; write !new: instead of !name:"
-            )
-        check_whole_number(1, **block, sample=sample)
-        check_whole_number(0, **block, seed=seed)
+        check_start("layer_pruning", start_from, start_min_key, start_max_key)
         self.labels = [labels] if isinstance(labels, str) else list(labels)
         if criterion.needs_labels and not self.labels:
             raise ValueError(
@@ -157,6 +174,7 @@ class LayerPruning:
             return
         check_brain(brain, self.module, block="layer_pruning")
         root = root_of(brain.modules, self.module)
+        declared(self.structures, root, block="layer_pruning")
         declaration = layer_structures(root, self.structures)
         _check_stack(declaration)
         if inside is not None:
@@ -177,6 +195,7 @@ class LayerPruning:
         else:
             _check_fresh(folder, dataset, trained)
             if self.inference is not None:
+                check_place(self.export_folder, folder)
                 prepare_document(
                     self.export_folder, self.inference, brain, self.module
                 )

@@ -50,8 +50,7 @@ class Milestones:
             )
         last = 0.0
         for sparsity in self.sparsities:
-            is_number = isinstance(sparsity, float)
-            if not (is_number and last < sparsity < target):
+            if not last < sparsity < target:
                 raise ValueError(
                     f"pruning: milestones: {self.sparsities}; write rising "
                     f"sparsities between 0 and the target ({target})"

@@ -28,17 +28,23 @@ from sb_prune.declare.roots import root_of
 from sb_prune.distillation import Distiller
 from sb_prune.export.document import prepare_document
 from sb_prune.export.folder import export_model
-from sb_prune.learn.budgets import ParameterBudget
-from sb_prune.learn.pruner import Pruner
+from sb_prune.learn.budgets import SPARSITIES, ParameterBudget
+from sb_prune.learn.pruner import Pruner, check_first_order
 from sb_prune.learn.schedules import LinearSchedule
 from sb_prune.learn.scores import ScorePruner
 from sb_prune.run.checks import (
+    DENSE_RUN,
+    DENSE_YAML,
+    ENTRIES,
+    META_KEY,
+    NEW_FOLDER,
     check_brain,
-    check_callable,
     check_export,
+    check_place,
     check_readers,
+    check_start,
     check_trainable,
-    check_whole_number,
+    declared,
     saved_modules,
 )
 from sb_prune.run.milestones import Milestones, twin_of
@@ -51,8 +57,31 @@ from sb_prune.run.snapshots import (
     save_snapshot,
 )
 from sb_prune.support.random_state import generators_untouched
+from sb_prune.support.values import (
+    Factory,
+    Function,
+    ListOf,
+    Number,
+    OneOrList,
+    Whole,
+    checked,
+)
 
 logger = get_logger(__name__)
+
+# What the parts of a block may be; `keys` are what the block itself has.
+STRUCTURES = Function("sb_prune.conformer_structures")
+BUDGET = Factory("sb_prune.MACBudget", ["groups"], keys={"target": "target"})
+SCHEDULE = Factory(
+    "sb_prune.CubicSchedule", ["fraction"], keys={"steps": "schedule_steps"}
+)
+GATES = Factory(
+    "sb_prune.HardConcrete", ["initial_logits", "keep_probability", "sample"]
+)
+CONTROLLER = Factory("sb_prune.ExactBudget", ["step_", "multipliers"])
+OPTIMIZER = Factory("torch.optim.Adam", ["step", "zero_grad"], given=1)
+DISTILLATION = Factory("sb_prune.LayerwiseDistillation", ["losses"])
+SCORE = Function("sb_prune.magnitude_score")
 
 
 class PruningRun:
@@ -94,6 +123,8 @@ class PruningRun:
         In which order the gates start, e.g. `taylor_score`.
     score : callable, optional
         Chooses by a score instead of learned gates, e.g. `magnitude_score`.
+    score_every : int, optional
+        Optimizer steps from one such choice to the next; 10 by default.
     min_keep : int
         Units that stay where a module stays.
     seed : int
@@ -110,71 +141,68 @@ class PruningRun:
         not fine-tuned.
     """
 
+    @checked
     def __init__(
         self,
-        module,
-        structures,
-        target,
-        prune_epochs,
-        schedule_steps,
-        start_from=None,
-        start_min_key=None,
-        start_max_key=None,
-        budget=ParameterBudget,
-        schedule=LinearSchedule,
-        gates=None,
-        controller=None,
-        gate_optimizer=None,
-        first_score=None,
-        score=None,
-        min_keep=1,
-        seed=0,
-        distillation=None,
-        inference=None,
-        export_folder=None,
-        milestones=(),
+        module: ENTRIES,
+        structures: OneOrList(STRUCTURES, least=1),
+        target: SPARSITIES,
+        prune_epochs: Whole(1),
+        schedule_steps: Whole(0),
+        start_from: DENSE_RUN = None,
+        start_min_key: META_KEY = None,
+        start_max_key: META_KEY = None,
+        budget: BUDGET = ParameterBudget,
+        schedule: SCHEDULE = LinearSchedule,
+        gates: GATES = None,
+        controller: CONTROLLER = None,
+        gate_optimizer: OPTIMIZER = None,
+        first_score: SCORE = None,
+        score: SCORE = None,
+        score_every: Whole(1) = None,
+        min_keep: Whole(1) = 1,
+        seed: Whole(0) = 0,
+        distillation: DISTILLATION = None,
+        inference: DENSE_YAML = None,
+        export_folder: NEW_FOLDER = None,
+        milestones: ListOf(Number(above=0, below=1), example="[0.3, 0.5]") = (),
     ):
-        if isinstance(structures, (list, tuple)):
-            for part in structures:
-                check_callable(structures=part)
-            structures = partial(joined_structures, parts=structures)
-        check_callable(structures=structures, budget=budget, schedule=schedule)
-        optional = {
-            "gates": gates,
-            "controller": controller,
-            "gate_optimizer": gate_optimizer,
-            "first_score": first_score,
-            "score": score,
-            "distillation": distillation,
-        }
-        check_callable(**{k: v for k, v in optional.items() if v is not None})
-        check_whole_number(1, prune_epochs=prune_epochs, min_keep=min_keep)
-        check_whole_number(0, schedule_steps=schedule_steps, seed=seed)
-        if start_min_key is not None and start_max_key is not None:
-            raise ValueError(
-                "pruning: write `start_min_key` or `start_max_key`, not both"
-            )
+        check_start("pruning", start_from, start_min_key, start_max_key)
         check_export("pruning", inference, export_folder)
+        if isinstance(structures, (list, tuple)):
+            structures = partial(joined_structures, parts=structures)
         self.module = module
         self.structures = structures
-        self.budget = budget(target=target)
+        self.budget = BUDGET.make("pruning", "budget", budget, target=target)
         self.prune_epochs = prune_epochs
         self.start_from = start_from
         self._start_keys = {"min_key": start_min_key, "max_key": start_max_key}
-        self._distillation = distillation and distillation()
+        self._distillation = distillation and DISTILLATION.make(
+            "pruning", "distillation", distillation
+        )
         self.inference = inference
         self.export_folder = export_folder
         self.milestones = Milestones(milestones, target, export_folder)
-        self._schedule = schedule(steps=schedule_steps)
+        self._schedule = SCHEDULE.make(
+            "pruning", "schedule", schedule, steps=schedule_steps
+        )
         self._min_keep = min_keep
         self._seed = seed
-        learned = {
-            "gates": gates and gates(),
-            "controller": controller and controller(),
-            "gate_optimizer": gate_optimizer,
-            "first_score": first_score,
-        }
-        self._choose = _chooser(score, learned)
+        if score is None:
+            self._choose = _learner(
+                gates, controller, gate_optimizer, first_score
+            )
+            _leave_out("nothing is scored", "add", score_every=score_every)
+        else:
+            self._choose = _scorer(score, score_every)
+            _leave_out(
+                "a score leaves nothing to learn",
+                "leave out",
+                gates=gates,
+                controller=controller,
+                gate_optimizer=gate_optimizer,
+                first_score=first_score,
+            )
         self.layers = None  # a LayerPruning that has shortened the model
         self.pruner = None
         self.plan = None
@@ -237,7 +265,9 @@ class PruningRun:
         check_brain(brain, self.module, epoch_counter)
         # with --debug each process has a folder of its own
         folder = ddp_broadcast(Path(brain.checkpointer.checkpoints_dir))
-        self.declaration = self.structures(root_of(brain.modules, self.module))
+        self.declaration = declared(
+            self.structures, root_of(brain.modules, self.module)
+        )
         check_readers(brain.modules, self.module, self.declaration)
         modules = saved_modules(brain)
         if epoch_counter is not None:
@@ -268,6 +298,7 @@ class PruningRun:
         self.budget.groups(self.declaration, self._min_keep)
         if self.inference is not None:
             for place in (*self.milestones.folders, self.export_folder):
+                check_place(place, folder)
                 prepare_document(place, self.inference, brain, self.module)
         if self.start_from is not None:
             source = load_dense(self.start_from, modules, **self._start_keys)
@@ -607,17 +638,36 @@ class PruningRun:
         return named
 
 
-def _chooser(score, learned):
-    """What makes the pruner of a block: learned gates, or a score."""
-    if score is None:
-        return partial(Pruner, **learned)
-    given = [f"`{key}`" for key, value in learned.items() if value]
+def _learner(gates, controller, gate_optimizer, first_score):
+    """What makes a pruner that learns its gates."""
+    gates = gates and GATES.make("pruning", "gates", gates)
+    check_first_order(gates, first_score)
+    if gate_optimizer is not None:  # what it refuses is heard now
+        logits = [torch.zeros(1, requires_grad=True)]
+        OPTIMIZER.make("pruning", "gate_optimizer", gate_optimizer, logits)
+    return partial(
+        Pruner,
+        gates=gates,
+        controller=controller
+        and CONTROLLER.make("pruning", "controller", controller),
+        gate_optimizer=gate_optimizer,
+        first_score=first_score,
+    )
+
+
+def _scorer(score, every):
+    """What makes a pruner that chooses by a score."""
+    given = {} if every is None else {"every": every}
+    return partial(ScorePruner, score=score, **given)
+
+
+def _leave_out(why, what, **keys):
+    """Refuses keys that would be of no effect."""
+    given = [f"`{key}`" for key, value in keys.items() if value is not None]
     if given:
         raise ValueError(
-            f"pruning: a score leaves nothing to learn; leave out "
-            f"{', '.join(given)}, or leave out `score`"
+            f"pruning: {why}; leave out {', '.join(given)}, or {what} `score`"
         )
-    return partial(ScorePruner, score=score)
 
 
 def _outputs(brain, declaration, batch):

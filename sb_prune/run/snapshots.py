@@ -17,6 +17,8 @@ from sb_prune.support.disk import guard_, reason, rename_
 
 logger = get_logger(__name__)
 
+OF_EVERY_CHECKPOINT = {"unixtime", "end-of-epoch"}  # SpeechBrain's meta data
+
 
 def save_snapshot(folder, recoverables, meta):
     """Saves objects into a folder that exists only once it is complete.
@@ -110,7 +112,7 @@ def load_dense(folder, recoverables, min_key=None, max_key=None):
     FileNotFoundError
         If there is no checkpoint with all of them.
     ValueError
-        If the weights are of another architecture.
+        If none has the key, or the weights are of another architecture.
     """
     folder = Path(folder)
     checkpoints = []
@@ -119,30 +121,46 @@ def load_dense(folder, recoverables, min_key=None, max_key=None):
         save_folder = folder.parent if inside else folder
         _check_metas(save_folder)
         checkpoints = Checkpointer(save_folder).find_checkpoints(
-            min_key=min_key,
-            max_key=max_key,
             ckpt_predicate=lambda c: (
                 recoverables.keys() <= c.paramfiles.keys()
                 and (not inside or c.path.resolve() == folder.resolve())
             ),
         )
     if not checkpoints:
-        wanted = [*sorted(recoverables), *filter(None, (min_key, max_key))]
         raise FileNotFoundError(
-            f"start_from: {folder} has no checkpoint with {wanted}; write "
-            "the save folder of a finished dense run, e.g. "
-            "results/train/7775/save"
+            f"start_from: {folder} has no checkpoint with "
+            f"{sorted(recoverables)}; write the save folder of a finished "
+            "dense run, e.g. results/train/7775/save"
         )
-    loader = Checkpointer(checkpoints[0].path.parent, recoverables)
+    chosen = _best(checkpoints, min_key, max_key)
+    loader = Checkpointer(chosen.path.parent, recoverables)
     try:
-        loader.load_checkpoint(checkpoints[0])
+        loader.load_checkpoint(chosen)
     except Exception as error:  # damaged files fail in any way
         raise ValueError(
-            f"start_from: {checkpoints[0].path} does not fit the model in "
+            f"start_from: {chosen.path} does not fit the model in "
             f"this YAML, or is damaged; use the YAML values of the dense run "
             f"({reason(error)})"
         ) from error
-    return checkpoints[0].path
+    return chosen.path
+
+
+def _best(checkpoints, min_key, max_key):
+    """By a key of their meta data, or else the first, which is the newest."""
+    key = min_key or max_key
+    if key is None:
+        return checkpoints[0]
+    if not any(key in checkpoint.meta for checkpoint in checkpoints):
+        known = set().union(*(checkpoint.meta for checkpoint in checkpoints))
+        raise ValueError(
+            f"start_{'min' if min_key else 'max'}_key: {key!r} is in no "
+            f"checkpoint of {checkpoints[0].path.parent}; write one of "
+            f"{sorted(known - OF_EVERY_CHECKPOINT)}"
+        )
+    best = min if min_key else max
+    return best(
+        (c for c in checkpoints if key in c.meta), key=lambda c: c.meta[key]
+    )
 
 
 def _check_metas(folder):

@@ -143,7 +143,7 @@ def last_line(done):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"target": 1.5}, r"target: 1.5 is no sparsity; write a number"),
+        ({"target": 1.5}, r"target: 1.5; write a number"),
         (
             {"target": 0.9999},
             r"target: 0.9999 cannot be reached with the declared kinds",
@@ -152,7 +152,7 @@ def last_line(done):
         ({"schedule_steps": 999}, r"schedule_steps: 999 is longer than"),
         ({"pruning": "{module: Nowhere}"}, r"module: 'Nowhere' is not in"),
         ({"pruning": "{module: CNN}"}, r"module: no ConformerEncoder found"),
-        ({"pruning": "{modul: CNN}"}, r"pruning: unknown key 'modul'"),
+        ({"pruning": "{modul: CNN}"}, r"pruning: modul: .*; write module"),
         (
             {"pruning": "{structures: {kinds: [head]}}"},
             r"kinds: \['head'\] cannot be cut here; write some of",

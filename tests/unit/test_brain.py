@@ -399,48 +399,7 @@ def test_deepcopy_in_training_has_gates_of_its_own(tmp_path):
     assert brain.copied is not None
 
 
-WHOLE = "write a whole number, "
-NAMED = "cannot be called; write !name: and the name of a class"
-
-
-@pytest.mark.parametrize(
-    "changed, message",
-    [
-        ({"min_keep": 0}, f"min_keep: 0; {WHOLE}1 or more"),
-        ({"min_keep": "2"}, f"min_keep: '2'; {WHOLE}1 or more"),
-        ({"prune_epochs": -1}, f"prune_epochs: -1; {WHOLE}1 or more"),
-        ({"prune_epochs": 1.5}, f"prune_epochs: 1.5; {WHOLE}1 or more"),
-        ({"prune_epochs": True}, f"prune_epochs: True; {WHOLE}1 or more"),
-        ({"schedule_steps": -5}, f"schedule_steps: -5; {WHOLE}0 or more"),
-        ({"schedule_steps": 0}, "schedule_steps: 0; write a positive number"),
-        ({"seed": "x"}, f"seed: 'x'; {WHOLE}0 or more"),
-        ({"target": "0.5x"}, "target: 0.5x is no sparsity; write a number"),
-        ({"target": 0}, "target: 0 is no sparsity; write a number"),
-        ({"target": 1}, "target: 1 is no sparsity; write a number"),
-        ({"target": {}}, "target: no module is named; write a number, or"),
-        ({"structures": "conformer"}, f"structures: 'conformer' {NAMED}"),
-        ({"gate_optimizer": 0.05}, f"gate_optimizer: 0.05 {NAMED}"),
-        ({"gates": HardConcrete()}, f"gates: <.*> {NAMED}"),
-        (
-            {"distillation": LayerwiseDistillation()},
-            f"distillation: .* {NAMED}",
-        ),
-        (
-            {"start_min_key": "WER", "start_max_key": "ACC"},
-            "write `start_min_key` or `start_max_key`, not both",
-        ),
-        ({"inference": "a.yaml"}, "write both `inference` and `export_folder`"),
-        ({"milestones": [0.3]}, "write `inference` and `export_folder` too"),
-    ],
-)
-def test_bad_settings_are_refused_at_once(changed, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        make(tmp_path, pruning=block(**changed))
-
-
-@pytest.mark.parametrize(
-    "milestones", [[0.3, 0.2], [0.3, 0.3], [0.5], [0.0], [1], ["0.3"], "0.3"]
-)
+@pytest.mark.parametrize("milestones", [[0.3, 0.2], [0.3, 0.3], [0.5], [0.7]])
 def test_milestones_rise_towards_the_target(milestones, tmp_path):
     settings = block(
         milestones=milestones, inference="a.yaml", export_folder="export"
@@ -448,30 +407,6 @@ def test_milestones_rise_towards_the_target(milestones, tmp_path):
     message = r"milestones: .*; write rising sparsities between 0 and the tar"
     with pytest.raises(ValueError, match=message):
         make(tmp_path, pruning=settings)
-
-
-def test_milestones_want_one_target(tmp_path):
-    settings = block(
-        milestones=[0.3],
-        target={"encoder": 0.5},
-        inference="a.yaml",
-        export_folder="export",
-    )
-    with pytest.raises(ValueError, match="`target` names several; leave"):
-        make(tmp_path, pruning=settings)
-
-
-@pytest.mark.parametrize(
-    "pruning, message",
-    [
-        (True, "pruning: True is no mapping; write one line `key: value`"),
-        (["module"], "pruning: .* is no mapping"),
-        ({}, "pruning: the key 'module' is missing"),
-    ],
-)
-def test_what_is_no_block_is_refused(pruning, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        make(tmp_path, pruning=pruning)
 
 
 @pytest.mark.parametrize("epochs", [4, 9])

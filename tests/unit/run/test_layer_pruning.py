@@ -394,7 +394,7 @@ def with_labels(value):
     "value, message",
     [
         (None, "None is no label"),
-        (torch.tensor([1, 2]), r"tensor\(\[1, 2\]\) is no label"),
+        (torch.zeros(99), "an object of Tensor is no label; give a string"),
         ({"a": 1}, "is no label; give a string or a number"),
         (["a", "b"], "'a' is no segment"),
         (["abc"], "'abc' is no segment"),
@@ -509,26 +509,25 @@ def test_layers_of_speechbrains_own(family, make_asr, make_wav2vec2, tmp_path):
     "block, message",
     [
         ({"labels": "intent"}, "labels: the training data have no key 'inte"),
-        ({"labels": []}, "ConvexityPeak compares classes; write `labels`"),
+        (
+            {"pooling": torch.mean},
+            r"pooling: mean gives an object of Tensor of .*; write a function",
+        ),
+        ({"pooling": torch.cov}, "pooling: cov gives an object of Tensor"),
+        (
+            {"pooling": lambda frames: frames.mean(1)},
+            "pooling: gives points of different sizes; write a function over",
+        ),
+        (
+            {"criterion": SimilarBlock(np.subtract, removed=1)},
+            r"similarity: subtract gives an array of shape \(24, 16\)",
+        ),
         ({"criterion": LastLayers(removed=4)}, "removed: 4 of 4 layers; keep"),
         ({"criterion": ConvexityPeak(50)}, "neighbours: 50 of 24 points"),
-        ({"criterion": ConvexityPeak}, "ConvexityPeak is yet to be called; "),
-        ({"criterion": partial(LastLayers, 1)}, r"LastLayers\(\) is yet to be"),
-        ({"criterion": 5}, "layer_pruning: criterion: 5 cannot be called"),
-        ({"sample": 0}, "layer_pruning: sample: 0; write a whole number, 1 o"),
-        ({"sampel": 5}, "layer_pruning: unknown key 'sampel'; the keys are"),
-        (
-            {"module": "encoder"},
-            "layer_pruning: module: 'encoder' is not in `modules`",
-        ),
-        ({"start_from": "/nowhere"}, "start_from: /nowhere has no checkpoint"),
-        ({"inference": None}, "write both `inference` and `export_folder`"),
-        ({"inference": "none.yaml"}, "inference: none.yaml does not exist"),
     ],
 )
 def test_bad_blocks(dense, tmp_path, block, message):
-    error = FileNotFoundError if "start_from" in block else ValueError
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         fit(make(tmp_path, dense, **block))
     assert not (tmp_path / "save/layers.json").exists()
 
@@ -682,15 +681,13 @@ def test_the_most_similar_block_goes():
 @pytest.mark.parametrize("removed", [-1, 1.5, True, None])
 def test_numbers_of_layers(removed):
     for criterion in (LastLayers, RandomLayers):
-        with pytest.raises(ValueError, match="removed: .*; write a number of"):
+        with pytest.raises(ValueError, match="removed: .*; write a whole numb"):
             criterion(removed)
 
 
 def test_a_block_of_no_layers():
-    with pytest.raises(ValueError, match="removed: 0; write a number of lay"):
+    with pytest.raises(ValueError, match="removed: 0; write a whole number, 1"):
         SimilarBlock(cosine_similarity, removed=0)
-    with pytest.raises(ValueError, match="similarity: 'cka' cannot be called"):
-        SimilarBlock("cka", removed=1)
 
 
 def test_every_label_is_drawn(tmp_path, monkeypatch):

@@ -171,9 +171,7 @@ def test_teacher_replays_its_own_front_end(make_front_end, random_plan):
     [
         ({"module": ["CNN", "Nowhere"]}, "'Nowhere' is not in `modules`; writ"),
         ({"module": ["CNN", "CNN"]}, "a list that names each once"),
-        ({"module": []}, "write an entry of `modules`, or a list"),
-        ({"structures": []}, "structures: the list is empty; write"),
-        ({"structures": [*PARTS, "x"]}, "structures: 'x' cannot be called"),
+        ({"structures": [*PARTS, "x"]}, "structures: 'x'; write !name: and"),
         (
             {"structures": [front_end_structures] * 2},
             "conv_0.channels is declared twice; name every function",
