@@ -1,1 +1,1 @@
-"""Which units stay: gates or scores, under a budget, on a schedule."""
+"""Chooses the units to keep: by gates or scores, within a budget."""

@@ -1,4 +1,4 @@
-"""Plans that fit a budget: which units stay, given a score for each."""
+"""Makes plans that meet a budget, given a score for each unit."""
 
 import torch
 
@@ -6,15 +6,20 @@ from sb_prune.declare.plan import Plan, full_plan
 
 
 def fit_plan(declaration, groups, scores, sparsities=None, min_keep=1):
-    """The best plan within the budget: one threshold, then a greedy finish.
+    """Makes the plan that keeps the units with the highest scores.
 
-    Units stay in the order of their scores, those of a structure with a
-    `multiple` in blocks of so many. A module that would stay without
-    any of its units goes; where it must stay, `min_keep` units do. What is
-    then left of the budget is filled with the best-scored units that fit; if
-    all the cheapest are open already, some close for a more costly one. So
-    the realised cost is never above the budget and short of it by less than
-    the cheapest open leaf unit, unless no exchange of units comes closer.
+    First, one threshold on the scores is found with which the cost is within
+    the budget. A structure with a `multiple` keeps blocks of this many units. A
+    module of which no unit would stay is removed; if it cannot be removed,
+    `min_keep` of its units stay.
+
+    Then the rest of the budget is filled greedily with the best-scored units
+    that still fit. If only expensive units are left, cheap ones are removed to
+    make room for one of them, as long as this uses more of the budget.
+
+    So the cost never exceeds the budget. It falls short of it by less than the
+    cheapest unit of a leaf structure in a module that stays, unless no exchange
+    of units comes closer.
 
     Arguments
     ---------
@@ -23,11 +28,11 @@ def fit_plan(declaration, groups, scores, sparsities=None, min_keep=1):
     groups : list of Group
         From a budget.
     scores : torch.Tensor
-        (N,), higher stays longer.
+        (N,), higher for units that should stay.
     sparsities : list of float, optional
-        Sparsity to reach per group; by default each group's target.
+        Sparsity to reach for each group; by default its target.
     min_keep : int
-        Units that stay where a module stays.
+        Smallest number of units in a module that stays.
 
     Returns
     -------
@@ -39,7 +44,7 @@ def fit_plan(declaration, groups, scores, sparsities=None, min_keep=1):
         sparsity = group.target if sparsities is None else sparsities[i]
         if sparsity > 0:
             limit = group.dense * (1 - sparsity) * (1 + 1e-9)
-            _Fit(declaration, group, ranks, limit, min_keep, plan).fit_()
+            _PlanFitter(declaration, group, ranks, limit, min_keep, plan).fit_()
     for structure in declaration.structures:
         if not plan.is_open(structure, declaration):
             plan.keep[structure.name][:] = False
@@ -48,21 +53,23 @@ def fit_plan(declaration, groups, scores, sparsities=None, min_keep=1):
 
 
 def leaf_prices(declaration, group, plan):
-    """Cost of one more unit, or block, of each leaf of a group left open.
+    """Cost of one more unit of each leaf structure of a group.
+
+    Structures inside removed modules are left out.
 
     Arguments
     ---------
     declaration : Declaration
         Of the dense model.
     group : Group
-        Whose cost counts.
+        The group, whose cost is counted.
     plan : Plan
-        Where the model stands.
+        The units that stay so far.
 
     Returns
     -------
     dict
-        Structure name -> cost of a unit, or block.
+        Structure name -> cost of a unit, or of a block of `multiple` units.
     """
     counts = plan.kept_counts(declaration)
     multiples = torch.tensor([s.multiple for s in declaration.structures])
@@ -77,7 +84,10 @@ def leaf_prices(declaration, group, plan):
 
 
 def _ranks(declaration, scores):
-    """Scores as ranks; of equal ones modules stay longer, then at random."""
+    """Turns scores into ranks, (N,) int64, of which no two are equal.
+
+    Of equal scores, whole modules rank above units, and the rest is random.
+    """
     order = torch.randperm(
         declaration.total_units, generator=torch.Generator().manual_seed(0)
     )
@@ -91,12 +101,12 @@ def _ranks(declaration, scores):
     return ranks
 
 
-def _in_blocks(ranks, multiple):
-    """Ranks in which the best `multiple` units are alike, then the next.
+def _block_ranks(ranks, multiple):
+    """Gives each block of `multiple` units, best first, the rank of its best.
 
     Example
     -------
-    >>> _in_blocks(torch.tensor([3, 9, 1, 4]), 2)
+    >>> _block_ranks(torch.tensor([3, 9, 1, 4]), 2)
     tensor([3, 9, 3, 9])
     """
     if multiple == 1:
@@ -108,19 +118,21 @@ def _in_blocks(ranks, multiple):
     return blocks
 
 
-class _Fit:
-    """Fits one group's part of a plan, in place.
+class _PlanFitter:
+    """Fits the part of a plan that belongs to one group, in place.
 
     Arguments
     ---------
     declaration : Declaration
     group : Group
     ranks : torch.Tensor
-        (N,) int64, no two alike; higher stays longer.
+        (N,) int64, all different, higher for units that should stay.
     limit : float
-        Cost that may not be exceeded.
+        Largest cost allowed.
     min_keep : int
+        Smallest number of units in a module that stays.
     plan : Plan
+        The plan to change.
     """
 
     def __init__(self, declaration, group, ranks, limit, min_keep, plan):
@@ -134,10 +146,10 @@ class _Fit:
             s for s in declaration.structures if members[s.name].any()
         ]
         ranks = declaration.split(ranks)
-        self.ranks = {  # name -> (units,); those of a block are alike
+        self.ranks = {  # name -> (units,); equal within a block
             s.name: torch.cat(
                 [
-                    _in_blocks(inside, s.multiple)
+                    _block_ranks(inside, s.multiple)
                     for inside in self._by_holder(s, ranks[s.name])
                 ]
             )
@@ -145,12 +157,12 @@ class _Fit:
         }
 
     def _by_holder(self, structure, values):
-        """Values of units, a row for each unit that holds some of them."""
+        """Views values of units as one row for each unit of the holder."""
         holder = self.declaration.holder(structure)
         return values.view(holder.units if holder else 1, -1)
 
     def fit_(self):
-        """Threshold, greedy finish, exchanges."""
+        """Finds the threshold, fills up greedily, then exchanges units."""
         self._keep_above_threshold()
         while self._fill() or self._open_module():
             pass
@@ -158,7 +170,7 @@ class _Fit:
             pass
 
     def gap(self, plan=None):
-        """What a plan leaves of the limit; negative if it exceeds it."""
+        """How far the cost of a plan is below the limit; negative if above."""
         counts = (plan or self.plan).kept_counts(self.declaration)
         return self.limit - float(self.group.cost.of_kept(counts))
 
@@ -166,7 +178,7 @@ class _Fit:
         return leaf_prices(self.declaration, self.group, self.plan)
 
     def _keep_above_threshold(self):
-        """The lowest threshold that meets the limit, by bisection."""
+        """Applies the lowest threshold within the limit, found by bisection."""
         levels = torch.cat([self.ranks[s.name] for s in self.structures])
         levels = levels.sort().values
         levels = torch.cat([levels, levels[-1:] + 1])
@@ -181,7 +193,7 @@ class _Fit:
         self._keep_from(levels[low])
 
     def _keep_from(self, level):
-        """Keeps the units ranked at or above a level."""
+        """Keeps the units whose rank is at least `level`."""
         keep = self.plan.keep
         for s in self.structures:
             keep[s.name] = self.ranks[s.name] >= level
@@ -197,12 +209,12 @@ class _Fit:
                 self._top_up(s, keep[s.name])
 
     def _alone_in_parent(self, units):
-        """Whether the units' parent removes just the module they are in."""
+        """Whether the parent of some units removes the module they are in."""
         parent = self.declaration.by_name.get(units.parent)
         return parent is not None and parent.name in dict(parent.removes)
 
     def _top_up(self, structure, kept):
-        """Keeps the best `min_keep`, in each unit that holds some."""
+        """Keeps the best `min_keep` units at least, per unit of a holder."""
         ranks = self.ranks[structure.name]
         for inside, ranked in zip(
             self._by_holder(structure, kept), self._by_holder(structure, ranks)
@@ -212,7 +224,7 @@ class _Fit:
                 inside[ranked >= ranked.topk(count).values[-1]] = True
 
     def _has_enough(self, structure, kept):
-        """Whether `min_keep` units stay, in each open unit that holds some."""
+        """Whether `min_keep` units stay, per unit of a holder."""
         inside = self._by_holder(structure, kept).sum(1)
         holder = self.declaration.holder(structure)
         if holder:
@@ -220,27 +232,27 @@ class _Fit:
         return bool((inside >= self.min_keep).all())
 
     def _reachable(self, structure):
-        """(units,) those that are in no closed unit."""
+        """(units,) bool, True for units that are not inside a removed unit."""
         everything = torch.ones(structure.units).bool()
         keep = {**self.plan.keep, structure.name: everything}
         return Plan(keep).kept(structure, self.declaration)
 
     def _closed(self, name):
-        """(units,) those that could open where they are."""
+        """(units,) bool, True for removed units that could stay."""
         reachable = self._reachable(self.declaration.by_name[name])
         return reachable & ~self.plan.keep[name]
 
     def _open(self, name):
-        """(units,) those that count."""
+        """(units,) bool, True for units that stay."""
         reachable = self._reachable(self.declaration.by_name[name])
         return reachable & self.plan.keep[name]
 
     def _block(self, name, rank):
-        """Which units of a structure have a rank."""
+        """(units,) bool, True for the units of a block, given by its rank."""
         return self.ranks[name] == rank
 
     def _fill(self):
-        """Opens the best-ranked units that fit; returns whether any did."""
+        """Adds the best-ranked units that fit; returns whether any did."""
         gap = self.gap()
         closed = [
             (rank, price, name)
@@ -254,26 +266,30 @@ class _Fit:
                 self.plan.keep[name][self._block(name, rank)] = True
                 opened.append((name, rank))
                 gap -= price
-        # prices rise where a tensor is cut along two axes: take back
+        # units of a tensor that is cut along two axes make each other more
+        # expensive: take back the last ones
         while opened and self.gap() < 0:
             name, rank = opened.pop()
             self.plan.keep[name][self._block(name, rank)] = False
         return bool(opened)
 
     def _open_module(self):
-        """Opens the best-ranked closed module that fits at its smallest."""
+        """Restores the best-ranked removed module that fits at smallest size.
+
+        Returns whether there was one.
+        """
         closed = self._closed_modules()
         for s, unit in sorted(
             closed, key=lambda found: -int(self.ranks[found[0].name][found[1]])
         ):
-            opening = self._smallest(s, unit)
+            opening = self._opened_at_smallest(s, unit)
             if self.gap(Plan({**self.plan.keep, **opening})) >= 0:
                 self.plan.keep.update(opening)
                 return True
         return False
 
     def _closed_modules(self):
-        """(structure, unit) of all that is closed and consists of others."""
+        """Lists (structure, unit) for removed units that are not leaves."""
         return [
             (s, unit)
             for s in self.structures
@@ -281,16 +297,16 @@ class _Fit:
             for unit in (~self.plan.keep[s.name]).nonzero().flatten().tolist()
         ]
 
-    def _smallest(self, structure, unit=0):
-        """What a plan keeps of a unit opened with as little as possible."""
+    def _opened_at_smallest(self, structure, unit=0):
+        """Which units stay if a removed one is restored at its smallest."""
         kept = self.plan.keep[structure.name].clone()
         kept[unit] = True
         keep = {structure.name: kept}
-        self._empty_below(structure, unit, keep)
+        self._shrink_inside(structure, unit, keep)
         return keep
 
-    def _empty_below(self, structure, unit, keep):
-        """Leaves as little as possible in a unit that opens."""
+    def _shrink_inside(self, structure, unit, keep):
+        """Keeps as few units as possible inside a unit that is restored."""
         for child in self.structures:
             if child.parent != structure.name:
                 continue
@@ -304,10 +320,10 @@ class _Fit:
             self._top_up(child, kept)
             if child.holds:
                 for inside in kept.nonzero().flatten().tolist():
-                    self._empty_below(child, inside, keep)
+                    self._shrink_inside(child, inside, keep)
 
     def _exchange(self):
-        """Closes cheap units for a more costly one, where only such are closed.
+        """Exchanges cheap units for an expensive one, if only such are left.
 
         Returns whether this brought the plan closer to the limit.
         """
@@ -316,7 +332,7 @@ class _Fit:
         if not prices or gap < min(prices.values()):
             return False
         before = {name: kept.clone() for name, kept in self.plan.keep.items()}
-        for price, opening in self._openings():
+        for price, opening in self._next_openings():
             self._make_room(price - gap, prices, opening)
             self.plan.keep.update(opening)
             self._fill()
@@ -326,9 +342,12 @@ class _Fit:
                 self.plan.keep[name] = kept.clone()
         return False
 
-    def _openings(self):
-        """(price, kept units) of all that could open next, cheapest first."""
-        found = [self._smallest(*closed) for closed in self._closed_modules()]
+    def _next_openings(self):
+        """Lists (price, kept units) of what could be added, cheapest first."""
+        found = [
+            self._opened_at_smallest(*closed)
+            for closed in self._closed_modules()
+        ]
         for name in self._prices():
             closed = self._closed(name)
             if closed.any():
@@ -342,7 +361,7 @@ class _Fit:
         return sorted(priced, key=lambda pair: pair[0])
 
     def _make_room(self, missing, prices, opening):
-        """Closes the cheapest, worst-ranked units until enough is free."""
+        """Removes the cheapest, worst-ranked units until `missing` is free."""
         still_open = sorted(
             (price, rank, name)
             for name, price in prices.items()

@@ -1,4 +1,4 @@
-"""Pruners: masks on a model, moved towards a budget, made into a plan."""
+"""Pruners: they mask a model, choose units within a budget, and cut it."""
 
 from functools import cached_property
 
@@ -68,25 +68,27 @@ def scored(pruner, score, key):
 
 
 class BasePruner:
-    """What all ways to choose units have in common: budget, masks, plan, cut.
+    """Base of pruners: budget, masks, plan and cut.
 
-    A subclass says how units are ranked (`scores`), what one optimizer step
-    of the recipe sees (`sample_`) and what is learned from it (`_learn`).
+    A subclass defines how units are ranked (`scores`), which gate values the
+    model has during an optimizer step (`sample_`), and what is learned from the
+    gradient of these values (`_learn`).
 
     Arguments
     ---------
     declaration : Declaration
-        What can be cut.
+        Declares what can be pruned.
     budget : ParameterBudget or MACBudget
-        What is measured, and the target.
+        The cost that is counted, and the target sparsity.
     schedule : LinearSchedule, CubicSchedule or ConstantSchedule, optional
         Fraction of the target that holds at each step.
     min_keep : int
-        Units that stay where a module stays.
+        Smallest number of units in a module that stays.
     seed : int
         Seed of the random numbers that scores draw.
     decay : float
-        Of `saliency`, the running mean of squared gate gradients, (N,).
+        Decay of the running mean of squared gate gradients, the attribute
+        `saliency`, (N,).
     """
 
     def __init__(
@@ -117,13 +119,13 @@ class BasePruner:
 
     @cached_property
     def prices(self):
-        """(N,) what closing one unit alone frees, in the budget's unit."""
+        """(N,) cost saved by removing each unit alone, in the budget's unit."""
         structures = self.declaration.structures
         dense = torch.tensor([s.units for s in structures]).double()
         gone = torch.eye(len(structures)).double()
         for i, structure in enumerate(structures):
             holder = self.declaration.holder(structure)
-            if holder:  # its unit takes along those that it holds
+            if holder:  # a unit of it is removed with those that it holds
                 gone[structures.index(holder), i] = dense[i] / holder.units
         one_less = dense - gone
         freed = sum(
@@ -132,12 +134,12 @@ class BasePruner:
         return freed.repeat_interleave(dense.long()).float()
 
     def attach_(self):
-        """Puts the masks on the model, all gates open."""
+        """Masks the model, with all gates open."""
         self._values = attach_(self.declaration)
         self._drawn = torch.ones(self.declaration.total_units)
 
     def targets(self):
-        """Sparsity that the schedule asks for now.
+        """Sparsity of each group that the schedule asks for now.
 
         Returns
         -------
@@ -147,12 +149,13 @@ class BasePruner:
         return self._targets(self.step)
 
     def last_rise(self):
-        """What the schedule asked of the first group before the last step,
-        and what it asks for now.
+        """Sparsity of the first group before the last step, and now.
+
+        Both are what the schedule asks for.
 
         Returns
         -------
-        tuple of float
+        (float, float)
         """
         first = max(self.step - 1, 0)
         return tuple(float(self._targets(s)[0]) for s in (first, self.step))
@@ -167,43 +170,43 @@ class BasePruner:
         is_open = [bool((p == 1).all()) for p in pieces.values()]
         self._drawn = values.detach()  # on the CPU: reading them is for free
         device = next(self.declaration.root.parameters()).device
-        # a copy: the leaf that collects the gradient is not the source
+        # a copy, as this leaf tensor collects the gradient of the gates
         self._sample = values.to(device, copy=True).requires_grad_(learn)
         self._values.set_(self._sample, is_open)
 
     def veto_step_(self):
-        """Lets the coming `step_` leave the gates where they are.
+        """Makes the next `step_` leave the gates unchanged.
 
-        One process decides for all.
+        Of several processes, one is enough to decide this for all.
         """
         self._sample.grad = torch.full_like(self._sample, torch.nan)
 
     def step_(self, scale=1.0):
-        """Learns from the gradient that this step's sample received.
+        """Learns from the gradient of the gate values, and counts the step.
 
-        In several processes each must call it; all then learn the same.
+        If there are several processes, each must call this; all learn the same.
 
         Arguments
         ---------
         scale : float
-            Factor that a GradScaler put on the loss.
+            Factor by which a GradScaler multiplied the loss.
 
         Returns
         -------
         bool
-            Whether anything was learned: not from a gradient that is missing
-            or not finite, and gates do not move before the schedule starts.
-            The schedule goes on in either case.
+            Whether anything was learned. Nothing is learned if a gradient is
+            missing or not finite, or before the schedule starts to rise; the
+            step is counted nevertheless.
         """
         self.step += 1
         gradient = self._gradient(scale)
         return gradient is not None and self._learn(gradient)
 
     def _gradient(self, scale):
-        """What this step's sample received in all processes, unscaled: (N,).
+        """Mean gradient (N,) of the gate values over processes, unscaled.
 
-        What one process lacks is missing in all, so that they stay alike.
-        None if it is missing or not finite, or nothing is to be learned.
+        It is None if nothing is to be learned, or if the gradient of any
+        process is missing or not finite; so all processes learn the same.
         """
         if self._sample is None or not self._sample.requires_grad:
             return None
@@ -212,18 +215,18 @@ class BasePruner:
         mean = mean_over_processes(self._sample.grad).cpu() / scale
         return mean if torch.isfinite(mean).all() else None
 
-    def _listen(self, gradient):
+    def _update_saliency(self, gradient):
         self.saliency.lerp_(gradient.square(), 1 - self._decay)
 
     def plan(self, sparsity=None, final=False):
-        """The plan that would be cut now.
+        """Makes a plan from the current scores.
 
         Arguments
         ---------
         sparsity : float, optional
-            Of each group; by default what the schedule asks for.
+            Sparsity of each group; by default what the schedule asks for now.
         final : bool
-            At the final target instead.
+            Whether to make the plan for the final target instead.
 
         Returns
         -------
@@ -243,12 +246,12 @@ class BasePruner:
         )
 
     def binarise_(self, plan=None):
-        """Lets the model compute what it would compute after the cut.
+        """Sets the gates to a plan: the model computes what the cut one would.
 
         Arguments
         ---------
         plan : Plan, optional
-            By default the plan that would be cut now.
+            By default that of `plan()`.
 
         Returns
         -------
@@ -259,12 +262,12 @@ class BasePruner:
         return plan
 
     def cut_(self, plan=None):
-        """Takes the masks off and cuts the model, in place.
+        """Removes the masks and cuts the model, in place.
 
         Arguments
         ---------
         plan : Plan, optional
-            By default the plan at the final target.
+            By default the plan for the final target.
 
         Returns
         -------
@@ -277,12 +280,12 @@ class BasePruner:
         return plan
 
     def open_modules(self, names):
-        """Which of the modules the current sample leaves open.
+        """Whether modules are open with the current gate values.
 
         Arguments
         ---------
         names : list of str
-            Module names; those that no structure removes stay open.
+            Module names. A module without a gate is always open.
 
         Returns
         -------
@@ -292,7 +295,7 @@ class BasePruner:
         return [name not in gates or bool(gates[name].any()) for name in names]
 
     def realised_sparsity(self, plan):
-        """Sparsity of a plan per group.
+        """Sparsity that a plan has in each group.
 
         Arguments
         ---------
@@ -309,18 +312,18 @@ class BasePruner:
         )
 
     def statistics(self, plan):
-        """Named numbers for the train logger.
+        """Numbers for the train logger.
 
         Arguments
         ---------
         plan : Plan
-            As returned by `binarise_`.
+            From `binarise_`.
 
         Returns
         -------
         dict
-            Target and realised sparsity, parameters and MACs (for the
-            budget's `frames`) of the plan.
+            Name -> number: target and realised sparsity, parameters and MACs
+            (for the `frames` of the budget) of the plan.
         """
         named = {
             **self._per_group("target_sparsity", self.targets()),
@@ -340,7 +343,7 @@ class BasePruner:
         }
 
     def state_dict(self):
-        """What resuming needs."""
+        """Returns the state that a resumed run needs."""
         return {
             "units": self._units(),
             "step": self.step,
@@ -351,7 +354,7 @@ class BasePruner:
         return {s.name: s.units for s in self.declaration.structures}
 
     def load_state_dict(self, state):
-        """Takes what `state_dict` gave.
+        """Restores the state of `state_dict`.
 
         Arguments
         ---------
@@ -360,7 +363,7 @@ class BasePruner:
         Raises
         ------
         ValueError
-            If it was made for another architecture.
+            If it belongs to another architecture or other kinds.
         """
         if state["units"] != self._units():
             raise ValueError(
@@ -373,24 +376,24 @@ class BasePruner:
 
 
 class Pruner(BasePruner):
-    """Learns which structures of a model to keep.
+    """Learns which units of a model to keep, with random gates.
 
-    Gates, multipliers and their optimizer live here, on the CPU, never in the
-    recipe's modules or optimizers. One optimizer step of the recipe is
+    Gates, multipliers and their optimizer are kept here, on the CPU, apart from
+    the modules and optimizers of the recipe. An optimizer step of the recipe is
 
-        pruner.sample_()        # new gates multiply the weights
-        ...                     # forward, backward, perhaps accumulated
-        pruner.step_()          # gates learn from the gradient they received
+        pruner.sample_()        # draws gates, which multiply the weights
+        ...                     # forward and backward, of one or more batches
+        pruner.step_()          # the gates learn from their gradient
 
-    and evaluation calls `binarise_()` first: it always sees the plan that
-    would be exported now.
+    Before evaluation, `binarise_()` sets the gates to the plan that would be
+    exported now.
 
     Arguments
     ---------
     declaration : Declaration
-        What can be cut.
+        Declares what can be pruned.
     budget : ParameterBudget or MACBudget
-        What is measured, and the target.
+        The cost that is counted, and the target sparsity.
     schedule : LinearSchedule, CubicSchedule or ConstantSchedule, optional
         Fraction of the target that holds at each step.
     gates : HardConcrete, optional
@@ -398,16 +401,16 @@ class Pruner(BasePruner):
     controller : ExactBudget or AugmentedLagrangian, optional
         Makes the expected sparsity follow the schedule.
     gate_optimizer : callable, optional
-        Parameters -> optimizer of the logits.
+        Parameters -> optimizer of the logits; by default Adam.
     first_score : callable, optional
-        Pruner -> (N,): in which order the gates start. As long as the
-        schedule asks for nothing the gates stay open and `saliency` is
-        gathered; then the logits are spread by the ranks of this score. By
-        default all start alike.
+        Pruner -> (N,) importance scores for the start. While the schedule asks
+        for a sparsity of 0, gates stay open and `saliency` is collected; then
+        the logits are spread out by the ranks of these scores. By default all
+        gates of a kind start with the same logit.
     min_keep : int
-        Units that stay where a module stays.
+        Smallest number of units in a module that stays.
     seed : int
-        Of the private generator that draws the gates.
+        Seed of the private random generator that draws the gates.
 
     Example
     -------
@@ -452,11 +455,11 @@ class Pruner(BasePruner):
         self._source = self._penalty = None
 
     def scores(self):
-        """Ranks the units: the gates' logits, (N,)."""
+        """(N,) logits of the gates, by which units are ranked."""
         return self.logits.detach()
 
     def expected_sparsity(self, logits):
-        """Expected sparsity per group, differentiable.
+        """Expected sparsity of each group, differentiable.
 
         Arguments
         ---------
@@ -475,11 +478,14 @@ class Pruner(BasePruner):
         )
 
     def sample_(self):
-        """Draws the gates of this optimizer step and applies them."""
-        if not self.targets().any():  # s' = 0 where nothing may be cut yet
+        """Draws the gates of this optimizer step and applies them.
+
+        Gates are open as long as the schedule asks for a sparsity of 0.
+        """
+        if not self.targets().any():  # no shift of the logits gives exactly 0
             self._source = None
-            listening = self._first_score is not None
-            self._apply(torch.ones_like(self.logits), learn=listening)
+            collects = self._first_score is not None
+            self._apply(torch.ones_like(self.logits), learn=collects)
             return
         self._spread_logits()
         with torch.enable_grad():
@@ -489,7 +495,7 @@ class Pruner(BasePruner):
         self._apply(self._source.detach(), learn=True)
 
     def _spread_logits(self):
-        """Once, when pruning begins: the first score's ranks as logits."""
+        """Sets the logits by ranks of the first score, once, at the start."""
         if self._first_score is None:
             return
         scores = scored(self, self._first_score, "first_score")
@@ -508,9 +514,9 @@ class Pruner(BasePruner):
         )
 
     def _learn(self, gradient):
-        """Moves the gates, unless they are still held open."""
+        """Updates the logits, or only `saliency` while gates are held open."""
         if self._source is None:
-            self._listen(gradient)
+            self._update_saliency(gradient)
             return False
         self.optimizer.zero_grad()
         loss = (self._source * gradient).sum() + self._penalty
@@ -524,7 +530,10 @@ class Pruner(BasePruner):
         return True
 
     def statistics(self, plan):
-        """As every pruner's, with expected sparsity and the controller's."""
+        """Numbers for the train logger; adds expected sparsity and multipliers.
+
+        Arguments and returns as in `BasePruner`.
+        """
         with torch.no_grad():
             logits = self.logits
         if self.targets().any():
@@ -537,7 +546,7 @@ class Pruner(BasePruner):
         }
 
     def state_dict(self):
-        """What resuming needs."""
+        """Returns the state that a resumed run needs."""
         return {
             **super().state_dict(),
             "logits": self.logits.detach().clone(),
@@ -547,7 +556,7 @@ class Pruner(BasePruner):
         }
 
     def load_state_dict(self, state):
-        """Takes what `state_dict` gave."""
+        """Restores the state of `state_dict`."""
         super().load_state_dict(state)
         with torch.no_grad():
             self.logits.copy_(state["logits"])

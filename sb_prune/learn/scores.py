@@ -1,8 +1,8 @@
-"""Structures chosen by a score: the baselines that learned gates must beat.
+"""Pruning by importance scores, as a baseline for learned gates.
 
-A score is a function of the pruner that gives one number per unit, higher
-stays longer. To add one, write a function like `magnitude_score` and name it
-in YAML.
+A score is a function of the pruner that returns one number for each unit;
+units with higher numbers stay longer. To add a score, write a function like
+`magnitude_score` and name it in the YAML.
 
 Shapes: N units of the whole declaration.
 """
@@ -14,7 +14,7 @@ from sb_prune.support.values import Whole, checked
 
 
 def random_score(pruner):
-    """Random numbers, the same at every step.
+    """Random scores, the same at every step; a baseline for other scores.
 
     Arguments
     ---------
@@ -31,10 +31,11 @@ def random_score(pruner):
 
 @torch.no_grad()
 def magnitude_score(pruner):
-    """L2 norm of the weights that leave with a unit, per square root of their
-    number, so that structures of all sizes compare.
+    """Root mean square of the weights that would be removed with a unit.
 
-    Li et al., "Pruning Filters for Efficient ConvNets" (2017), with L2.
+    This is their L2 norm (Li et al., "Pruning Filters for Efficient ConvNets",
+    2017, with L2) divided by the square root of their number, so that units of
+    all sizes can be compared.
 
     Arguments
     ---------
@@ -64,11 +65,12 @@ def magnitude_score(pruner):
 
 
 def taylor_score(pruner):
-    """Squared first-order change of the loss, per cost that it would free.
+    """Squared first-order change of the loss, divided by the cost of a unit.
 
     Molchanov et al., "Importance Estimation for Neural Network Pruning"
-    (2019), eq. 8: (sum of g w)^2 over the weights of a unit, a mean over
-    batches. The gradient of a unit's gate *is* that sum.
+    (2019), eq. 8: (sum of g w)^2 over the weights w of a unit and their
+    gradients g, a mean over batches. The gradient of an open gate of the unit
+    is this sum.
 
     Arguments
     ---------
@@ -83,7 +85,7 @@ def taylor_score(pruner):
 
 
 def _mean_square(structure, parameters):
-    """(units,) mean square of all that a structure would take away."""
+    """(units,) mean square of the weights that each unit would remove."""
     if structure.removes:
         gone = [
             parameter
@@ -107,27 +109,28 @@ def _mean_square(structure, parameters):
 
 
 class ScorePruner(BasePruner):
-    """Masks the units of the lowest score, more of them as the target rises.
+    """Masks the units with the lowest scores, more as the target rises.
 
-    Zhu and Gupta, "To prune, or not to prune" (2017), for whole structures:
-    the plan is chosen anew every few steps, and what is closed may return.
+    This is Zhu and Gupta, "To prune, or not to prune" (2017), for structures.
+    The plan is made anew every few steps, and a masked unit may be opened
+    again.
 
     Arguments
     ---------
     declaration : Declaration
-        What can be cut.
+        Declares what can be pruned.
     budget : ParameterBudget or MACBudget
-        What is measured, and the target.
+        The cost that is counted, and the target sparsity.
     schedule : LinearSchedule, CubicSchedule or ConstantSchedule, optional
         Fraction of the target that holds at each step.
     score : callable
         Pruner -> (N,) scores.
     every : int
-        Optimizer steps from one choice to the next.
+        Number of optimizer steps from one plan to the next.
     decay : float
-        Of the running mean of squared gate gradients (`saliency`).
+        Decay of the running mean of squared gate gradients (`saliency`).
     min_keep : int
-        Units that stay where a module stays.
+        Smallest number of units in a module that stays.
     seed : int
         Seed of the random numbers that scores draw.
 
@@ -168,24 +171,24 @@ class ScorePruner(BasePruner):
         self._chosen = torch.ones(declaration.total_units)
 
     def scores(self):
-        """Ranks the units, (N,)."""
+        """(N,) scores, by which units are ranked."""
         return scored(self, self.score, "score")
 
     def sample_(self):
-        """Applies the plan of now, chosen anew every few steps."""
+        """Applies the current plan, which is made anew every few steps."""
         if self.targets().any() and self.step % self.every == 0:
             self._chosen = self.plan().values(self.declaration)
         self._apply(self._chosen, learn=True)
 
     def _learn(self, gradient):
-        self._listen(gradient)
+        self._update_saliency(gradient)
         return True
 
     def state_dict(self):
-        """What resuming needs."""
+        """Returns the state that a resumed run needs."""
         return {**super().state_dict(), "chosen": self._chosen.clone()}
 
     def load_state_dict(self, state):
-        """Takes what `state_dict` gave."""
+        """Restores the state of `state_dict`."""
         super().load_state_dict(state)
         self._chosen.copy_(state["chosen"])
