@@ -197,16 +197,7 @@ def test_slurp_export_understands_what_the_run_did(
         assert understood == expected
 
 
-@pytest.mark.parametrize(
-    "recipe, where",
-    [
-        ("CTC", {"KILL_EPOCH": "1"}),
-        ("CTC", {"KILL_PHASE": "cut"}),
-        ("CTC", {"KILL_EPOCH": "2"}),
-        ("SLURP", {"KILL_EPOCH": "2"}),
-    ],
-    indirect=["recipe"],
-)
+@pytest.mark.parametrize("where", [{"KILL_PHASE": "cut"}, {"KILL_EPOCH": "2"}])
 def test_killed_and_rerun_ends_bit_for_bit(
     recipe, prune, pruned, tmp_path, where
 ):

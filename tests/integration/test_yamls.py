@@ -6,6 +6,8 @@ import pytest
 from hyperpyyaml import load_hyperpyyaml
 from recipe_runs import ROOT
 
+from sb_prune.presets import preset_names
+
 YAMLS = sorted(
     path
     for folder in ("hparams", "recipes")
@@ -63,8 +65,12 @@ def test_yaml_loads(path, tmp_path, monkeypatch, tiny_wav2vec2):
     assert hparams
 
 
-def test_there_are_yamls():
-    assert len(YAMLS) >= 14
+def test_no_recipe_and_no_preset_is_left_out():
+    scripts = {path.parent for path in (ROOT / "recipes").rglob("train*.py")}
+    folders = {path.parents[1] for path in YAMLS}
+    assert folders == {*scripts, ROOT}
+    presets = {path.stem for path in YAMLS if path.parents[1] == ROOT}
+    assert presets == {*preset_names()}
 
 
 TRANSFORMER = "recipes/LibriSpeech/ASR/transformer/hparams"
