@@ -14,6 +14,7 @@ from itertools import accumulate
 import torch
 
 from sb_prune.declare.structure import below
+from sb_prune.support.values import Whole, checked
 
 WHOLE = [(1.0, ())]  # what is kept of a tensor that nothing cuts
 
@@ -147,13 +148,14 @@ def parameter_cost(declaration, prefix=""):
     return Cost(declaration, terms)
 
 
-def mac_cost(declaration, frames, prefix=""):
+@checked
+def mac_cost(declaration, frames: Whole(1), prefix=""):
     """Multiply-accumulates of the scope for one utterance.
 
     Arguments
     ---------
     declaration : Declaration
-        What can be cut.
+        Declares what can be pruned.
     frames : int
         Length of the utterance at the input of the scope.
     prefix : str
@@ -168,7 +170,6 @@ def mac_cost(declaration, frames, prefix=""):
     ValueError
         If frames is no positive whole number.
     """
-    check_frames(frames)
     kept = _kept_fractions(declaration)
     terms = []
     for operation in declaration.operations(frames):
@@ -181,27 +182,6 @@ def mac_cost(declaration, frames, prefix=""):
             (operation.macs * part, factors + more) for part, factors in parts
         ]
     return Cost(declaration, terms)
-
-
-def check_frames(frames):
-    """Refuses a length that no utterance has.
-
-    Arguments
-    ---------
-    frames : int
-
-    Raises
-    ------
-    ValueError
-
-    Example
-    -------
-    >>> check_frames(0.5)
-    Traceback (most recent call last):
-    ValueError: frames: 0.5; write a whole number, at least 1
-    """
-    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
-        raise ValueError(f"frames: {frames}; write a whole number, at least 1")
 
 
 def _scaling(declaration, operation):

@@ -8,12 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 
 import torch
 
-from sb_prune.declare.cost import (
-    Cost,
-    check_frames,
-    mac_cost,
-    parameter_cost,
-)
+from sb_prune.declare.cost import Cost, mac_cost, parameter_cost
 from sb_prune.declare.structure import below
 from sb_prune.support.values import Number, OneOrMapping, Whole, checked
 
@@ -162,8 +157,6 @@ class MACBudget(_Budget):
     @checked
     def __init__(self, target: SPARSITIES, frames: Whole(1) = None):
         super().__init__(target)
-        if frames is not None:
-            check_frames(frames)
         self.frames = frames
 
     def cost(self, declaration, prefix=""):

@@ -245,7 +245,7 @@ def test_groups_that_shrink_with_one_another_are_refused():
 
 @pytest.mark.parametrize("frames", [-100, 0, 0.5, 250.0, True, "250"])
 def test_lengths_that_no_utterance_has(make_asr, frames):
-    refusal = f"frames: {frames}; write a whole number, at least 1"
+    refusal = f"frames: {frames!r}; write a whole number, 1 or more"
     with pytest.raises(ValueError, match=refusal):
         MACBudget(0.5, frames=frames)
     with pytest.raises(ValueError, match=refusal):
