@@ -1,4 +1,4 @@
-"""The mixin that makes any recipe's Brain prune."""
+"""A mixin with which the Brain of any recipe prunes its model."""
 
 import speechbrain as sb
 import torch
@@ -12,22 +12,22 @@ from sb_prune.support.parallel import end_with_idle_threads, unwrap_
 
 
 class PruningMixin:
-    """Prunes, cuts, fine-tunes and exports in the recipe's own `fit`.
+    """Prunes, cuts, fine-tunes and exports within the recipe's own `fit`.
 
-    Put it *before* the recipe's Brain,
+    List it *before* the recipe's Brain,
 
         class PrunedASR(PruningMixin, ASR):
             '''The same recipe, pruned.'''
 
-    and write a `pruning` block in the YAML (arguments of `PruningRun`), a
-    `layer_pruning` block (arguments of `LayerPruning`), or both: layers go
-    first. Without a block the class behaves as the recipe's own.
+    and add a block to the YAML: `pruning` (the arguments of `PruningRun`),
+    `layer_pruning` (those of `LayerPruning`), or both; layers are removed
+    first. Without a block the class behaves like the recipe's own.
 
     Raises
     ------
     TypeError
-        When a subclass is written with the mixin behind the recipe's Brain,
-        or around the empty `sb.Brain`.
+        If a subclass lists the mixin after the recipe's Brain, or has no Brain
+        with a `compute_objectives`.
 
     Example
     -------
@@ -91,7 +91,10 @@ class PruningMixin:
         train_loader_kwargs=None,
         valid_loader_kwargs=None,
     ):
-        """The recipe's fit, over the phases; arguments as `sb.Brain.fit`."""
+        """Runs the recipe's `fit` once for each phase, then exports the model.
+
+        Arguments are those of `sb.Brain.fit`.
+        """
         train_loader_kwargs = train_loader_kwargs or {}
         valid_loader_kwargs = valid_loader_kwargs or {}
         if self.layer_pruning is not None and not self.test_only:
@@ -125,7 +128,7 @@ class PruningMixin:
             seen = train_set if valid_set is None else valid_set
             run.cut_(self, next(iter(seen)))
         run.start_finetuning_(self)
-        if self.debug:  # a few epochs of this phase too
+        if self.debug:  # run a few epochs of this phase, too
             self.debug_epochs += epoch_counter.current
         super().fit(epoch_counter, train_set, valid_set, progressbar)
         unwrap_(self.modules)
@@ -145,7 +148,7 @@ class PruningMixin:
         (self.pruning or self.layer_pruning).export(self)
 
     def on_fit_start(self):
-        """The recipe's start; then every masked tensor must be learning."""
+        """Calls the recipe's, then checks that masked tensors are trained."""
         if self.layer_pruning is not None and self.pruning is None:
             self.layer_pruning.make_resumable_(self)
         super().on_fit_start()
@@ -154,27 +157,30 @@ class PruningMixin:
             self.pruning.listen_(self.modules)
 
     def compute_forward(self, batch, stage):
-        """The recipe's forward, with fresh gates in training."""
+        """Calls the recipe's, after drawing gates if this is training."""
         if stage == sb.Stage.TRAIN:
             for block in filter(None, (self.layer_pruning, self.pruning)):
                 block.begin_batch_()
         return super().compute_forward(batch, stage)
 
     def compute_objectives(self, predictions, batch, stage):
-        """The recipe's loss; in training with the distillation's parts."""
+        """Calls the recipe's, and adds the distillation loss in training."""
         loss = super().compute_objectives(predictions, batch, stage)
         if self.pruning is not None and stage == sb.Stage.TRAIN:
             loss = self.pruning.add_distillation(loss)
         return loss
 
     def check_loss_isfinite(self, loss):
-        """The recipe's patience; the gates skip the step of a bad loss."""
+        """Calls the recipe's; gates are not updated if a loss is not finite."""
         if self.pruning is not None and not torch.isfinite(loss):
             self.pruning.veto_gates_()
         super().check_loss_isfinite(loss)
 
     def optimizers_step(self):
-        """The recipe's step, then the gates', unless the scaler skipped."""
+        """Calls the recipe's, then updates the gates.
+
+        Gates are not updated if the GradScaler skipped the recipe's step.
+        """
         scale = self.scaler.get_scale()
         super().optimizers_step()
         if self.pruning is not None:
@@ -183,19 +189,19 @@ class PruningMixin:
             self.pruning.step_gates_(scale)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """The recipe's; then what the schedule has just come to is saved."""
+        """Calls the recipe's, then exports milestones that were reached."""
         super().on_fit_batch_end(batch, outputs, loss, should_step)
         if self.pruning is not None and should_step:
             self.pruning.export_milestones(self, batch)
 
     def on_stage_start(self, stage, epoch=None):
-        """Evaluation sees the plan that would be exported now."""
+        """Sets the gates to the current plan before evaluation."""
         if self.pruning is not None:
             self.pruning.begin_stage_(stage)
         super().on_stage_start(stage, epoch)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """The recipe's; what it logs next has the pruning's numbers too."""
+        """Calls the recipe's, whose log gets the numbers of pruning too."""
         if self.pruning is not None and stage == sb.Stage.TRAIN:
             self.pruning.check_gates_moved(self)
             logger = getattr(self.hparams, "train_logger", None)
@@ -204,7 +210,7 @@ class PruningMixin:
         super().on_stage_end(stage, stage_loss, epoch)
 
     def on_evaluate_start(self, max_key=None, min_key=None):
-        """Rebuilds the shapes first, then the recipe loads its best."""
+        """Rebuilds the cut model, then the recipe loads its best checkpoint."""
         if self.layer_pruning is not None:
             self._leave_layers_out()
         if self.pruning is not None:
@@ -212,7 +218,7 @@ class PruningMixin:
         super().on_evaluate_start(max_key=max_key, min_key=min_key)
 
     def evaluate(self, *args, **kwargs):
-        """The recipe's evaluation; what it evaluated is then exported."""
+        """Calls the recipe's, then exports the model that was evaluated."""
         loss = super().evaluate(*args, **kwargs)
         pruned = self.pruning or self.layer_pruning
         if pruned is not None and pruned.is_cut:
@@ -221,17 +227,17 @@ class PruningMixin:
 
 
 def pruned(brain_class):
-    """The recipe's Brain class behind the mixin, in one line.
+    """Combines the Brain of a recipe with `PruningMixin`.
 
     Arguments
     ---------
     brain_class : type
-        Subclass of `sb.Brain` with the recipe's methods.
+        The recipe's subclass of `sb.Brain`.
 
     Returns
     -------
     type
-        Subclass of it; prunes where the YAML has a `pruning` block.
+        A subclass of it, which prunes if the YAML has a block that says so.
 
     Example
     -------
@@ -247,20 +253,21 @@ def pruned(brain_class):
 
 
 def log_along_(logger, named):
-    """Adds numbers to the train statistics of a logger's next call.
+    """Adds numbers to what the recipe logs next.
 
-    A call of our own would be a step of TensorBoard's, and overwrite the
-    recipe's row of that epoch in Weights & Biases.
+    A separate call of the logger would count as another step in TensorBoard,
+    and overwrite the recipe's numbers of this epoch in Weights & Biases.
 
     Arguments
     ---------
     logger : TrainLogger
+        The logger, whose next call of `log_stats` gets the numbers.
     named : dict
         Name -> number.
     """
 
     def log_stats(stats_meta, train_stats=None, *args, **kwargs):
-        del logger.log_stats  # the class's own is seen again
+        del logger.log_stats  # uncovers the method of the class
         together = {**(train_stats or {}), **named}
         return logger.log_stats(stats_meta, together, *args, **kwargs)
 
@@ -269,7 +276,7 @@ def log_along_(logger, named):
 
 
 def _batches(loader):
-    """Batches in an epoch; without end where the data do not say."""
+    """Number of batches in an epoch; infinite if the data set has no length."""
     try:
         return len(loader)
     except TypeError:

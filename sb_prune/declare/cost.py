@@ -1,10 +1,11 @@
-"""Parameters and multiply-accumulates of a model, dense, expected or cut.
+"""Parameters and multiply-accumulates of a dense, a masked or a cut model.
 
-Both are polynomials in the number of kept units of each structure: a tensor
-counts the product of what is left of its axes, an operation its dense MACs
-times the fraction left of each dimension it runs over. A `Cost` holds such a
-polynomial as three small tensors, so that thousands of gates cost microseconds
-and the derivative comes from autograd.
+Both are polynomials in the numbers of kept units of all structures. The
+parameters of a tensor are the product of the lengths of its axes, which become
+shorter. The MACs of an operation are the dense ones times the fraction that is
+kept of each dimension that it runs over. A `Cost` stores such a polynomial as
+three small tensors, so that it is evaluated within microseconds for thousands
+of gates, and autograd computes its derivative.
 """
 
 import math
@@ -16,19 +17,19 @@ import torch
 from sb_prune.declare.structure import below
 from sb_prune.support.values import Whole, checked
 
-WHOLE = [(1.0, ())]  # what is kept of a tensor that nothing cuts
+WHOLE = [(1.0, ())]  # terms of a tensor that no structure cuts
 
 
 class Cost:
-    """A polynomial in the kept units of every structure of a declaration.
+    """A polynomial in the numbers of kept units of all structures.
 
     Arguments
     ---------
     declaration : Declaration
-        Whose structures are the variables.
+        Declares the structures, which are the variables.
     terms : list of (float, tuple)
-        (coefficient, factors); each factor is (structure name, fixed, slope)
-        and stands for `fixed + slope * kept units`.
+        Pairs (coefficient, factors). Each factor is a triple (structure name,
+        fixed, slope) and stands for `fixed + slope * kept units`.
     """
 
     def __init__(self, declaration, terms):
@@ -54,12 +55,12 @@ class Cost:
         self._holder = _holding_units(declaration)
 
     def of_kept(self, kept):
-        """Cost at given numbers of kept units.
+        """Cost for given numbers of kept units.
 
         Arguments
         ---------
         kept : torch.Tensor
-            (..., structures), float64; closed modules count 0.
+            (..., structures), float64; 0 for structures in removed modules.
 
         Returns
         -------
@@ -71,7 +72,7 @@ class Cost:
         return (self.fixed + self.slopes * kept).prod(-1) @ self.coefficients
 
     def expected(self, probabilities):
-        """Expected cost under independent gates, differentiable.
+        """Expected cost if gates are independent, differentiable.
 
         Arguments
         ---------
@@ -86,9 +87,10 @@ class Cost:
         return self.of_kept(self.sum_units(probabilities))
 
     def sum_units(self, values):
-        """Sums a value per gate into a value per structure.
+        """Sums the values of the gates of each structure.
 
-        The value of a gate is that times the value of the unit that holds it.
+        The value of a gate inside the unit of a holder is multiplied by the
+        value of that unit.
 
         Arguments
         ---------
@@ -120,7 +122,7 @@ class Cost:
         return {structures[i].name for i in positions if i < len(structures)}
 
     def dense(self):
-        """Cost with every unit kept."""
+        """Cost with all units kept."""
         return float(self.expected(torch.ones(len(self._owner))))
 
 
@@ -130,7 +132,7 @@ def parameter_cost(declaration, prefix=""):
     Arguments
     ---------
     declaration : Declaration
-        What can be cut.
+        Declares what can be pruned.
     prefix : str
         Counts only what lies below this module.
 
@@ -202,18 +204,17 @@ def _counted(declaration, name, prefix):
 
 
 def _kept_fractions(declaration):
-    """Tensor name -> the fraction of it that its cuts leave, as terms.
+    """Fraction of each tensor that is kept: name -> terms as in `Cost`.
 
-    A term is (coefficient, factors). What is cut along one axis adds up, and
-    those of several axes multiply.
+    Structures that cut the same axis add up; different axes multiply.
     """
     sizes = {
         name: tuple(p.shape) for name, p in declaration.root.named_parameters()
     }
-    slopes = defaultdict(list)  # (tensor, axis) -> what each unit is of it
+    slopes = defaultdict(list)  # (tensor, axis) -> fraction of it in each unit
     for structure in declaration.structures:
         for cut in structure.cuts:
-            if cut.tensor not in sizes:  # a buffer, which costs nothing
+            if cut.tensor not in sizes:  # buffers are not counted
                 continue
             size = sizes[cut.tensor]
             size = math.prod(size) if cut.dim is None else size[cut.dim]
@@ -230,7 +231,7 @@ def _kept_fractions(declaration):
 
 
 def _kept_of_axis(found):
-    """Terms of one axis: what is never cut, and what each structure leaves."""
+    """Terms of the kept fraction of an axis, for all structures that cut it."""
     fixed = round(1 - sum(s.units * slope for s, slope in found), 12)
     if len(found) == 1:
         (structure, slope) = found[0]
@@ -242,9 +243,9 @@ def _kept_of_axis(found):
 
 
 def _holding_units(declaration):
-    """(N,) position of the gate that holds each gate, N where none does.
+    """(N,) position of the gate of the unit that holds each unit, else N.
 
-    None if no structure holds others.
+    None if there are no units that hold others.
     """
     structures = declaration.structures
     if not any(s.holds for s in structures):
@@ -270,7 +271,7 @@ def _starts(structures):
 
 
 def _owners(declaration, name):
-    """Factors of every structure whose removal takes `name` with it."""
+    """Factors of every structure whose removal removes `name` too."""
     return tuple(
         (s.name, 0.0, 1.0) for s in declaration.structures if s.takes(name)
     )

@@ -1,4 +1,4 @@
-"""Distillation: the dense model teaches the one that is being pruned."""
+"""Distillation: the dense model is the teacher of the one that is pruned."""
 
 from sb_prune.distillation.distiller import Distiller
 from sb_prune.distillation.layerwise import (

@@ -1,29 +1,30 @@
-"""The distiller: a teacher and a loss, over the batches of a run."""
+"""Combines a teacher with a distillation loss during a run."""
 
 from sb_prune.declare.roots import by_entry
 from sb_prune.distillation.teacher import Teacher
 
 
 class Distiller:
-    """Adds a distillation loss to a recipe's own and keeps the books.
+    """Adds a distillation loss to the loss of a recipe, and averages its parts.
 
-    Its `teacher` must listen to the modules when they are trained.
+    Before training, `teacher.listen_` must be called with the modules.
 
     Arguments
     ---------
     distillation : LayerwiseDistillation
-        The loss.
+        The distillation loss.
     modules : dict
-        Name -> module of the recipe, unmasked and uncut.
+        Name -> module of the recipe, neither masked nor cut yet.
     module : str or list of str
-        Which of them are pruned.
+        Names of the modules that are pruned.
     declaration : Declaration
-        Of those.
+        Declares what can be pruned in these.
 
     Raises
     ------
     ValueError
-        If an output is no module of the recipe, or layers may be skipped.
+        If the loss names an output that is not a module of the recipe, or if
+        training skips layers at random (layerdrop).
     """
 
     def __init__(self, distillation, modules, module, declaration):
@@ -46,14 +47,14 @@ class Distiller:
         self._batches = 0
 
     def add(self, loss, surviving):
-        """The recipe's loss plus the named parts.
+        """Adds the distillation loss to the loss of the recipe.
 
         Arguments
         ---------
         loss : torch.Tensor
-            Scalar, of the batch that the teacher just followed.
+            Scalar, for the batch that the student was just called with.
         surviving : list of bool
-            Which student layers are still there.
+            For each layer of the student, whether it is open.
 
         Returns
         -------
@@ -67,7 +68,7 @@ class Distiller:
         return self.distillation.task_weight * loss + sum(parts.values())
 
     def means(self):
-        """Mean of each part since the last call, for the train logger.
+        """Mean of each part of the loss since the last call, for the log.
 
         Returns
         -------

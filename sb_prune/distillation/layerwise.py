@@ -1,9 +1,10 @@
-"""Layerwise distillation: hidden states and outputs follow the teacher's.
+"""Layerwise distillation of hidden states and outputs.
 
-Jiang et al., "Accurate and Structured Pruning for Efficient Automatic Speech
-Recognition", Interspeech 2023 (2305.19549); matching to the nearest surviving
-layer as in Xia et al., "Structured Pruning Learns Compact and Accurate
-Models" (CoFi), ACL 2022.
+The loss is that of Jiang et al., "Accurate and Structured Pruning for Efficient
+Automatic Speech Recognition", Interspeech 2023 (2305.19549). Layers of the
+teacher may be matched with the nearest surviving layer of the student, as in
+Xia et al., "Structured Pruning Learns Compact and Accurate Models" (CoFi),
+ACL 2022.
 
 Shapes: B batch, T frames, d model width, V output classes.
 """
@@ -15,16 +16,16 @@ from sb_prune.support.values import Function, ListOf, Number, Text, checked
 
 
 def same_index(student, teacher, surviving):
-    """Every teacher layer teaches the student layer of the same index.
+    """Matches every teacher layer with the student layer of the same index.
 
     Arguments
     ---------
     student : list of torch.Tensor
-        (B, T, d) per layer.
+        (B, T, d) hidden states of each layer.
     teacher : list of torch.Tensor
-        (B, T, d) per layer.
+        (B, T, d) hidden states of each layer.
     surviving : list of bool
-        Whether each student layer is still there.
+        For each layer of the student, whether it is open.
 
     Returns
     -------
@@ -36,9 +37,10 @@ def same_index(student, teacher, surviving):
 
 @torch.no_grad()
 def nearest_surviving(student, teacher, surviving):
-    """Every teacher layer teaches the surviving layer that is closest now.
+    """Matches every teacher layer with the most similar open student layer.
 
-    Arguments and returns as `same_index`; no pair if no layer survives.
+    Similar means a small squared error between hidden states. Arguments and
+    returns are those of `same_index`. The list is empty if no layer is open.
 
     Example
     -------
@@ -60,21 +62,21 @@ def nearest_surviving(student, teacher, surviving):
 
 
 class LayerwiseDistillation:
-    """Mean squared error of hidden states plus KL of the outputs.
+    """Mean squared error of hidden states plus KL divergence of outputs.
 
     Arguments
     ---------
     hidden_weight : float
-        Weight of the hidden states' error, a mean over layers, frames and
-        features. Encoder layers are matched with encoder layers, decoder
-        layers with decoder layers.
+        Weight of the error of hidden states, a mean over layers, frames and
+        features. Layers of the encoder are matched with layers of the encoder,
+        and those of the decoder with those of the decoder.
     output_weight : float
-        Weight of the outputs' KL divergence, a mean over frames (or tokens).
+        Weight of the KL divergence of outputs, a mean over frames (or tokens).
     outputs : list of str
-        Keys of the recipe's `modules` whose outputs are logits and whose
-        input is, as it is, an output of another of them.
+        Keys of the recipe's `modules` whose outputs are logits. The input of
+        such a module must be the unchanged output of another one.
     temperature : float
-        Of the outputs' softmax; the KL is scaled by its square.
+        Temperature of the softmax; the divergence is scaled by its square.
     match : callable
         `same_index` or `nearest_surviving`.
     task_weight : float
@@ -113,14 +115,14 @@ class LayerwiseDistillation:
         self.task_weight = task_weight
 
     def losses(self, teacher, surviving=None):
-        """Weighted parts of the loss, by name.
+        """Computes the weighted parts of the loss.
 
         Arguments
         ---------
         teacher : Teacher
-            That followed the student's forward.
+            With the outputs of teacher and student for the current batch.
         surviving : list of bool, optional
-            Which student layers are still there; by default all.
+            For each layer of the student, whether it is open; by default all.
 
         Returns
         -------
@@ -130,8 +132,8 @@ class LayerwiseDistillation:
         Raises
         ------
         RuntimeError
-            If the student's layers did not run, or not as often as the
-            teacher's, or the teacher could not follow an output.
+            If the layers of the student did not run, or not as often as those
+            of the teacher, or if the teacher could not replay an output.
         """
         parts = {}
         if self.hidden_weight:
@@ -156,13 +158,13 @@ class LayerwiseDistillation:
             alive = [surviving is None or surviving[i] for i in positions]
             pads = [teacher.pads.get(stack)]
             errors += [
-                # in full precision also under autocast
+                # in full precision, also in mixed-precision training
                 _mean_over_frames(
                     (student[s].float() - goals[t].float()).square(), pads
                 )
                 for s, t in self.match(student, goals, alive)
             ]
-        if not errors:  # no layer survives
+        if not errors:  # no layer is open
             ran = next(filter(None, teacher.student_hidden.values()))
             errors = [ran[0].sum() * 0]
         return self.hidden_weight * torch.stack(errors).mean()
@@ -202,7 +204,7 @@ def _check_layers_ran(teacher):
 
 
 def _mean_over_frames(values, pads):
-    """Mean over what is not padded, by the first mask that fits, if any."""
+    """Mean over frames that are not padding, by the first mask that fits."""
     if values.dim() == 3:
         values = values.mean(-1)
     for pad in pads:

@@ -1,9 +1,9 @@
-"""Masking distillation: what is hidden from the student, the teacher sees.
+"""Masking distillation: the teacher sees frames that the student does not.
 
-The student's input is masked in time. On masked frames it learns what the
-teacher makes of the whole input; on the others what the teacher makes of the
-same masked input, so that neither has an advantage there (Jang et al.,
-"Recycle-and-Distill", Interspeech 2023, 2305.11685, section 3.2).
+Frames of the student's input are masked. In masked frames, its target is what
+the teacher computes from the whole input. In all other frames, it is what the
+teacher computes from the same masked input, so that both know the same (Jang
+et al., "Recycle-and-Distill", Interspeech 2023, 2305.11685, section 3.2).
 
 Shapes: B utterances, T frames, L layers, d student's width, D teacher's.
 """
@@ -15,23 +15,23 @@ from sb_prune.support.values import Number, Whole, checked
 
 
 def draw_spans(batch, frames, fraction, length, generator=None):
-    """Which frames to mask: spans that may overlap, as in wav2vec 2.0.
+    """Draws frames to mask, in spans that may overlap, as in wav2vec 2.0.
 
     Arguments
     ---------
     batch, frames : int
         B, T.
     fraction : float
-        Of the frames that would be masked if no spans overlapped.
+        Fraction of frames that would be masked if no spans overlapped.
     length : int
-        Frames in a span.
+        Number of frames in a span.
     generator : torch.Generator, optional
         On the CPU.
 
     Returns
     -------
     torch.Tensor
-        (B, T) bool.
+        (B, T) bool, True for frames to mask.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def draw_spans(batch, frames, fraction, length, generator=None):
     length = min(length, frames)
     mask = torch.zeros(batch, frames, dtype=torch.bool)
     for row in mask:
-        # a fraction of a span is one span as often
+        # a fraction of a span is rounded up with this probability
         spans = fraction * frames / length
         spans = int(spans + torch.rand((), generator=generator))
         starts = torch.randperm(frames - length + 1, generator=generator)
@@ -64,7 +64,7 @@ def draw_spans(batch, frames, fraction, length, generator=None):
 
 
 class ScaledGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied.
+    """The identity function, whose gradient is multiplied by a factor.
 
     Example
     -------
@@ -76,31 +76,31 @@ class ScaledGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, scale):
-        """x, as it is."""
+        """Returns x unchanged."""
         ctx.scale = scale
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx, gradient):
-        """The gradient times scale; none for the scale."""
+        """Multiplies the gradient of x; the scale has no gradient."""
         return gradient * ctx.scale, None
 
 
 class MaskingDistillation(nn.Module):
-    """Squared errors of all layers through a linear head each.
+    """Squared errors of all layers, each through a linear head of its own.
 
-    Of each layer a mean over features, summed over frames and divided by B T;
-    then a weighted sum over layers. The heads belong to the distillation and
-    are dropped with it.
+    The error of a layer is a mean over features, summed over frames and divided
+    by B T. Layers are added up with weights. The heads map the width of the
+    student to that of the teacher; they are not part of the student.
 
     Arguments
     ---------
     layers : int
-        L.
+        Number of layers, L.
     student_size, teacher_size : int
-        d, D.
+        Model widths d and D.
     last_weight, other_weight : float
-        Of the last layer, and of each other one.
+        Weight of the last layer, and of each other layer.
 
     Example
     -------
@@ -131,20 +131,20 @@ class MaskingDistillation(nn.Module):
     def forward(
         self, student, teacher_masked, teacher_unmasked, mask, padded=None
     ):
-        """Weighted parts of the loss.
+        """Computes the weighted parts of the loss.
 
         Arguments
         ---------
         student : list of torch.Tensor
-            (B, T, d) of each layer, of the masked input.
+            (B, T, d) hidden states of each layer, for the masked input.
         teacher_masked, teacher_unmasked : list of torch.Tensor
-            (B, T, D) of each layer, of the masked and of the whole input. No
-            gradient reaches them.
+            (B, T, D) hidden states of each layer, for the masked and for the
+            whole input. They get no gradient.
         mask : torch.Tensor
             (B, T) bool, True where the input is masked.
         padded : torch.Tensor, optional
-            (B, T) bool, True where there is no speech: these frames add no
-            error, but count in B T.
+            (B, T) bool, True for padding. It adds no error, but its frames
+            count in B T.
 
         Returns
         -------
@@ -154,7 +154,7 @@ class MaskingDistillation(nn.Module):
         Raises
         ------
         ValueError
-            If one of them has another number of layers.
+            If a list has another number of layers.
         """
         counts = {len(x) for x in (student, teacher_masked, teacher_unmasked)}
         if counts != {len(self.heads)}:

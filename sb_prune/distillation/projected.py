@@ -1,11 +1,11 @@
 """Distillation of chosen layers through linear heads, without labels.
 
-L1 distance and cosine similarity as in DistilHuBERT (Chang et al., ICASSP 2022)
-and DPHuBERT (Peng et al., "DPHuBERT: Joint Distillation and Pruning of
-Self-Supervised Speech Models", Interspeech 2023, 2305.17651), or the squared
-error.
+The loss is L1 distance and cosine similarity, as in DistilHuBERT (Chang et al.,
+ICASSP 2022) and DPHuBERT (Peng et al., "DPHuBERT: Joint Distillation and
+Pruning of Self-Supervised Speech Models", Interspeech 2023, 2305.17651), or the
+squared error.
 
-Shapes: B utterances, T frames, d student's width, D teacher's.
+Shapes: B utterances, T frames, d width of the student, D width of the teacher.
 """
 
 from torch import nn
@@ -15,28 +15,29 @@ from sb_prune.support.values import Number, Whole, YesNo, checked
 
 
 class ProjectedDistillation(nn.Module):
-    """Layers of the student follow those of the teacher, each through a head.
+    """Loss between chosen layers of student and teacher, through linear heads.
 
-    The heads learn with the student and are dropped with this module.
+    The heads map the width of the student to that of the teacher. They are
+    trained with the student, but are not part of it.
 
     Arguments
     ---------
     student_size, teacher_size : int
-        d, D.
+        Model widths d and D.
     layers : list of (int or list of int)
-        Positions among the hidden states, 0 is what enters the first layer.
-        Those in one list share a head.
+        Positions of hidden states, where 0 is the input of the first layer.
+        Layers in an inner list share a head.
     identity : bool
         Whether heads start as the identity instead of random weights.
     l1_weight, cosine_weight, mse_weight : float
-        Of the mean absolute difference, of the cosine similarity (which is
-        subtracted) and of the mean squared error.
+        Weights of the mean absolute difference, of the cosine similarity (which
+        is subtracted) and of the mean squared error.
 
     Raises
     ------
     ValueError
-        If no layer is named or one is named twice, or heads between different
-        widths should start as the identity.
+        If there are no layers, a layer is listed twice, or heads between
+        different widths should start as the identity.
 
     Example
     -------
@@ -89,16 +90,17 @@ class ProjectedDistillation(nn.Module):
         self.mse_weight = mse_weight
 
     def forward(self, student, teacher, padded=None):
-        """Weighted parts of the loss, means over what is not padded.
+        """Computes the weighted parts of the loss, without padding.
 
         Arguments
         ---------
         student : list of torch.Tensor
-            (B, T, d) what enters the first layer, then each layer's output.
+            (B, T, d) hidden states: the input of the first layer, then the
+            output of each layer.
         teacher : list of torch.Tensor
-            (B, T, D), the same. No gradient reaches them.
+            (B, T, D) the same of the teacher. They get no gradient.
         padded : torch.Tensor, optional
-            (B, T) bool, True where there is no speech.
+            (B, T) bool, True for padding.
 
         Returns
         -------
@@ -108,7 +110,7 @@ class ProjectedDistillation(nn.Module):
         Raises
         ------
         ValueError
-            If a layer is named that student or teacher lack.
+            If student or teacher do not have a layer.
         """
         last, most = max(self.head_of), min(len(student), len(teacher)) - 1
         if last > most:

@@ -1,9 +1,10 @@
-"""The teacher: frozen copies that replay the student's calls.
+"""The teacher: frozen copies of modules that replay the calls of the student.
 
-Nothing of the recipe's forward is written again. Hooks on the recipe's
-modules see each call of the student; the teacher's copy of that module is
-called with the same arguments, except that an argument which is an output of
-an earlier student module is replaced by the teacher's own output.
+This way the forward of the recipe need not be written again for the teacher.
+Hooks observe each call of a module of the recipe, the student. The teacher's
+copy of the module is called with the same arguments, but an argument that was
+the output of another module of the student is replaced by the output of the
+teacher's copy.
 """
 
 import copy
@@ -21,14 +22,14 @@ class Teacher:
     Arguments
     ---------
     modules : dict
-        Name -> module of the student, unmasked and uncut.
+        Name -> module of the student, neither masked nor cut yet.
     layers : dict, optional
-        Name of one of those modules -> names of the layers below it whose
-        outputs are kept, of teacher and student. Layers of one ModuleList
-        are a stack; encoder and decoder are two.
+        Name of one of these modules -> names of the layers below it whose
+        outputs are recorded, for teacher and student. Layers in the same
+        ModuleList are a stack; encoder and decoder are two stacks.
     padding : tuple of str
-        Keywords under which a layer may receive the padding mask of what it
-        outputs, as `padded_frames` reads it.
+        Keyword arguments with which a layer may receive the padding mask of
+        its output, as `padded_frames` reads it.
 
     Example
     -------
@@ -73,7 +74,7 @@ class Teacher:
     def _forget_(self):
         self._own = {}
         self._translated = 0
-        self.unpaired = set()  # modules fed by something we cannot follow
+        self.unpaired = set()  # modules whose input is no output of another
         self.outputs, self.student_outputs = {}, {}
         self.hidden = {stack: [] for stack in self.stacks}
         self.student_hidden = {stack: [] for stack in self.stacks}
@@ -81,7 +82,7 @@ class Teacher:
 
     @property
     def stacks(self):
-        """Stack -> positions of its layers among all; stacks in that order."""
+        """Stack -> positions of its layers among all layers."""
         layers = [
             (key, n) for key, names in self._layers.items() for n in names
         ]
@@ -91,12 +92,12 @@ class Teacher:
         return found
 
     def listen_(self, modules):
-        """Hooks the student; earlier hooks are taken off.
+        """Registers hooks on the student, and removes earlier ones.
 
         Arguments
         ---------
         modules : dict
-            Name -> module of the student, maybe masked, cut or wrapped.
+            Name -> module of the student, which may be masked, cut or wrapped.
         """
         for handle in self._handles:
             handle.remove()
@@ -122,12 +123,12 @@ class Teacher:
                 ]
 
     def begin_(self):
-        """Forgets the last batch and follows the student's next calls."""
+        """Forgets the last batch and starts to replay the student's calls."""
         self._active = True
         self._forget_()
 
     def end_(self):
-        """Stops following the student and lets go of its tensors."""
+        """Stops replaying the student's calls and frees the stored tensors."""
         self._active = False
         self._forget_()
 
@@ -162,9 +163,9 @@ class Teacher:
         return hook
 
     def _remember(self, output, own):
-        """Pairs the student's tensors with the teacher's, one by one."""
+        """Remembers for each tensor of the student that of the teacher."""
         if torch.is_tensor(output) and torch.is_tensor(own):
-            # the student's tensor is kept too, so that its id stays its own
+            # keeps the student's tensor alive, so that its id is not reused
             self._own[id(output)] = (output, own)
         elif isinstance(output, (tuple, list)):
             for student, teacher in zip(output, own):
@@ -181,21 +182,22 @@ class Teacher:
 
 
 def padded_frames(keyword, mask):
-    """Which frames of a layer's output are padding.
+    """Reads from a mask which frames of a layer's output are padding.
 
     Arguments
     ---------
     keyword : str
-        Under which the layer received the mask: an `attention_mask`, as in
-        transformers, says what is *not* padding.
+        Keyword argument with which the layer received the mask. If it is
+        `attention_mask`, the mask is that of transformers.
     mask : torch.Tensor
-        (B, T), or (B, 1, T or 1, T): True (0 if additive) where a key may be
-        attended to.
+        (B, T), True for padding. That of transformers is the opposite, or
+        (B, 1, T or 1, T): True, or 0 if it is added to the scores, where a key
+        may be attended to.
 
     Returns
     -------
     torch.Tensor
-        (B, T) bool.
+        (B, T) bool, True for padding.
 
     Example
     -------
@@ -213,5 +215,5 @@ def padded_frames(keyword, mask):
 
 
 def _stack(key, layer):
-    """What layers of one ModuleList have in common."""
+    """Name of the stack of a layer: that of the ModuleList it is in."""
     return f"{key}.{layer}".rpartition(".")[0]

@@ -1,6 +1,6 @@
-"""Budgets: what is measured, and how much of it may go.
+"""Budgets: the cost that is counted, and the target sparsity.
 
-Sparsity is always the fraction of the dense cost that is gone.
+Sparsity is always the fraction of the dense model's cost that is removed.
 """
 
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ SPARSITIES = OneOrMapping(
 
 @dataclass(frozen=True)
 class Group:
-    """One target: the structures it governs and the cost it counts.
+    """The part of a model that has one target.
 
     Arguments
     ---------
     prefix : str
-        Module below which the cost is counted.
+        Module of this group; its cost is counted, its structures are pruned.
     target : float
         Final sparsity.
     cost : Cost
-        Polynomial in the kept units.
+        Cost as a polynomial in the numbers of kept units.
     dense : float
-        Cost of the dense model.
+        Cost of the dense module.
     members : torch.Tensor
-        (N,) bool, gates of the group.
+        (N,) bool, True for the gates of the group.
     """
 
     prefix: str
@@ -42,7 +42,7 @@ class Group:
     members: torch.Tensor
 
     def sparsity(self, cost):
-        """Fraction of the dense cost that is gone."""
+        """Fraction of the dense cost that is removed, given the cost left."""
         return 1 - cost / self.dense
 
 
@@ -56,28 +56,29 @@ class _Budget:
         self.targets = target if isinstance(target, dict) else {"": target}
 
     def groups(self, declaration, min_keep=1):
-        """One `Group` per target.
+        """Makes one `Group` for each target.
 
         Arguments
         ---------
         declaration : Declaration
             Of the dense model.
         min_keep : int
-            Units that stay where a module stays.
+            Smallest number of units in a module that stays.
 
         Returns
         -------
         list of Group
-            Those on whose structures the cost of another depends come first
-            (a front-end, then the Transformer whose first Linear shrinks with
-            the front-end's channels), so that they can be met one by one.
+            Ordered so that the cost of a group depends on its own structures
+            and those of earlier groups only. For example, a front-end comes
+            before the Transformer, whose first Linear becomes smaller with the
+            channels of the front-end. So targets can be met one by one.
 
         Raises
         ------
         ValueError
-            If a target is beyond what the declared structures allow, the
-            groups do not partition the structures, or two depend on each
-            other.
+            If a target cannot be reached with the declared structures, a
+            structure does not lie in exactly one group, or two groups depend
+            on each other.
         """
         _check_partition(declaration, list(self.targets))
         groups = _in_order(
@@ -108,7 +109,7 @@ class _Budget:
         return Group(prefix, target, cost, cost.dense(), members)
 
     def cost(self, declaration, prefix=""):
-        """The cost that this budget counts, as a `Cost`."""
+        """Cost below a module, as a `Cost`; defined by subclasses."""
         raise TypeError("use ParameterBudget or MACBudget")
 
 
@@ -117,12 +118,12 @@ def _key(prefix):
 
 
 class ParameterBudget(_Budget):
-    """Counts parameters.
+    """A budget of parameters.
 
     Arguments
     ---------
     target : float or dict
-        Sparsity to reach, in (0, 1); a dict gives one per module prefix.
+        Sparsity to reach, in (0, 1), or a dict: module prefix -> sparsity.
 
     Example
     -------
@@ -139,17 +140,18 @@ class ParameterBudget(_Budget):
 
 
 class MACBudget(_Budget):
-    """Counts multiply-accumulates at a stated length.
+    """A budget of multiply-accumulates (MACs) for utterances of one length.
 
     Arguments
     ---------
     target : float or dict
-        Sparsity to reach, in (0, 1); a dict gives one per module prefix.
+        Sparsity to reach, in (0, 1), or a dict: module prefix -> sparsity.
     frames : int, optional
-        Length at the input of the counted modules, e.g. 250: 10 s of audio
-        behind a front-end that makes 25 frames per second; 1000, feature
-        frames, where that front-end is counted too; 160000, samples, where
-        the waveform is the input. By default the declaration's usual length.
+        Length of the utterance at the input of the counted modules. For 10 s of
+        audio it is 250 after a front-end that makes 25 frames per second, 1000
+        feature frames if that front-end is counted too, and 160000 samples if
+        the input is a waveform. The default is the `usual_frames` of the
+        declaration.
     """
 
     unit = "MACs"
@@ -200,7 +202,7 @@ def _check_reach(declaration, group, min_keep):
 
 
 def _fewest(declaration, min_keep, prefix):
-    """Kept units when all that may go below prefix has gone."""
+    """Smallest possible numbers of kept units in a group, (structures,)."""
     counts, alive = {}, {None: True}
     for s in declaration.structures:
         if not below(s.name, prefix):
@@ -217,7 +219,7 @@ def _fewest(declaration, min_keep, prefix):
 
 
 def _in_order(declaration, groups):
-    """The groups, each behind those that own structures it depends on."""
+    """Sorts groups: each comes after those on whose structures it depends."""
     owner = {
         s.name: group.prefix
         for group in groups

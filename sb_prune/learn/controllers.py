@@ -1,8 +1,8 @@
 """Controllers make the expected sparsity follow the scheduled target.
 
-A controller is called once per optimizer step with the logits of all gates
-and returns the logits to sample from, plus a penalty to add to the loss. To
-add one, write a class with the members of `ExactBudget`.
+A controller is called in every optimizer step with the logits of all gates. It
+returns the logits from which the gates are drawn, and a penalty to add to the
+loss. To add one, write a class with the members of `ExactBudget`.
 
 Shapes: N gates, G groups of the budget.
 """
@@ -13,12 +13,13 @@ from sb_prune.support.values import Number, checked
 
 
 class ExactBudget:
-    """Shifts all logits of a group by one scalar that meets the target.
+    """Shifts the logits of each group so that the target is met at every step.
 
-    The shift tau solves s(tau) = t, s being the expected sparsity: bracketed
-    Newton steps find it, and one more at the solution,
-    tau - (s(tau) - t) / s'(tau), makes it differentiable in the logits. So
-    structures compete for a fixed budget, and there are no multipliers.
+    The shift tau is a scalar that solves s(tau) = t, where s is the expected
+    sparsity and t the target. Newton steps within a bracket find it. One more
+    step at the solution, tau - (s(tau) - t) / s'(tau), makes it differentiable
+    in the logits. So units compete within a fixed budget, and no multipliers
+    need to be learned.
 
     Arguments
     ---------
@@ -32,7 +33,7 @@ class ExactBudget:
         self._shifts = {}
 
     def __call__(self, logits, sparsity, members, targets):
-        """One control step.
+        """Computes the logits and the penalty of one optimizer step.
 
         Arguments
         ---------
@@ -41,17 +42,17 @@ class ExactBudget:
         sparsity : callable
             logits (N,) -> expected sparsity (G,), differentiable.
         members : torch.Tensor
-            (G, N) bool: gates of each group; the sparsity of a group may
-            depend on the gates of those before it.
+            (G, N) bool, True for the gates of each group. The sparsity of a
+            group may depend on the gates of groups before it.
         targets : torch.Tensor
             (G,)
 
         Returns
         -------
         logits : torch.Tensor
-            (N,) to sample from.
+            (N,) logits from which gates are drawn.
         penalty : torch.Tensor
-            Scalar, zero.
+            Scalar to add to the loss, here 0.
         """
         shifted = logits
         for group, target in enumerate(targets.tolist()):
@@ -84,40 +85,41 @@ class ExactBudget:
         return tau, slope
 
     def step_(self, sparsity, targets):
-        """Nothing to learn.
+        """Does nothing, as there is nothing to learn.
 
         Arguments
         ---------
         sparsity : torch.Tensor
-            (G,) expected.
+            (G,) expected sparsity.
         targets : torch.Tensor
             (G,)
         """
 
     def multipliers(self):
-        """Values worth a line in the log: the shift per group."""
+        """Returns numbers for the log: the shift of each group."""
         return {f"shift_{i}": tau for i, tau in self._shifts.items()}
 
     def state_dict(self):
-        """What resuming needs."""
+        """Returns the state that a resumed run needs."""
         return {"shifts": dict(self._shifts)}
 
     def load_state_dict(self, state):
-        """Takes what `state_dict` gave."""
+        """Restores the state of `state_dict`."""
         self._shifts = dict(state["shifts"])
 
 
 class AugmentedLagrangian:
-    """The published controller: l1 (s - t) + l2 (s - t)^2, ascent on l1, l2.
+    """Adds the penalty l1 (s - t) + l2 (s - t)^2 with learnt multipliers.
 
-    Wang et al., "Structured Pruning of Large Language Models" (2020), as used
-    by the systems this package implements. It overshoots; the benchmark
-    `budget` shows by how much.
+    s is the expected sparsity, t the target; l1 and l2 are learnt by gradient
+    ascent (Wang et al., "Structured Pruning of Large Language Models", 2020).
+    The published systems that this package implements use it. It overshoots
+    the target; the benchmark `budget` shows by how much.
 
     Arguments
     ---------
     lr : float
-        Step of the ascent (Adam).
+        Learning rate of the multipliers (Adam).
     """
 
     @checked
@@ -126,7 +128,7 @@ class AugmentedLagrangian:
         self._multipliers = None
 
     def __call__(self, logits, sparsity, members, targets):
-        """One control step; arguments and returns as `ExactBudget`."""
+        """Computes logits and penalty, with the arguments of `ExactBudget`."""
         if self._multipliers is None:
             self._start(len(targets))
         gap = sparsity(logits) - targets
@@ -141,12 +143,12 @@ class AugmentedLagrangian:
         )
 
     def step_(self, sparsity, targets):
-        """Gradient ascent on the multipliers.
+        """Updates the multipliers by gradient ascent.
 
         Arguments
         ---------
         sparsity : torch.Tensor
-            (G,) expected.
+            (G,) expected sparsity.
         targets : torch.Tensor
             (G,)
         """
@@ -155,7 +157,7 @@ class AugmentedLagrangian:
         self._optimizer.step()
 
     def multipliers(self):
-        """Values worth a line in the log: l1 and l2 per group."""
+        """Returns numbers for the log: l1 and l2 of each group."""
         if self._multipliers is None:
             return {}
         return {
@@ -165,7 +167,7 @@ class AugmentedLagrangian:
         }
 
     def state_dict(self):
-        """What resuming needs."""
+        """Returns the state that a resumed run needs."""
         if self._multipliers is None:
             return {}
         return {
@@ -174,7 +176,7 @@ class AugmentedLagrangian:
         }
 
     def load_state_dict(self, state):
-        """Takes what `state_dict` gave."""
+        """Restores the state of `state_dict`."""
         if state:
             self._start(state["multipliers"].shape[1])
             self._multipliers.data.copy_(state["multipliers"])

@@ -1,8 +1,8 @@
 """Gates: random variables in [0, 1], one per unit, with learnable logits.
 
-A gate class is two functions of a logit vector, `sample` and
-`keep_probability`, and where the logits start; it owns no parameters. To add
-one, write a class with the members of `HardConcrete` and name it in YAML.
+A gate class defines two functions of a vector of logits, `sample` and
+`keep_probability`, and the logits at the start. It owns no parameters. To add
+one, write a class with the members of `HardConcrete` and name it in the YAML.
 """
 
 import math
@@ -21,20 +21,20 @@ class HardConcrete:
     Arguments
     ---------
     straight_through : bool
-        Whether the forward pass sees exactly 0 or 1, as the exported model
-        will, while the gradient flows through the relaxation (Wang et al.,
-        2023, 2306.01385). False: the gates themselves lie in [0, 1].
+        Whether gates are exactly 0 or 1 in the forward pass, as they are in the
+        exported model, while the gradient is that of the continuous gate (Wang
+        et al., 2023, 2306.01385). By default gates lie in [0, 1].
     temperature : float
-        b of the paper.
+        Called beta in the paper.
     lower : float
-        gamma of the paper, below 0.
+        Called gamma in the paper, below 0.
     upper : float
-        zeta of the paper, above 1.
+        Called zeta in the paper, above 1.
     initial : float or dict, optional
         Keep probability at the start, 0.99 by default; a dict gives one per
         kind, with the key `default` for the others.
     bound : float
-        Logits are kept within +-bound, so that a closed gate can return.
+        Logits are kept within +-bound, so that a closed gate can open again.
 
     Example
     -------
@@ -66,12 +66,12 @@ class HardConcrete:
         self._shift = temperature * math.log(-lower / upper)
 
     def initial_logits(self, declaration):
-        """Logits at which every gate has its initial keep probability.
+        """Logits with which every gate has its initial keep probability.
 
         Arguments
         ---------
         declaration : Declaration
-            Whose gates to start.
+            Declares the structures, which have one gate per unit.
 
         Returns
         -------
@@ -112,7 +112,7 @@ class HardConcrete:
         return logit
 
     def keep_probability(self, logits):
-        """P(gate > 0) (eq. 12).
+        """Probability that a gate is above 0 (eq. 12).
 
         Arguments
         ---------
@@ -127,14 +127,14 @@ class HardConcrete:
         return torch.sigmoid(logits - self._shift)
 
     def sample(self, logits, generator):
-        """Draws every gate once.
+        """Draws the value of every gate.
 
         Arguments
         ---------
         logits : torch.Tensor
             (N,)
         generator : torch.Generator
-            On the CPU, so that every device and rank draws the same.
+            On the CPU, so that all devices and processes draw the same values.
 
         Returns
         -------

@@ -16,17 +16,18 @@ from sb_prune.support.values import call_named, shown
 
 
 def check_first_order(gates, first_score):
-    """Refuses two answers to how gates start.
+    """Refuses `initial` together with `first_score`: both say how gates start.
 
     Arguments
     ---------
     gates : object or None
-        Their `initial` is None where it was not given.
+        The gates. Their attribute `initial` is None if it was not given.
     first_score : callable or None
 
     Raises
     ------
     ValueError
+        If both are given.
     """
     initial = getattr(gates, "initial", None)
     if initial is not None and first_score is not None:
@@ -37,15 +38,15 @@ def check_first_order(gates, first_score):
 
 
 def scored(pruner, score, key):
-    """What a score gives for the units as they are now.
+    """Calls a score and checks what it returns.
 
     Arguments
     ---------
     pruner : BasePruner
     score : callable
-        Pruner -> (N,) numbers.
+        Pruner -> (N,) scores.
     key : str
-        Under which a YAML names it.
+        Key of the YAML that names the score, for the error message.
 
     Returns
     -------
@@ -55,7 +56,7 @@ def scored(pruner, score, key):
     Raises
     ------
     ValueError
-        If it gives anything else.
+        If the score returns anything but a tensor of this shape.
     """
     units = pruner.declaration.total_units
     scores = call_named(score, key, pruner)

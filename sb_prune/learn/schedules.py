@@ -1,10 +1,10 @@
-"""Schedules: which fraction of the target sparsity holds at which step."""
+"""Schedules: the fraction of the target sparsity to reach at each step."""
 
 from sb_prune.support.values import Number, Whole, checked
 
 
 class ConstantSchedule:
-    """The whole target from the first step.
+    """Asks for the whole target from the first step.
 
     Arguments
     ---------
@@ -55,7 +55,7 @@ class LinearSchedule:
 
 
 class CubicSchedule(LinearSchedule):
-    """Fast at first, slow near the target (Zhu and Gupta, 2017, eq. 1).
+    """Rises fast first, slowly near the target (Zhu and Gupta, 2017, eq. 1).
 
     Arguments
     ---------
