@@ -9,15 +9,15 @@
 """
 
 import argparse
-import difflib
 import functools
 import importlib.resources
-import inspect
 import pydoc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import yaml
+
+from sb_prune.support.values import check_arguments, closest, shown
 
 FOLDER = importlib.resources.files("sb_prune") / "hparams"
 
@@ -44,7 +44,8 @@ def preset(name=None, **overrides):
     Raises
     ------
     ValueError
-        If there is no such preset, or its class has no such argument.
+        If there is no such preset, or a class whose object is made here
+        (`!new:`) does not take its arguments.
 
     Example
     -------
@@ -100,9 +101,11 @@ def preset_text(name):
     """
     names = preset_names()
     if name not in names:
+        meant = closest(name, names)
+        guess = f"did you mean {meant}? Write" if meant else "write"
         raise ValueError(
-            f"preset: name: {name!r} is no preset{_nearest(name, names)}; "
-            f"write one of {names}, or `!include:FILE` for a file of your own"
+            f"preset: name: {shown(name)} is no preset; {guess} one of "
+            f"{', '.join(names)}, or `!include:FILE` for a file of your own"
         )
     return (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
@@ -118,24 +121,14 @@ class _Tagged:
     def build(self, where):
         """The class, function or object, as HyperPyYAML would make it."""
         named = pydoc.locate(self.path)
-        self._check_arguments(named, where)
         arguments = {
             key: _built(value, f"{where}: {key}")
             for key, value in self.arguments.items()
         }
-        if self.tag == "!new:":
+        if self.tag == "!new:":  # of the others the block's check says more
+            check_arguments(named, arguments, where)
             return named(**arguments)
         return functools.partial(named, **arguments) if arguments else named
-
-    def _check_arguments(self, named, where):
-        known = list(inspect.signature(named).parameters)
-        for key in self.arguments:
-            if key not in known:
-                raise ValueError(
-                    f"{where}: {key}: {self.path} has no such argument"
-                    f"{_nearest(key, known)}; it has {known}; another class "
-                    f"is chosen by `{self.tag}` and its name"
-                )
 
 
 def _tree(name):
@@ -179,12 +172,6 @@ def _replaced(block, overrides):
 
 def _built(value, where):
     return value.build(where) if isinstance(value, _Tagged) else value
-
-
-def _nearest(name, names):
-    """ ", did you mean 'that'" where a name is nearly one of those known."""
-    nearest = difflib.get_close_matches(str(name), names, n=1)
-    return f", did you mean {nearest[0]!r}" if nearest else ""
 
 
 def _summary(name):

@@ -134,9 +134,9 @@ def test_two_blocks_of_one_preset_share_nothing():
 @pytest.mark.parametrize(
     "name, hint",
     [
-        ("conformer_10", "did you mean 'conformer_l0'"),
-        ("wav2vec2_l0.yaml", "did you mean 'wav2vec2_l0'"),
-        ("nothing like it", "write one of .*conformer_l0.*layers_convexity"),
+        ("conformer_10", "did you mean conformer_l0"),
+        ("wav2vec2_l0.yaml", "did you mean wav2vec2_l0"),
+        ("nothing like it", "; write one of .*conformer_l0.*layers_convexity"),
         ("../hparams/conformer_l0", "!include:FILE"),
         (None, "preset: name: None is no preset"),
     ],
@@ -152,20 +152,9 @@ def test_a_yaml_without_a_name_says_what_there_is():
         load_hyperpyyaml(io.StringIO(text))
 
 
-@pytest.mark.parametrize(
-    "key, where",
-    [
-        ("gates", "sb_prune.HardConcrete"),
-        ("gate_optimizer", "torch.optim.Adam"),
-    ],
-)
-def test_unknown_arguments_name_key_and_class(key, where):
-    with pytest.raises(ValueError, match=f"{key}: bond: {where} has no such"):
-        preset("conformer_l0", **{key: {"bond": 1.0}})
-
-
 def test_a_misspelt_argument_of_an_object():
-    with pytest.raises(ValueError, match="did you mean 'neighbours'"):
+    told = "preset layers_convexity: criterion: neighbors: .*; write neighbours"
+    with pytest.raises(ValueError, match=told):
         preset("layers_convexity", criterion={"neighbors": 3})
 
 
@@ -197,7 +186,7 @@ def test_printed_as_it_is(capsys):
 def test_an_unknown_name_on_the_command_line(capsys):
     with pytest.raises(SystemExit):
         main(["wav2vec_score"])
-    assert "did you mean 'wav2vec2_score'" in capsys.readouterr().err
+    assert "did you mean wav2vec2_score" in capsys.readouterr().err
 
 
 def test_runs_as_a_module():
