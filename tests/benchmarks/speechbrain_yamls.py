@@ -56,7 +56,7 @@ TABLE = HERE.parents[1] / "docs/speechbrain_recipes.md"
 
 LAYERS = 2  # at most; more of the same show nothing new
 TOLERANCE = 1e-5
-SHARE = 0.5  # of the parameters that a random plan removes
+SPARSITY = 0.5  # of a random plan
 LENGTHS = torch.tensor([1.0, 0.6])
 FRAMES, TOKENS, SAMPLES = 128, 7, 8000
 
@@ -362,7 +362,6 @@ def _run_in_series(root):
     return wrapper(latents, LENGTHS)["embeddings"]
 
 
-@torch.no_grad()
 def outcome_of(structures, root, run):
     """Declares, masks and cuts a copy of a module.
 
@@ -378,27 +377,42 @@ def outcome_of(structures, root, run):
     -------
     (str, str)
         "exact" or "inexact", and by how much masked and cut model differ;
-        "refused" or "fails", and what was said.
+        "refused", what was said, and what comes out of the kinds that the
+        error tells to write; "fails", and how.
     """
-    root = copy.deepcopy(root)
+    try:
+        return _exactness(structures, copy.deepcopy(root), run)
+    except _Refusal as error:
+        said = _first_sentence(error)
+        kinds = re.search(r"kinds: \[([\w, ]+)\]$", str(error))
+        if kinds:
+            fewer = partial(structures, kinds=kinds[1].split(", "))
+            outcome, _ = outcome_of(fewer, root, run)
+            said += f"; {outcome} with {kinds[0]}"
+        return "refused", said
+    except Exception as error:  # no refusal: a defect
+        return "fails", f"{type(error).__name__}: {_first_sentence(error)}"
+
+
+class _Refusal(ValueError):
+    """What declaring a module said."""
+
+
+@torch.no_grad()
+def _exactness(structures, root, run):
     try:
         declaration = structures(root)
     except ValueError as error:
-        return "refused", _first_sentence(error)
-    except Exception as error:  # no refusal: a defect
-        return "fails", f"{type(error).__name__}: {_first_sentence(error)}"
-    try:
-        groups = sb_prune.ParameterBudget(0.01).groups(declaration)
-        scores = random_scores(declaration, seed=0)
-        plan = fit_plan(declaration, groups, scores, sparsities=[SHARE])
-        sb_prune.attach_(declaration).set_(plan.values(declaration))
-        masked = run(root)
-        sb_prune.detach_(root)
-        sb_prune.cut_(declaration, plan)
-        scale = masked.abs().max().clamp(1)
-        difference = (masked - run(root)).abs().max() / scale
-    except Exception as error:
-        return "fails", f"{type(error).__name__}: {_first_sentence(error)}"
+        raise _Refusal(error) from error
+    groups = sb_prune.ParameterBudget(0.01).groups(declaration)
+    scores = random_scores(declaration, seed=0)
+    plan = fit_plan(declaration, groups, scores, [SPARSITY])
+    sb_prune.attach_(declaration).set_(plan.values(declaration))
+    masked = run(root)
+    sb_prune.detach_(root)
+    sb_prune.cut_(declaration, plan)
+    scale = masked.abs().max().clamp(1)
+    difference = (masked - run(root)).abs().max() / scale
     word = "exact" if difference <= TOLERANCE else "inexact"
     return word, f"{difference:.0e}"
 

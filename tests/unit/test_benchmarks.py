@@ -436,6 +436,8 @@ def test_yamls_of_a_checkout_are_declared_and_cut(speechbrain_yamls, tmp_path):
         [*encoder, "refused"],
         decoder,
     ]
+    said = found[f"{place}/mixing.yaml"][1][3]
+    assert "is a HyperMixing; exact with kinds: [ffn_modules" in said
     assert ["Transformer", "", "not built"] in outcomes[f"{place}/unknown.yaml"]
 
 
