@@ -12,7 +12,15 @@ Shapes: B batch, T frames, d model width, V output classes.
 import torch
 from torch.nn import functional as F
 
-from sb_prune.support.values import Function, ListOf, Number, Text, checked
+from sb_prune.support.disk import reason
+from sb_prune.support.values import (
+    Function,
+    ListOf,
+    Number,
+    Text,
+    checked,
+    shown,
+)
 
 
 def same_index(student, teacher, surviving):
@@ -162,12 +170,23 @@ class LayerwiseDistillation:
                 _mean_over_frames(
                     (student[s].float() - goals[t].float()).square(), pads
                 )
-                for s, t in self.match(student, goals, alive)
+                for s, t in self._pairs(student, goals, alive)
             ]
         if not errors:  # no layer is open
             ran = next(filter(None, teacher.student_hidden.values()))
             errors = [ran[0].sum() * 0]
         return self.hidden_weight * torch.stack(errors).mean()
+
+    def _pairs(self, student, teacher, surviving):
+        try:
+            return [(s, t) for s, t in self.match(student, teacher, surviving)]
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"distillation: match: {shown(self.match)} gives no list of "
+                "(student layer, teacher layer) pairs "
+                f"({reason(error)}); write another function, e.g. "
+                "!name:sb_prune.distillation.nearest_surviving"
+            ) from error
 
     def _divergence(self, logits, goals, pads):
         own = (logits.float() / self.temperature).log_softmax(-1)

@@ -118,6 +118,15 @@ def test_layers_are_matched_within_their_stack(student, teacher):
     losses["distill_hidden"].backward()
 
 
+@pytest.mark.parametrize("match", [print, lambda *_: [1, 2], torch.equal])
+def test_what_matches_nothing_is_refused(student, teacher, match):
+    teacher.begin_()
+    forward(student)
+    distillation = LayerwiseDistillation(match=match)
+    with pytest.raises(ValueError, match="distillation: match: .* no list of"):
+        distillation.losses(teacher)
+
+
 def test_no_layer_survives(student, teacher):
     teacher.begin_()
     forward(student)
