@@ -12,6 +12,7 @@ from sb_prune.declare.roots import entries_of
 from sb_prune.declare.structure import Declaration
 from sb_prune.support.values import (
     OneOrList,
+    Place,
     Text,
     call_named,
     check_arguments,
@@ -21,10 +22,10 @@ from sb_prune.support.values import (
 
 # What keys that both blocks have may be.
 ENTRIES = OneOrList(Text("a key of `modules`"), least=1)
-DENSE_RUN = Text("the save folder of a dense run")
+DENSE_RUN = Place("the save folder of a dense run")
 META_KEY = Text("a key of its checkpoints, e.g. WER")
-DENSE_YAML = Text("the YAML of the dense model")
-NEW_FOLDER = Text("a folder that does not exist")
+DENSE_YAML = Place("the YAML of the dense model")
+NEW_FOLDER = Place("a folder that does not exist")
 
 
 def made_from(hparams, **classes):

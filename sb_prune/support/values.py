@@ -13,7 +13,8 @@ says where the value stands:
     pruning: schedule: start: 2; write a number, 0 or more and below 1
 
 Functions and classes without these annotations can be named in a YAML as well:
-only the names of their arguments are checked.
+the names of their arguments are checked, and that no text stands where an
+ordinary annotation says `bool`, `int` or `float`.
 """
 
 import inspect
@@ -24,6 +25,7 @@ from difflib import get_close_matches
 from functools import partial, wraps
 from numbers import Integral, Real
 from os import PathLike
+from typing import get_args
 
 from sb_prune.support.disk import reason
 
@@ -147,7 +149,7 @@ class YesNo(Kind):
 
 
 class Text(Kind):
-    """Some text, such as a key or a path.
+    """Some text, such as a key.
 
     Arguments
     ---------
@@ -159,8 +161,16 @@ class Text(Kind):
         self.wanted = wanted
 
     def fits(self, value):
-        """Says whether it is text, or a path, and not empty."""
-        return isinstance(value, (str, PathLike)) and bool(str(value))
+        """Says whether it is text, and not empty."""
+        return isinstance(value, str) and value != ""
+
+
+class Place(Text):
+    """A file or folder, as text or as a path; arguments as for `Text`."""
+
+    def fits(self, value):
+        """Says whether it is text, or a path."""
+        return isinstance(value, PathLike) or super().fits(value)
 
 
 class Pattern(Kind):
@@ -501,11 +511,12 @@ def call_named(function, path, *args):
     Raises
     ------
     ValueError
-        If it raises a TypeError, as functions do that take something else.
+        If it raises a TypeError or an AttributeError, as functions do that
+        take something else.
     """
     try:
         return function(*args)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: {shown(function)} cannot take {shown(*args)} "
             f"({reason(error)}); write another function"
@@ -551,12 +562,24 @@ def check_call(value, path, given=0, keys=None):
 
 
 def _check_value(parameter, value, path):
-    """Checks one value, if the annotation is a `Kind`."""
-    is_default = value is parameter.default
-    if isinstance(parameter.annotation, Kind) and not is_default:
-        parameter.annotation.check(value, path)
+    """Checks one value against its annotation."""
+    wanted = parameter.annotation
+    if value is parameter.default:
+        return
+    if isinstance(wanted, Kind):
+        wanted.check(value, path)
+    elif isinstance(value, str) and _excludes_text(wanted):
+        raise ValueError(f"{path}: {value!r}; write {_excludes_text(wanted)}")
     else:
         _check_inside(value, path)
+
+
+def _excludes_text(annotation):
+    """What to write for an ordinary annotation that has numbers alone."""
+    types = get_args(annotation) or [annotation]
+    if not all(t in (bool, int, float, type(None)) for t in types):
+        return None
+    return YesNo.wanted if bool in types else "a number, without quotes"
 
 
 def _check_inside(value, path):

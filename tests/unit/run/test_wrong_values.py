@@ -131,6 +131,10 @@ SPARSITY = "write a number between 0 and 1, e.g. 0.5 to cut half"
         ("module:", "module: None; write a key of `modules`"),
         ("module: 3", "module: 3; write a key of `modules`, or a list of them"),
         ("module: ''", "module: ''; write a key of `modules`"),
+        (
+            "module: !new:pathlib.Path [Transformer]",
+            "module: an object of PosixPath; write a key of `modules`",
+        ),
         ("module: []", "module: []; write a key of `modules`, or a list"),
         ("module: [3]", "module: 3; write a key of `modules`"),
         (
@@ -189,6 +193,10 @@ SPARSITY = "write a number between 0 and 1, e.g. 0.5 to cut half"
         (
             "structures: !name:torch.mean",
             "structures: mean cannot take an object of TransformerASR (",
+        ),
+        (
+            "structures: !name:sb_prune.taylor_score",
+            "structures: taylor_score cannot take an object of TransformerASR",
         ),
         (
             "structures: !name:builtins.repr",
@@ -390,6 +398,10 @@ SPARSITY = "write a number between 0 and 1, e.g. 0.5 to cut half"
         (
             "gate_optimizer: !name:torch.optim.Adam {params: 0.2}",
             "gate_optimizer: params: Adam has no such argument; write one of",
+        ),
+        (
+            "gate_optimizer: !name:torch.optim.Adam {amsgrad: 'no'}",
+            "gate_optimizer: amsgrad: 'no'; write True or False, without",
         ),
         (
             "gate_optimizer: !name:torch.nn.Linear",
