@@ -1,12 +1,12 @@
-"""Another depth before training: layers are chosen, left out, and that is all.
+"""Layer pruning: a criterion chooses whole layers to remove before training.
 
 The folder of the recipe's checkpointer then holds
 
-    layers.json    which layers stay, and the scores that say why
-    layers.png     the curves, if there are any
+    layers.json    which layers stay, and their scores
+    layers.png     a picture of the scores, if there are any
 
-and the recipe's own checkpoints of the smaller model, or what a `pruning` block
-puts there, which then prunes what is left.
+Beside them are the recipe's own checkpoints of the smaller model, or, if there
+is a `pruning` block too, the folders of that run.
 """
 
 import json
@@ -62,12 +62,12 @@ CHOICE, PICTURE = "layers.json", "layers.png"
 
 
 class Criterion(Kind):
-    """An object that chooses layers; unlike other parts it is made already."""
+    """Accepts a criterion, which the YAML makes with `!new:`."""
 
     wanted = "!new: and a criterion, e.g. !new:sb_prune.depth.ConvexityPeak"
 
     def fits(self, value):
-        """Whether it is one."""
+        """Says whether it is an object with the members of a criterion."""
         is_made = not isinstance(value, (type, partial))
         says = hasattr(value, "needs_states") and hasattr(value, "needs_labels")
         return is_made and says and callable(value)
@@ -76,33 +76,38 @@ class Criterion(Kind):
 class LayerPruning:
     """What the `layer_pruning` block of a recipe's YAML describes.
 
+    The keys of the block are the arguments below.
+
     Arguments
     ---------
     module : str or list of str
-        Key of the recipe's `modules` with the layers.
+        Key of the recipe's `modules` that contains the layers.
     structures : callable
         Module -> Declaration with `layers`, e.g. `wav2vec2_structures`.
     criterion : object
-        One of `sb_prune.depth.criteria`.
+        Chooses the layers, e.g. a `sb_prune.depth.ConvexityPeak`.
     labels : str or list of str
-        Keys of the training data. The criterion chooses by the first; the
-        others are scored and drawn too. Needed where classes are compared.
+        Keys of the training data with labels. The criterion chooses by the
+        first key; the scores for the others are only reported. Criteria that
+        compare no classes need none.
     sample : int
-        How many training utterances it sees, and how many of their segments.
+        Number of training utterances to use, and the largest number of
+        segments of them.
     pooling : callable
         Frames (T, d) -> (d,), e.g. `mean_over_time`.
     seed : int
-        Of the sample.
+        Seed of the sampling.
     start_from : str, optional
-        Save folder (or one checkpoint) of a dense run. By default the modules
-        are as the recipe made them.
+        Save folder of a dense run, or one checkpoint in it. By default the
+        modules are as the recipe made them.
     start_min_key, start_max_key : str, optional
-        Which of its checkpoints: the `min_key` or `max_key` with which the
-        dense recipe evaluates. By default the newest.
+        Chooses among its checkpoints, like `min_key` or `max_key` when the
+        dense recipe evaluates. By default the newest is taken.
     inference : str, optional
-        YAML of the dense model as one would publish it; makes the export.
+        YAML of the dense model, as one would publish it. The export is made
+        from it.
     export_folder : str, optional
-        Where the small model goes.
+        Folder of the export.
     """
 
     @checked
@@ -148,27 +153,29 @@ class LayerPruning:
 
     @property
     def is_cut(self):
-        """Whether the model is as small as it will be."""
+        """Whether the layers have been removed."""
         return self.plan is not None
 
     # -------------------------------------------------------------- choosing
 
     def cut_(self, brain, dataset=None, inside=None):
-        """Chooses, or remembers the choice, and shortens the model.
+        """Removes layers: those of an earlier choice on disk, or of a new one.
 
         Arguments
         ---------
         brain : Brain
             With a checkpointer.
         dataset : DynamicItemDataset, optional
-            That the recipe trains on; None: a choice must have been made.
+            The training data of the recipe. Without them the choice must have
+            been made by an earlier run.
         inside : callable, optional
-            `structures` of what a `pruning` block goes on to cut.
+            The `structures` of a `pruning` block that follows.
 
         Raises
         ------
         ValueError
-            If there is neither a choice nor data, or something does not fit.
+            If there is neither a choice nor data, or the choice on disk was
+            made with other settings.
         """
         if self.plan is not None:
             return
@@ -188,7 +195,7 @@ class LayerPruning:
         trained = ddp_broadcast(_has_trained(folder, phases=inside is not None))
         if not trained:
             self._load_start(brain)
-            if dataset is not None:  # chosen anew, whatever has changed
+            if dataset is not None:  # nothing depends on the old choice yet
                 choice = None
         if choice is not None:
             self._check_same(folder, choice, declaration.layers)
@@ -199,7 +206,7 @@ class LayerPruning:
                 prepare_document(
                     self.export_folder, self.inference, brain, self.module
                 )
-            # of one process, lest rounding on other machines differ
+            # all take the choice of one process, as rounding may differ
             choice = ddp_broadcast(self._choose(brain, declaration, dataset))
             run_on_main(_write, [folder, choice])
         plan = layer_plan(declaration, choice["keep"])
@@ -219,7 +226,7 @@ class LayerPruning:
             logger.info(f"The layers are those of {source}")
 
     def _choose(self, brain, declaration, dataset):
-        """What `layers.json` holds."""
+        """Chooses layers and returns the content of `layers.json`."""
         layers = [declaration.root.get_submodule(n) for n in declaration.layers]
         curves, choice = {}, None
         if self.criterion.needs_states:
@@ -257,7 +264,7 @@ class LayerPruning:
         }
 
     def _settings(self):
-        """What must not change between a run and its continuation."""
+        """Settings that must not change when a run is continued."""
         return {
             "criterion": described(self.criterion),
             "labels": self.labels,
@@ -280,7 +287,7 @@ class LayerPruning:
     # --------------------------------------------------------------- running
 
     def make_resumable_(self, brain):
-        """Lets a run that only fine-tunes continue after any kill.
+        """Makes a run without a `pruning` block continue after a kill.
 
         Arguments
         ---------
@@ -289,26 +296,28 @@ class LayerPruning:
         self.resume_point = make_resumable_(brain.checkpointer)
 
     def begin_batch_(self):
-        """Before a training forward."""
+        """To be called in every batch of training; see `ResumePoint`."""
         if self.resume_point is not None:
             self.resume_point.begin_batch_()
 
     # ---------------------------------------------------------------- export
 
-    def of_dense(self, structures, plan):
-        """What a later cut of the shorter model is, of the dense one.
+    def combined_with(self, structures, plan):
+        """Combines the removed layers with a plan for the shorter model.
 
         Arguments
         ---------
         structures : callable
-            Module -> Declaration, with which the shorter model was cut.
+            Module -> Declaration of the shorter model.
         plan : Plan
-            To which.
+            The plan to which the shorter model was cut.
 
         Returns
         -------
         structures : callable
+            Module -> Declaration of the dense model, whole layers included.
         plan : Plan
+            The plan that cuts the dense model to the same result.
         """
         keep = {**self._dense_plan.keep, **self.plan.keep, **plan.keep}
         both = partial(layer_structures, structures=structures, inside=True)
@@ -316,11 +325,11 @@ class LayerPruning:
 
     @property
     def facts(self):
-        """Figures for the card of an export."""
+        """Figures for the model card of an export."""
         return dict(self._facts)
 
     def export(self, brain):
-        """Writes the smaller model, if the YAML says where.
+        """Exports the shorter model, if the YAML names a folder for it.
 
         Arguments
         ---------
@@ -349,7 +358,9 @@ class LayerPruning:
 
 
 def described(value):
-    """What a value of a YAML is, in the same words in every process.
+    """Describes a value of a YAML, equally in every process and run.
+
+    Memory addresses, for example, do not appear in the description.
 
     Arguments
     ---------
@@ -390,7 +401,7 @@ def _has_trained(folder, phases):
 
 
 def _check_fresh(folder, dataset, trained):
-    """Refuses what is no start of a run."""
+    """Refuses to choose layers without data, or after training has begun."""
     if dataset is None:
         raise ValueError(
             f"{folder} holds no choice of layers; train first (run without "
@@ -405,7 +416,7 @@ def _check_fresh(folder, dataset, trained):
 
 
 def _warn_about_lone(key, labels):
-    """Pairs come from classes of two and more."""
+    """Warns if many points are alone in their class and so in no pair."""
     lone = sum(count == 1 for count in Counter(labels).values())
     if 3 * lone > len(labels):
         logger.warning(
@@ -416,7 +427,10 @@ def _warn_about_lone(key, labels):
 
 
 def _warn_about_flat(choice):
-    """Errors of layers go together, so that this is a hint, not a test."""
+    """Warns if the scores of all layers are within their standard errors.
+
+    The errors of layers are correlated, so this is a hint and not a test.
+    """
     if not choice.errors:
         return
     scores, errors = np.array([choice.scores[1:], choice.errors[1:]])
@@ -446,7 +460,7 @@ def _read(path):
 
 
 def _write(folder, choice):
-    """The picture first: the choice stands when all of it does."""
+    """Writes the picture, and after it the choice, by which a run is known."""
     folder.mkdir(parents=True, exist_ok=True)
     if choice["curves"]:
         draw_layers(folder / PICTURE, choice)

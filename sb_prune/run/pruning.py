@@ -1,14 +1,14 @@
-"""One pruning run over its phases: prune, cut, fine-tune, export.
+"""A pruning run with its phases: prune, cut, fine-tune, export.
 
-The folder of the recipe's checkpointer holds, in the order of their making
+In the folder of the recipe's checkpointer it creates, one after another,
 
-    dense/      the model when pruning began; the teacher is made from it
+    dense/      the model when pruning began; the teacher is a copy of it
     prune/      checkpoints of the prune phase (masked model, gates)
     cut/        the model just after the cut, with the plan
     finetune/   checkpoints of the fine-tune phase (small model)
 
-`dense` and `cut` are renamed into place when complete, so what stands there
-says which phase a rerun continues.
+`dense` and `cut` are renamed into place when they are complete. So a rerun of
+the same command knows from these folders which phase to continue.
 """
 
 from functools import partial
@@ -69,7 +69,7 @@ from sb_prune.support.values import (
 
 logger = get_logger(__name__)
 
-# What the parts of a block may be; `keys` are what the block itself has.
+# Which values the keys of the block accept; `keys` are passed on from others.
 STRUCTURES = Function("sb_prune.conformer_structures")
 BUDGET = Factory("sb_prune.MACBudget", ["groups"], keys={"target": "target"})
 SCHEDULE = Factory(
@@ -85,60 +85,66 @@ SCORE = Function("sb_prune.magnitude_score")
 
 
 class PruningRun:
-    """What the `pruning` block of a recipe's YAML describes.
+    """The run that the `pruning` block of a recipe's YAML describes.
 
-    Classes are given as `!name:` and made here.
+    The keys of the block are the arguments below. Classes and functions are
+    given as `!name:`.
 
     Arguments
     ---------
     module : str or list of str
-        Key of the recipe's `modules` below which structures are cut. Given a
-        list, names of structures start with the key.
+        Key of the recipe's `modules` in which structures are pruned, or a list
+        of keys. With a list, the names of structures start with the key.
     structures : callable or list of callable
-        Module -> Declaration, e.g. `conformer_structures`; of a list, in the
-        order in which data flow, all that they declare.
+        Module -> Declaration, e.g. `conformer_structures`. A list declares
+        everything that its functions do, in the order in which data flow.
     target : float or dict
-        Sparsity to reach, in (0, 1); a dict gives one per module prefix.
+        Sparsity to reach, in (0, 1), or a dict: module prefix -> sparsity.
     prune_epochs : int
-        Epochs of the prune phase; the rest of the epoch counter's limit is
-        the fine-tune phase.
+        Number of epochs of the prune phase. The fine-tune phase gets the rest
+        of the limit of the epoch counter.
     schedule_steps : int
-        Optimizer steps over which the target rises.
+        Number of optimizer steps over which the target rises.
     start_from : str, optional
-        Save folder (or one checkpoint) of a dense run.
+        Save folder of a dense run, or one checkpoint in it. By default the
+        modules are as the recipe made them.
     start_min_key, start_max_key : str, optional
-        Which of its checkpoints: the `min_key` or `max_key` with which the
-        dense recipe evaluates. By default the newest.
+        Chooses among its checkpoints, like `min_key` or `max_key` when the
+        dense recipe evaluates. By default the newest is taken.
     budget : callable
         target -> budget, e.g. `MACBudget`.
     schedule : callable
         steps -> schedule, e.g. `CubicSchedule`.
     gates : callable, optional
-        Makes the gates, e.g. `HardConcrete`.
+        Class of the gates, e.g. `HardConcrete`.
     controller : callable, optional
-        Makes the controller, e.g. `AugmentedLagrangian`.
+        Class of the controller, e.g. `AugmentedLagrangian`.
     gate_optimizer : callable, optional
-        Parameters -> optimizer of the gates' logits.
+        Parameters -> optimizer of the logits of gates.
     first_score : callable, optional
-        In which order the gates start, e.g. `taylor_score`.
+        Importance score for the gates at the start, e.g. `taylor_score`.
     score : callable, optional
-        Chooses by a score instead of learned gates, e.g. `magnitude_score`.
+        Importance score with which to choose units instead of learned gates,
+        e.g. `magnitude_score`.
     score_every : int, optional
-        Optimizer steps from one such choice to the next; 10 by default.
+        Number of optimizer steps after which `score` chooses again; 10 by
+        default.
     min_keep : int
-        Units that stay where a module stays.
+        Smallest number of units in a module that stays.
     seed : int
-        Of the gates' private generator.
+        Seed of the private random generator of gates and scores.
     distillation : callable, optional
-        Makes the loss towards the dense model, used in both phases.
+        Class of the distillation loss, which is used in both phases, e.g.
+        `LayerwiseDistillation`.
     inference : str, optional
-        YAML of the dense model as one would publish it; makes the export.
+        YAML of the dense model, as one would publish it. The export is made
+        from it.
     export_folder : str, optional
-        Where the small model goes.
+        Folder of the export.
     milestones : list of float
         Sparsities below the target. When the schedule reaches one, a model of
-        that size is exported beside the others (`export_0.3`), as it is then,
-        not fine-tuned.
+        that sparsity is exported beside the others (`export_0.3`), without
+        fine-tuning.
     """
 
     @checked
@@ -189,13 +195,13 @@ class PruningRun:
         self._min_keep = min_keep
         self._seed = seed
         if score is None:
-            self._choose = _learner(
+            self._make_pruner = _gate_pruner(
                 gates, controller, gate_optimizer, first_score
             )
-            _leave_out("nothing is scored", "add", score_every=score_every)
+            _refuse_unused("nothing is scored", "add", score_every=score_every)
         else:
-            self._choose = _scorer(score, score_every)
-            _leave_out(
+            self._make_pruner = _score_pruner(score, score_every)
+            _refuse_unused(
                 "a score leaves nothing to learn",
                 "leave out",
                 gates=gates,
@@ -203,7 +209,7 @@ class PruningRun:
                 gate_optimizer=gate_optimizer,
                 first_score=first_score,
             )
-        self.layers = None  # a LayerPruning that has shortened the model
+        self.layers = None  # the LayerPruning that came before, if any
         self.pruner = None
         self.plan = None
         self.distiller = None
@@ -214,12 +220,12 @@ class PruningRun:
         self._sampled_step = None
 
     def follow(self, layers):
-        """Lets this run begin where layers have been left out.
+        """Announces that whole layers are removed before this run begins.
 
         Arguments
         ---------
         layers : LayerPruning
-            Which will shorten the model before this run begins.
+            What removes them.
 
         Raises
         ------
@@ -246,16 +252,16 @@ class PruningRun:
     # ------------------------------------------------------------- phases
 
     def begin_(self, brain, epoch_counter=None, steps_per_epoch=0):
-        """Finds out where the run stands and loads the dense model.
+        """Finds out which phase the run has reached and loads the dense model.
 
         Arguments
         ---------
         brain : Brain
             With a checkpointer.
         epoch_counter : EpochCounter, optional
-            Given when training is to follow.
+            To be given if training follows.
         steps_per_epoch : int
-            Optimizer steps of an epoch of that training.
+            Number of optimizer steps per epoch of this training.
         """
         if self._folder is not None:
             raise RuntimeError(
@@ -263,7 +269,7 @@ class PruningRun:
                 "train.py again and it continues"
             )
         check_brain(brain, self.module, epoch_counter)
-        # with --debug each process has a folder of its own
+        # with --debug SpeechBrain gives each process a folder of its own
         folder = ddp_broadcast(Path(brain.checkpointer.checkpoints_dir))
         self.declaration = declared(
             self.structures, root_of(brain.modules, self.module)
@@ -283,7 +289,7 @@ class PruningRun:
                 "--test_only)"
             )
         else:
-            self._begin_afresh(brain, folder, modules)
+            self._start_new_run(brain, folder, modules)
         load_snapshot(folder / "dense", modules)
         self._folder = folder
         self._counter = epoch_counter
@@ -293,8 +299,8 @@ class PruningRun:
                 self._distillation, brain.modules, self.module, self.declaration
             )
 
-    def _begin_afresh(self, brain, folder, modules):
-        # refuse now what would fail after hours
+    def _start_new_run(self, brain, folder, modules):
+        # refuse now what would otherwise fail after hours of training
         self.budget.groups(self.declaration, self._min_keep)
         if self.inference is not None:
             for place in (*self.milestones.folders, self.export_folder):
@@ -307,7 +313,7 @@ class PruningRun:
         save_snapshot(folder / "dense", modules, self._identity())
 
     def _identity(self):
-        """What must not change between a run and its continuation."""
+        """Settings that must not change when a run is continued."""
         return {
             "units": {s.name: s.units for s in self.declaration.structures},
             "budget": self.budget.unit,
@@ -348,13 +354,13 @@ class PruningRun:
             )
 
     def start_pruning_(self, brain):
-        """Masks the model and turns the checkpointer to the prune phase.
+        """Masks the model and begins or resumes the prune phase.
 
         Arguments
         ---------
         brain : Brain
         """
-        self.pruner = self._choose(
+        self.pruner = self._make_pruner(
             self.declaration,
             self.budget,
             self._schedule,
@@ -375,13 +381,13 @@ class PruningRun:
         ---------
         brain : Brain
         batch : object
-            What `compute_forward` takes; the masked and the cut model are
-            compared on it.
+            A batch for `compute_forward`, with which the masked and the cut
+            model are compared.
         """
         self._counter.limit = self._total_epochs
         self._warn_if_short()
         brain.modules.eval()
-        # the plan of one process, lest rounding on other machines differ
+        # all take the plan of one process, as their rounding may differ
         plan = ddp_broadcast(self.pruner.plan(final=True))
         self.pruner.binarise_(plan)
         before = _outputs(brain, self.declaration, batch)
@@ -419,12 +425,17 @@ class PruningRun:
         return objects
 
     def start_finetuning_(self, brain):
-        """Loads the cut model; also when a rerun finds it."""
+        """Loads the cut model and begins or resumes the fine-tune phase.
+
+        Arguments
+        ---------
+        brain : Brain
+        """
         self.load_cut_(brain)
         self._fresh.restore_(brain, self._counter)
 
     def load_cut_(self, brain):
-        """Gives the model the shapes and weights it had after the cut.
+        """Gives the model the shapes and weights that it had after the cut.
 
         Arguments
         ---------
@@ -444,7 +455,12 @@ class PruningRun:
         self._resume_point = make_resumable_(checkpointer, self.pruner)
 
     def resume_for_evaluation_(self, brain):
-        """Rebuilds the shapes of a run that this process did not train."""
+        """Rebuilds the model of a run that this process did not train.
+
+        Arguments
+        ---------
+        brain : Brain
+        """
         if self._folder is not None:
             return
         self.begin_(brain)
@@ -454,9 +470,9 @@ class PruningRun:
             self.start_pruning_(brain)
 
     def export(self, brain):
-        """Writes the small model, if the YAML says where.
+        """Exports the pruned model, if the YAML names a folder for it.
 
-        Of several processes the main one writes and the others wait.
+        If there are several processes, the main one writes.
 
         Arguments
         ---------
@@ -479,7 +495,7 @@ class PruningRun:
     def _export(self, folder, brain, plan, facts):
         structures = self.structures
         if self.layers is not None:
-            structures, plan = self.layers.of_dense(structures, plan)
+            structures, plan = self.layers.combined_with(structures, plan)
             facts = {**self.layers.facts, **facts}
         return export_model(
             folder,
@@ -492,20 +508,20 @@ class PruningRun:
         )
 
     def export_milestones(self, brain, batch):
-        """After a step: exports the models that the schedule has come to.
+        """Exports the milestones that the schedule has reached with this step.
 
         Arguments
         ---------
         brain : Brain
         batch : object
-            What `compute_forward` takes; masked and cut models are compared
-            on it.
+            A batch for `compute_forward`, with which masked and cut models are
+            compared.
         """
         if self.pruner is None:
             return
         passed = self.milestones.passed(*self.pruner.last_rise())
         if passed and self.distiller is not None:
-            self.distiller.teacher.end_()  # it hears the copies too
+            self.distiller.teacher.end_()  # the copies have its hooks, too
         for sparsity in passed:
             plan = self.pruner.binarise_(self.pruner.plan(sparsity))
             run_on_main(self._export_copy, [brain, batch, plan, sparsity])
@@ -526,7 +542,7 @@ class PruningRun:
     # -------------------------------------------------------------- steps
 
     def check_trainable(self, brain):
-        """Refuses masked tensors that do not learn, in the prune phase.
+        """Refuses masked tensors that are not trained, in the prune phase.
 
         Arguments
         ---------
@@ -537,7 +553,7 @@ class PruningRun:
             check_trainable(brain, self.module, self.declaration)
 
     def check_gates_moved(self, brain):
-        """Refuses, after an epoch, a recipe that bypasses the gates' step.
+        """Refuses a recipe that has not updated the gates within an epoch.
 
         Arguments
         ---------
@@ -546,8 +562,9 @@ class PruningRun:
         Raises
         ------
         RuntimeError
+            If no optimizer step has been counted.
         """
-        # the few batches of --debug may be less than one accumulation
+        # with --debug there may be too few batches for one optimizer step
         if self.pruner is None or self.pruner.step or brain.debug:
             return
         raise RuntimeError(
@@ -556,7 +573,7 @@ class PruningRun:
         )
 
     def begin_batch_(self):
-        """Before a training forward: new gates once per optimizer step."""
+        """Draws new gates before the first batch of each optimizer step."""
         self._resume_point.begin_batch_()
         if self.pruner is not None and self._sampled_step != self.pruner.step:
             self.pruner.sample_()
@@ -565,7 +582,12 @@ class PruningRun:
             self.distiller.teacher.begin_()
 
     def begin_stage_(self, stage):
-        """Training samples gates, evaluation sees the plan of now."""
+        """Sets the gates to the current plan, if the stage is not training.
+
+        Arguments
+        ---------
+        stage : speechbrain.Stage
+        """
         self._sampled_step = None
         if self.distiller is not None:
             self.distiller.teacher.end_()
@@ -573,7 +595,7 @@ class PruningRun:
             self.pruner.binarise_()
 
     def add_distillation(self, loss):
-        """The recipe's loss plus the named parts.
+        """Adds the distillation loss, if there is any, to the recipe's loss.
 
         Arguments
         ---------
@@ -599,7 +621,7 @@ class PruningRun:
         return self.pruner.open_modules(self.declaration.layers)
 
     def listen_(self, modules):
-        """Lets the teacher follow the modules as they are wrapped now.
+        """Hooks the teacher to the modules, after SpeechBrain wrapped them.
 
         Arguments
         ---------
@@ -610,27 +632,28 @@ class PruningRun:
             self.distiller.teacher.listen_(modules)
 
     def veto_gates_(self):
-        """The recipe's step is void, so the gates will not move either."""
+        """Skips the next update of the gates, as the recipe skips its own."""
         if self.pruner is not None:
             self.pruner.veto_step_()
 
     def step_gates_(self, scale):
-        """With each step of the recipe's optimizers.
+        """Updates the gates after each step of the recipe's optimizers.
 
         Arguments
         ---------
         scale : float
-            Of the GradScaler, when the loss was scaled.
+            Factor by which the GradScaler multiplied the loss.
         """
         if self.pruner is not None:
             self.pruner.step_(scale)
 
     def statistics(self):
-        """Named numbers of the epoch, for the train logger.
+        """Numbers of the epoch for the train logger.
 
         Returns
         -------
         dict
+            Name -> number.
         """
         named = self.distiller.means() if self.distiller else {}
         if self.pruner is not None:
@@ -638,11 +661,11 @@ class PruningRun:
         return named
 
 
-def _learner(gates, controller, gate_optimizer, first_score):
-    """What makes a pruner that learns its gates."""
+def _gate_pruner(gates, controller, gate_optimizer, first_score):
+    """Checks the parts of a pruner with learned gates; returns its factory."""
     gates = gates and GATES.make("pruning", "gates", gates)
     check_first_order(gates, first_score)
-    if gate_optimizer is not None:  # what it refuses is heard now
+    if gate_optimizer is not None:  # tried out now, to fail before training
         logits = [torch.zeros(1, requires_grad=True)]
         OPTIMIZER.make("pruning", "gate_optimizer", gate_optimizer, logits)
     return partial(
@@ -655,14 +678,14 @@ def _learner(gates, controller, gate_optimizer, first_score):
     )
 
 
-def _scorer(score, every):
-    """What makes a pruner that chooses by a score."""
+def _score_pruner(score, every):
+    """Returns the factory of a pruner that chooses by a score."""
     given = {} if every is None else {"every": every}
     return partial(ScorePruner, score=score, **given)
 
 
-def _leave_out(why, what, **keys):
-    """Refuses keys that would be of no effect."""
+def _refuse_unused(why, what, **keys):
+    """Refuses keys that would have no effect."""
     given = [f"`{key}`" for key, value in keys.items() if value is not None]
     if given:
         raise ValueError(
@@ -671,7 +694,7 @@ def _leave_out(why, what, **keys):
 
 
 def _outputs(brain, declaration, batch):
-    """What the modules in the scope make of a batch."""
+    """Outputs of the modules in the scope for a batch."""
     root = declaration.root
     scope = [root.get_submodule(name) for name in declaration.scope]
     with generators_untouched(), torch.no_grad():
@@ -693,7 +716,7 @@ def _warn_about_updates(brain, start_from):
 
 def _report_difference(difference):
     text = f"Masked and cut model differ by at most {difference:.1e}"
-    if not difference <= 1e-5:  # also where it is no number
+    if not difference <= 1e-5:  # or if it is NaN
         logger.warning(f"{text}: more than rounding")
     else:
         logger.info(text)
