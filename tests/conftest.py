@@ -189,7 +189,8 @@ def backward_gates():
     def backward(declaration, seed, scale=1.0):
         generator = torch.Generator().manual_seed(seed)
         total = 0
-        for name in declaration.touched_tensors():
+        masks = [m.tensor for s in declaration.structures for m in s.masks]
+        for name in dict.fromkeys(masks):
             module, _, tensor = name.rpartition(".")
             masked = getattr(declaration.root.get_submodule(module), tensor)
             noise = torch.randn(masked.shape, generator=generator)

@@ -285,17 +285,6 @@ class Declaration:
         """
         return values.repeat_interleave(structure.units // len(values))
 
-    def touched_tensors(self):
-        """Lists the masked tensors, which must be trained for gates to learn.
-
-        Returns
-        -------
-        list of str
-            Every name once.
-        """
-        names = (m.tensor for s in self.structures for m in s.masks)
-        return list(dict.fromkeys(names))
-
 
 def tensor_of(root, name):
     """Finds a parameter or buffer by its dotted name.
