@@ -1,4 +1,4 @@
-"""Presets: blocks of a recipe's YAML that are taken by their name.
+"""Presets: ready-made blocks for a recipe's YAML, addressed by name.
 
     pruning: !apply:sb_prune.preset
         name: conformer_l0
@@ -23,12 +23,12 @@ FOLDER = importlib.resources.files("sb_prune") / "hparams"
 
 
 def preset(name=None, **overrides):
-    """A preset, with some of its keys replaced.
+    """Makes the block of a preset, with some of its keys replaced.
 
     Arguments
     ---------
     name : str
-        Of the preset.
+        Name of the preset.
     **overrides
         Keys of the block -> value. A mapping for a key where the preset has
         a class or function replaces or adds arguments of that class; every

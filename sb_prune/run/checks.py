@@ -1,4 +1,4 @@
-"""What a recipe must offer, checked before hours are spent on it."""
+"""Checks of a recipe and its YAML, made before any training."""
 
 import inspect
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from sb_prune.support.values import (
     shown,
 )
 
-# What keys that both blocks have may be.
+# Which values the keys accept that both blocks have.
 ENTRIES = OneOrList(Text("a key of `modules`"), least=1)
 DENSE_RUN = Place("the save folder of a dense run")
 META_KEY = Text("a key of its checkpoints, e.g. WER")
@@ -29,25 +29,25 @@ NEW_FOLDER = Place("a folder that does not exist")
 
 
 def made_from(hparams, **classes):
-    """Makes what blocks of the YAML describe.
+    """Makes objects from blocks of the YAML.
 
     Arguments
     ---------
     hparams : dict
-        The YAML.
+        Content of the YAML.
     classes : type
         Name of a block -> class, whose arguments are the keys of the block.
 
     Returns
     -------
     list
-        Of each class an object, or None where there is no such block.
+        An object of each class, or None if the YAML has no such block.
 
     Raises
     ------
     ValueError
-        If a key, of the block or of the YAML, is misspelt, one is missing, or
-        a value is none that the class takes.
+        If the name of a block or a key in it is misspelt, a key is missing, or
+        a class does not accept a value.
 
     Example
     -------
@@ -86,7 +86,10 @@ def _made(cls, name, block):
 
 
 def _check_not_misspelt(hparams, name, cls):
-    """A key like the name of a block, with what a block has, or nothing."""
+    """Refuses a key that looks like the misspelt name of a block.
+
+    Its value must be a block with some of the right keys, or empty.
+    """
     keys = inspect.signature(cls).parameters.keys()
     for key, value in hparams.items():
         is_block = isinstance(value, Mapping) and keys & value.keys()
@@ -97,14 +100,14 @@ def _check_not_misspelt(hparams, name, cls):
 
 
 def check_start(block, start_from, min_key, max_key):
-    """Refuses a choice among checkpoints that is none.
+    """Refuses both keys at once, or a key without a folder to start from.
 
     Arguments
     ---------
     block : str
-        Of the YAML.
+        Name of the block in the YAML.
     start_from, min_key, max_key : str or None
-        Its keys.
+        Values of its keys `start_from`, `start_min_key` and `start_max_key`.
 
     Raises
     ------
@@ -126,19 +129,19 @@ def check_start(block, start_from, min_key, max_key):
 
 
 def check_export(block, inference, export_folder):
-    """Refuses half of what an export needs.
+    """Refuses one of the two keys for an export without the other.
 
     Arguments
     ---------
     block : str
-        Of the YAML.
+        Name of the block in the YAML.
     inference, export_folder : str or None
-        Its keys.
+        Values of its keys.
 
     Raises
     ------
     ValueError
-        Naming both.
+        Naming both keys.
     """
     if (inference is None) != (export_folder is None):
         raise ValueError(
@@ -153,11 +156,12 @@ def check_place(export_folder, save_folder):
     ---------
     export_folder : str
     save_folder : Path
-        Of the recipe's checkpointer.
+        Folder of the recipe's checkpointer.
 
     Raises
     ------
     ValueError
+        If the export would replace checkpoints, or cannot be made there.
     """
     place, save_folder = Path(export_folder).resolve(), save_folder.resolve()
     if place == save_folder or place in save_folder.parents:
@@ -174,16 +178,16 @@ def check_place(export_folder, save_folder):
 
 
 def declared(structures, root, block="pruning"):
-    """What can be cut in the modules of a recipe.
+    """Declares what can be pruned, and checks the function that does so.
 
     Arguments
     ---------
     structures : callable
-        As a block names it.
+        The function that the block names.
     root : torch.nn.Module
-        The modules that the block names.
+        The module that the block names.
     block : str
-        Of the YAML.
+        Name of the block in the YAML.
 
     Returns
     -------
@@ -192,7 +196,8 @@ def declared(structures, root, block="pruning"):
     Raises
     ------
     ValueError
-        If the function takes or gives something else.
+        If the function does not accept the module, or returns anything but a
+        declaration.
     """
     path = f"{block}: structures"
     declaration = call_named(structures, path, root)
@@ -205,7 +210,7 @@ def declared(structures, root, block="pruning"):
 
 
 def saved_modules(brain):
-    """The recipe's modules that its checkpointer saves.
+    """Finds the modules of the recipe that its checkpointer saves.
 
     Arguments
     ---------
@@ -214,7 +219,7 @@ def saved_modules(brain):
     Returns
     -------
     dict
-        Name of the recoverable -> module.
+        Name in the checkpoint -> module.
     """
     return {
         name: saved
@@ -232,9 +237,9 @@ def check_brain(brain, module, epoch_counter=None, block="pruning"):
     module : str or list of str
         Keys of the modules to prune.
     epoch_counter : EpochCounter, optional
-        Given when training is to follow.
+        To be given if training follows.
     block : str
-        Of the YAML.
+        Name of the block in the YAML.
 
     Raises
     ------
@@ -261,20 +266,21 @@ def check_brain(brain, module, epoch_counter=None, block="pruning"):
 
 
 def check_readers(modules, module, declaration):
-    """Refuses channels of a front-end that an uncut module reads as well.
+    """Refuses to prune channels that a module reads which is not pruned.
 
     Arguments
     ---------
     modules : dict
         Name -> module of the recipe.
     module : str or list of str
-        Which of them are pruned.
+        Names of the pruned modules.
     declaration : Declaration
-        What can be cut in these.
+        Declares what can be pruned in these.
 
     Raises
     ------
     ValueError
+        Naming the module and what to write.
     """
     if "front_end_channels" not in {s.kind for s in declaration.structures}:
         return
@@ -322,8 +328,11 @@ def _check_saved(brain):
 
 
 def _pretrained_modules(brain):
-    """Modules that the recipe loads anew in every process, e.g. the language
-    model that a recipe keeps in `modules` to have it on the device."""
+    """Lists the modules that a Pretrainer of the recipe loads in every process.
+
+    For example, recipes keep a language model in `modules` so that it is moved
+    to the device.
+    """
     return [
         loaded
         for value in vars(brain.hparams).values()
@@ -345,7 +354,9 @@ def _check_counter(brain, epoch_counter):
 
 
 def check_trainable(brain, module, declaration):
-    """Every masked tensor must learn, or gates cannot weigh it.
+    """Refuses masked tensors that are not trained.
+
+    The weights that stay must be able to adapt when others are masked.
 
     Arguments
     ---------
@@ -354,12 +365,12 @@ def check_trainable(brain, module, declaration):
     module : str or list of str
         Keys of the pruned modules.
     declaration : Declaration
-        Of those.
+        Declares what can be pruned in these.
 
     Raises
     ------
     ValueError
-        If one is frozen or in no optimizer.
+        If a masked tensor is frozen or in no optimizer.
     """
     optimizers = (brain.optimizers_dict or {}).values()
     learned = {

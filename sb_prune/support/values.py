@@ -102,9 +102,9 @@ class Number(Kind):
     Arguments
     ---------
     above, below : float
-        Which it must not reach.
+        Bounds that are not accepted themselves.
     least : float
-        Which it may be.
+        A lower bound that is accepted itself.
     example : str
         Appended to what a message says.
 
@@ -501,12 +501,12 @@ def call_named(function, path, *args):
     path : str
         Where it stands in the YAML.
     args : object
-        What it is called with.
+        Arguments of the call.
 
     Returns
     -------
     object
-        What it returns.
+        The result of the call.
 
     Raises
     ------
@@ -535,12 +535,12 @@ def check_call(value, path, given=0, keys=None):
     given : int
         Number of positional arguments that sb_prune passes.
     keys : dict, optional
-        As for `check_arguments`.
+        Argument of `check_arguments`.
 
     Raises
     ------
     ValueError
-        As `check_arguments`; or if an argument is missing.
+        If an argument is missing, misspelt or has a wrong value.
     """
     function, args, kwargs = _taken_apart(value)
     parameters = _parameters(function)
@@ -575,7 +575,10 @@ def _check_value(parameter, value, path):
 
 
 def _excludes_text(annotation):
-    """What to write for an ordinary annotation that has numbers alone."""
+    """Says what to write instead of text, if an annotation allows no text.
+
+    Returns None for an annotation that does.
+    """
     types = get_args(annotation) or [annotation]
     if not all(t in (bool, int, float, type(None)) for t in types):
         return None
@@ -683,7 +686,7 @@ def _instead(key, known):
 
 
 def _hint(value):
-    """What to write instead of arguments that a class has refused."""
+    """Says what to write instead of arguments that a class has refused."""
     function, _, arguments = _taken_apart(value)
     for key, text in arguments.items():
         if isinstance(text, str) and _is_number(text):
