@@ -152,6 +152,15 @@ def assert_make_can(words):
         assert (ROOT / script).is_file(), script
 
 
+@every_page
+def test_pytest_is_given_paths_that_exist(page):
+    for line in commands(page):
+        if line.startswith("python -m pytest "):
+            assert (ROOT / line.split()[3]).exists(), line
+        if line.startswith("pip install "):
+            assert line == "pip install ."
+
+
 def test_presets_are_all_described():
     from sb_prune.presets import preset_names
 
