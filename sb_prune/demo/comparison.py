@@ -27,6 +27,7 @@ from sb_prune.report.measure import (
 from sb_prune.run.snapshots import read_meta
 
 SECONDS = 10  # of audio in a measurement
+FORWARDS = 25  # of each model, timed in alternation
 RUNS = ("dense", "dense_longer", "pruned")
 
 
@@ -53,6 +54,7 @@ def compare(demo, runs):
     speed = measure_speed(
         {name: m["modules"]["encoder"].eval() for name, m in models.items()},
         SECONDS,
+        runs=FORWARDS,
     )
     epochs = {name: run.epochs for name, run in runs.items()}
     # the dense model's own, those of pruning and those of fine-tuning
