@@ -171,6 +171,11 @@ def run_benchmark(path, doc, plan_cells, make_cells, summarise, as_markdown):
         Cells -> dict to print.
     as_markdown : callable
         That dict -> table for a README.
+
+    Returns
+    -------
+    dict
+        The summary.
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--full", action="store_true")
@@ -185,3 +190,4 @@ def run_benchmark(path, doc, plan_cells, make_cells, summarise, as_markdown):
     summary = summarise(table.cells)
     print(as_markdown(summary), file=sys.stderr)
     print(json.dumps(summary), flush=True)
+    return summary

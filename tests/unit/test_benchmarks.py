@@ -470,3 +470,82 @@ def test_the_table_of_speechbrains_recipes_is_that_of_the_json(
 def test_a_folder_without_recipes_is_no_checkout(speechbrain_yamls, tmp_path):
     with pytest.raises(SystemExit, match="name a checkout of SpeechBrain"):
         speechbrain_yamls.main([str(tmp_path)])
+
+
+# ----------------------------------------------------------------- headline
+
+
+@pytest.fixture
+def headline(benchmark_module):
+    return benchmark_module("headline")
+
+
+def cell_of_headline(**figures):
+    """A cell, whose figures are those of a tiny dense model."""
+    return {
+        "wer": 2.0,
+        "encoder_params": 2000,
+        "total_params": 2100,
+        "gmacs_per_second": 0.08,
+        "time": 1.0,
+        "epochs": 5,
+        **figures,
+    }
+
+
+def test_headline_is_the_mean_over_seeds(headline):
+    cells = {
+        f"{model}/{seed}": cell_of_headline(wer=1.0 + seed)
+        for model in headline.MODELS
+        for seed in headline.SEEDS
+    }
+    cells["pruned/3"]["encoder_params"] = 1001
+    rows = headline.as_markdown(headline.summarise(cells)).splitlines()
+    dense = "3.00 ± 1.00 | 2,000 | 2,100 | 0.0800 | 1.00 | 5 |"
+    assert rows[0] == "`make demo` with 3 seeds, mean ± half the range:"
+    assert rows[4] == f"| dense | {dense}"
+    pruned = "| pruned | 3.00 ± 1.00 | 1,667 ± 500 | 2,100 |"
+    assert rows[6].startswith(pruned)
+
+
+def test_a_seed_of_the_headline_is_one_demo(headline, tmp_path, monkeypatch):
+    script = tmp_path / "demo.py"
+    script.write_text(
+        "import json, pathlib, sys\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "folder.mkdir()\n"  # a second one would fail
+        "models = {'dense': 4.0, 'dense_longer': 4.1, 'pruned': 3.0}\n"
+        "report = {name: {'rtf': rtf} for name, rtf in models.items()}\n"
+        "report['dense']['options'] = sys.argv[2:]\n"
+        "(folder / 'report.json').write_text(json.dumps(report))\n"
+    )
+    monkeypatch.setattr(headline, "DEMO", script)
+    cells = headline.Cells(tmp_path, "--debug_size")
+    assert cells.run("pruned/2") == {"time": 0.75}
+    options = ["--seed=2", "--debug_size"]
+    assert cells.run("dense/2") == {"time": 1.0, "options": options}
+    assert (tmp_path / "2/report.json").is_file()
+
+
+def test_headline_goes_between_the_comments(headline):
+    before = f"# x\n\n{headline.BEGIN}\nold\n{headline.END}\n\nMore.\n"
+    after = headline.with_table(before, "new")
+    assert after == before.replace("\nold\n", "\n\nnew\n\n")
+    assert headline.with_table(after, "new") == after
+    with pytest.raises(ValueError, match="headline:begin"):
+        headline.with_table("# x\n", "new")
+
+
+def test_readmes_say_what_the_demos_gave(headline, cells):
+    table = cells.Table(headline.TABLE)
+    assert [*table.cells] == sorted(headline.plan_cells(full=True))
+    markdown = headline.as_markdown(headline.summarise(table.cells))
+    for readme in headline.READMES:
+        text = readme.read_text("utf-8")
+        assert headline.with_table(text, markdown) == text
+    for seed in headline.SEEDS:  # what the demo promises
+        dense, pruned = (
+            table.cells[f"{model}/{seed}"] for model in ("dense", "pruned")
+        )
+        assert pruned["wer"] <= 10
+        assert pruned["encoder_params"] <= dense["encoder_params"] / 2

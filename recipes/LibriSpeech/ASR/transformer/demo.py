@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains, prunes and compares small Conformers on synthesised speech.
 
-Minutes on two CPU cores; sb_prune/demo/command.py says how. The same
+Some six minutes on two CPU cores; sb_prune/demo/command.py says how. The same
 command continues a demo that was stopped.
 
 To run this demo:
