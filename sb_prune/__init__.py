@@ -1,7 +1,7 @@
 """Structured pruning and distillation of SpeechBrain speech models.
 
-The names of `__all__` are public: recipes, YAMLs and exports use them, and they
-stay where they are. Each is imported when it is first asked for.
+The names in `__all__` are public: recipes, YAMLs and exports refer to them, so
+they do not move. Each is imported when it is first used.
 """
 
 from importlib import import_module
@@ -57,7 +57,7 @@ __all__ = sorted(_WHERE)
 def __getattr__(name):
     if name in _WHERE:
         return getattr(import_module(f"sb_prune.{_WHERE[name]}"), name)
-    if name in _FORMAT_1:  # modules once, which stand in old exports
+    if name in _FORMAT_1:  # former modules, to which old exports refer
         return getattr(import_module("sb_prune.export.format_1"), name)
     raise AttributeError(f"module 'sb_prune' has no attribute {name!r}")
 

@@ -125,7 +125,7 @@ class _Tagged:
             key: _built(value, f"{where}: {key}")
             for key, value in self.arguments.items()
         }
-        if self.tag == "!new:":  # of the others the block's check says more
+        if self.tag == "!new:":  # the block checks those of `!name:`
             check_arguments(named, arguments, where)
             return named(**arguments)
         return functools.partial(named, **arguments) if arguments else named

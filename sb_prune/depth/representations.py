@@ -281,7 +281,7 @@ def _checked(segment, where):
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{where}: {shown(segment)} is no segment (label, begin, end) with "
-            "times as shares of the utterance, 0 <= begin < end <= 1"
+            "times as fractions of the utterance, 0 <= begin < end <= 1"
         ) from error
     return label, begin, end
 

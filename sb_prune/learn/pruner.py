@@ -169,7 +169,7 @@ class BasePruner:
     def _apply(self, values, learn=False):
         pieces = self.declaration.split(values)
         is_open = [bool((p == 1).all()) for p in pieces.values()]
-        self._drawn = values.detach()  # on the CPU: reading them is for free
+        self._drawn = values.detach()  # on the CPU, where reading does not wait
         device = next(self.declaration.root.parameters()).device
         # a copy, as this leaf tensor collects the gradient of the gates
         self._sample = values.to(device, copy=True).requires_grad_(learn)

@@ -136,7 +136,7 @@ def load_dense(folder, recoverables, min_key=None, max_key=None):
     loader = Checkpointer(chosen.path.parent, recoverables)
     try:
         loader.load_checkpoint(chosen)
-    except Exception as error:  # damaged files fail in any way
+    except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"start_from: {chosen.path} does not fit the model in "
             f"this YAML, or is damaged; use the YAML values of the dense run "

@@ -381,7 +381,7 @@ class Factory(Kind):
             _check_value(parameters[name], kwargs[name], where)
         try:
             made = value(*args, **kwargs)
-        except Exception as error:  # of whatever the YAML names
+        except Exception as error:  # the YAML may name any class
             raise ValueError(
                 f"{path}: {shown(value)} cannot be made ({reason(error)}); "
                 f"{_hint(value)}"
@@ -465,7 +465,7 @@ def check_arguments(function, arguments, path, own=(), keys=None):
     ValueError: model: encoder: layer: encode has no such argument; write layers
     """
     parameters = _parameters(function)
-    if parameters is None:  # written in C; it will say so itself
+    if parameters is None:  # written in C, without a signature
         return
     keys = keys or {}
     kinds = {p.kind for p in parameters.values()}

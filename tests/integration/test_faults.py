@@ -246,7 +246,7 @@ def test_files_torn_later_are_set_aside(
 
 @pytest.mark.parametrize("phase", ["dense", "cut", "finetune"])
 def test_files_that_lie_are_named(phase, runs, halfway, tmp_path):
-    """As long as they should be, but not what was saved."""
+    """Files have the right size, but other content than what was saved."""
     folder = tmp_path / "run"
     shutil.copytree(halfway, folder)
     (path,) = (folder / "save" / phase).glob("CKPT*/model.ckpt")

@@ -122,7 +122,7 @@ def test_scaled_losses_move_the_gates_as_unscaled(tmp_path):
 
 
 class Overflowing(Recorded):
-    """As fp16 does: too large a scale is too much for one gradient."""
+    """One gradient overflows, as in fp16 with too large a scale."""
 
     def optimizers_step(self):
         if self.scaler.get_scale() > 100.0:

@@ -250,10 +250,10 @@ class UnequalHeads:
     value_widths = None
 
     def after_cut_(self):
-        """Works out once how the heads are computed together."""
+        """Makes the layout of the heads; surgery calls this after the cut."""
         device = self.out_proj.weight.device
         layout = HeadLayout(*self.widths)
-        # a module on the meta device gets its weights from a file, not these
+        # on the meta device these indices would be lost: files do not hold them
         self.layout = layout if device.type == "meta" else layout.to(device)
 
     @property

@@ -135,7 +135,7 @@ def test_open_norm_is_the_native_one():
 
 
 def test_norm_over_a_transposed_input():
-    """As the Conformer calls it: channels come out of a convolution."""
+    """Input as in the Conformer, with channels from a convolution."""
     x = torch.randn(3, 12, 7).double().transpose(1, 2)
     masked, _ = masked_norm((torch.arange(12) % 2).double())
     assert masked(x).is_contiguous()

@@ -11,7 +11,7 @@ PADDED = torch.tensor([[False, False, True]])
 
 
 def distance(padded=None, **weights):
-    """Of one layer through the identity."""
+    """Parts of the loss for one layer, with the identity as head."""
     distillation = ProjectedDistillation(2, 2, [0], identity=True, **weights)
     with torch.no_grad():
         (part,) = distillation([STUDENT], [TEACHER], padded).values()

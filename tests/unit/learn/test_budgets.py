@@ -83,8 +83,8 @@ def test_landing_on_the_way(make_asr, unit, kinds, sparsity, min_keep, seed):
             assert plan.keep[structure.name].sum() >= min_keep
 
 
-def test_dear_units_are_paid_with_cheap_ones(make_asr):
-    """Only heads are closed, each dearer than what is left of the budget."""
+def test_cheap_units_make_room_for_expensive_ones(make_asr):
+    """Only heads are closed, and one costs more than what is left."""
     declaration = conformer_structures(make_asr(layers=3), LEAVES)
     scores = torch.cat(
         [

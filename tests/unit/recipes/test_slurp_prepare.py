@@ -125,7 +125,7 @@ def test_several_recordings_of_a_sentence(prepare, edit, data, tmp_path):
 
 
 def test_fillers_are_lower_case_tokens(prepare, edit, tmp_path):
-    """As in the authors' evaluation: not as in the annotation."""
+    """The words are those of the authors' evaluation, not of the annotation."""
 
     def shout(line):
         line["tokens"][4]["surface"] = "Seven"

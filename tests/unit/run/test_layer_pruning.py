@@ -268,7 +268,7 @@ def test_the_folder_of_another_run(dense, tmp_path):
 
 
 def similar_block():
-    """As a YAML makes it: another object in every process."""
+    """An object as a YAML makes it, another one in every process."""
     return SimilarBlock(partial(mutual_neighbours, neighbours=3), removed=2)
 
 
@@ -400,10 +400,10 @@ def with_labels(value):
         (["a", "b"], "'a' is no segment"),
         (["abc"], "'abc' is no segment"),
         ([("a", 0.0, 0.5), ("b", 0.5)], r"\('b', 0.5\) is no segment"),
-        ([("a", 1.2, 1.5)], "times as shares of the utterance"),
-        ([("a", 0.5, 0.2)], "times as shares of the utterance"),
-        ([("a", -0.1, 0.2)], "times as shares of the utterance"),
-        ([("a", "0", "1")], "times as shares of the utterance"),
+        ([("a", 1.2, 1.5)], "times as fractions of the utterance"),
+        ([("a", 0.5, 0.2)], "times as fractions of the utterance"),
+        ([("a", -0.1, 0.2)], "times as fractions of the utterance"),
+        ([("a", "0", "1")], "times as fractions of the utterance"),
         ([(None, 0.0, 1.0)], "None is no label"),
     ],
 )

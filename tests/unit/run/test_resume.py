@@ -20,7 +20,7 @@ def checkpointer(tmp_path):
 
 
 def draws():
-    """Of every global generator; one NumPy Gaussian leaves a second behind."""
+    """Draws from every global generator; NumPy keeps a second Gaussian."""
     return (
         torch.rand(3).tolist(),
         numpy.random.randn(),
