@@ -100,7 +100,9 @@ def train(folder, batches_per_step, **run_opts):
     modules = make_modules()
     counter = EpochCounter(3)
     model = torch.nn.ModuleList(modules.values())
-    checkpointer = Checkpointer(folder, {"model": model, "counter": counter})
+    checkpointer = Checkpointer(
+        Path(folder, "save"), {"model": model, "counter": counter}
+    )
     pruning = {
         "module": "Transformer",
         "structures": conformer_structures,
@@ -112,7 +114,7 @@ def train(folder, batches_per_step, **run_opts):
         "gate_optimizer": partial(torch.optim.SGD, lr=1.0),
         "distillation": partial(LayerwiseDistillation, outputs=["lin"]),
         "inference": "inference.yaml",
-        "export_folder": str(folder),
+        "export_folder": str(Path(folder, "export")),
     }
     brain = RecordedRecipe(
         modules=modules,
@@ -129,7 +131,7 @@ def train(folder, batches_per_step, **run_opts):
     )
 
     def export_model(folder, *arguments, **facts):
-        Path(folder, f"exported{RANK}").touch()
+        Path(folder).with_name(f"exported{RANK}").touch()
 
     # what is exported is tested elsewhere; here, by which process
     with patch.multiple(

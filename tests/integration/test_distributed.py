@@ -34,7 +34,14 @@ def of_one(tmp_path_factory):
 def folder_of_two(request, tmp_path_factory):
     """Where two processes were, with 2 x 2 of the same batches a step."""
     folder = tmp_path_factory.mktemp("two")
-    run_python(HERE / "small_train.py", folder, 2, request.param, processes=2)
+    run_python(
+        HERE / "small_train.py",
+        folder,
+        2,
+        request.param,
+        processes=2,
+        new_process=True,
+    )
     return folder
 
 
