@@ -203,7 +203,9 @@ def _check_activation(convolution, activation):
 def _check_layer(name, layer):
     plain = (
         type(layer) in (Conv2d, FewerChannels)  # the latter after a cut
-        and type(layer.conv) is torch.nn.Conv2d  # weight_norm changes it
+        and type(layer.conv) is torch.nn.Conv2d
+        # weight_norm changes the class above, or (before SpeechBrain 1.1.2) this
+        and isinstance(layer.conv.weight, torch.nn.Parameter)
         and layer.conv.groups == 1
         and layer.max_norm is None
         and not (layer.swap or layer.skip_transpose)

@@ -285,7 +285,8 @@ def test_an_exported_model_still_runs(
     encoder, inputs = model, torch.randn(2, 700)
     if family == "SpeechBrain":
         encoder, inputs = model["latent_encoder"], torch.randn(2, 9, 4)
-    program = torch.export.export(encoder, (inputs,))
+    # torch 2.6 is strict unless told, and cannot trace transformers then
+    program = torch.export.export(encoder, (inputs,), strict=False)
     first = next(iter(encoder(inputs).values()))
     assert type(first) is torch.Tensor
     exported = next(iter(program.module()(inputs).values()))
