@@ -204,7 +204,8 @@ def _check_layer(name, layer):
     plain = (
         type(layer) in (Conv2d, FewerChannels)  # the latter after a cut
         and type(layer.conv) is torch.nn.Conv2d
-        # weight_norm changes the class above, or (before SpeechBrain 1.1.2) this
+        # weight_norm changes the class above or, before SpeechBrain 1.1.2,
+        # the weight
         and isinstance(layer.conv.weight, torch.nn.Parameter)
         and layer.conv.groups == 1
         and layer.max_norm is None
