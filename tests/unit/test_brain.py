@@ -144,7 +144,7 @@ class NeverAnything:
     def __init__(self, steps):
         self.steps = 0
 
-    def share(self, step):
+    def fraction(self, step):
         return 0.0
 
 
