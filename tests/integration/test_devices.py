@@ -1,0 +1,28 @@
+"""A run on another device than the CPU: no tensor of it stays behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fork_server import run_forked
+
+SCRIPT = Path(__file__).with_name("device_run.py")
+
+
+@pytest.mark.parametrize("family", ["conformer", "decoder", "wav2vec2"])
+def test_a_whole_run_on_one_device(family, tmp_path):
+    done = run_forked(SCRIPT, family, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "pruned/export/hyperparams.yaml").is_file()
+    assert (tmp_path / "pruned/export_0.2/hyperparams.yaml").is_file()
+    waits = json.loads(done.stdout.splitlines()[-1])["waits"]
+    assert waits
+    for step in waits:  # none per layer, of which there are 2 or 4
+        assert len(step) <= 5, step
+
+
+@pytest.mark.parametrize("mutant", ["gates", "distillation"])
+def test_a_tensor_left_behind_is_found(mutant, tmp_path):
+    done = run_forked(SCRIPT, "conformer", tmp_path, "--mutant", mutant)
+    assert done.returncode != 0
+    assert "tensors on spare:0 and on cpu" in done.stderr
