@@ -9,7 +9,12 @@ from fork_server import run_forked
 SCRIPT = Path(__file__).with_name("device_run.py")
 
 
-@pytest.mark.parametrize("family", ["conformer", "decoder", "wav2vec2"])
+# Family -> how often a step may wait for the device: to see whether losses and
+# gradients are finite, and where SpeechBrain's lobe makes its padding mask.
+WAITS = {"conformer": 5, "decoder": 5, "wav2vec2": 8}
+
+
+@pytest.mark.parametrize("family", WAITS)
 def test_a_whole_run_on_one_device(family, tmp_path):
     done = run_forked(SCRIPT, family, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -17,8 +22,8 @@ def test_a_whole_run_on_one_device(family, tmp_path):
     assert (tmp_path / "pruned/export_0.2/hyperparams.yaml").is_file()
     waits = json.loads(done.stdout.splitlines()[-1])["waits"]
     assert waits
-    for step in waits:  # none per layer, of which there are 2 or 4
-        assert len(step) <= 5, step
+    for step in waits:
+        assert len(step) <= WAITS[family], step
 
 
 @pytest.mark.parametrize("mutant", ["gates", "distillation"])
