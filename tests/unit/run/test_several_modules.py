@@ -255,7 +255,7 @@ def test_one_module_is_built_where_it_stands(tmp_path):
     """The list changes nothing where it is not written."""
     make_export(tmp_path / "export")
     text = (tmp_path / "export/hyperparams.yaml").read_text()
-    assert "\nTransformer: !apply:sb_prune.export.folder.build_cut\n" in text
+    assert "\nTransformer: !apply:sb_prune.build_cut\n" in text
     assert "pruned_modules" not in text
 
 
