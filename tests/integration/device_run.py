@@ -15,7 +15,7 @@ import speechbrain as sb
 import torch
 import transformers
 from hyperpyyaml import load_hyperpyyaml
-from spare_device import DEVICE, Spare
+from spare_device import Spare, device
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 
@@ -225,7 +225,7 @@ def make_brain(folder, **pruning):
         modules=modules,
         opt_class=partial(torch.optim.Adam, lr=0.002),
         hparams=hparams,
-        run_opts={"device": str(DEVICE), "noprogressbar": True},
+        run_opts={"device": str(device()), "noprogressbar": True},
         checkpointer=Checkpointer(folder / "save", recoverables),
     )
     return brain, counter
@@ -278,9 +278,10 @@ def main():
     print(json.dumps({"waits": brain.waits}))
 
 
-parser = argparse.ArgumentParser()
-parser.add_argument("family", choices=FAMILIES)
-parser.add_argument("folder", type=Path)
-parser.add_argument("--mutant")
-given = parser.parse_args()
-main()
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--mutant")
+    given = parser.parse_args()
+    main()

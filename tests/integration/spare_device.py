@@ -7,11 +7,12 @@ devices is refused, but for scalars, copies and indices; whatever brings a
 value to the CPU waits for the device, and is counted.
 
     with Spare() as spare:
-        module.to(DEVICE)
+        module.to(device())
         ...
     spare.waits      # one entry each: where in sb_prune, or None
 """
 
+import functools
 import sys
 
 import torch
@@ -22,9 +23,6 @@ from torch.utils.backend_registration import (
 )
 
 NAME = "spare"
-_setup_privateuseone_for_python_backend(NAME)
-DEVICE = torch.device(NAME, 0)
-
 aten = torch.ops.aten
 COPIES = {aten.copy_, aten._to_copy}  # between devices, as their purpose is
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._unsafe_index}
@@ -34,6 +32,13 @@ READS = {  # what the CPU cannot know before the device has finished
     aten.masked_select,
     aten.nonzero,
 }
+
+
+@functools.cache
+def device():
+    """The device; this process has it from now on."""
+    _setup_privateuseone_for_python_backend(NAME)
+    return torch.device(NAME, 0)
 
 
 class Spare(TorchDispatchMode):
@@ -71,7 +76,7 @@ class SpareTensor(torch.Tensor):
             strides=inside.stride(),
             storage_offset=inside.storage_offset(),
             dtype=inside.dtype,
-            device=DEVICE,
+            device=device(),
         )
 
     def __init__(self, inside):
@@ -143,7 +148,7 @@ def _refuse_mixed(op, tensors, args):
     for tensor in tensors:
         if not isinstance(tensor, SpareTensor) and tensor.dim():
             raise RuntimeError(
-                f"{op}: tensors on {DEVICE} and on {tensor.device}, of shape "
+                f"{op}: tensors on {device()} and on {tensor.device}, of shape "
                 f"{tuple(tensor.shape)}"
             )
 
@@ -152,7 +157,7 @@ def _count_wait(op, args, kwargs):
     packet = op.overloadpacket
     to_cpu = (
         packet is aten._to_copy
-        and torch.device(kwargs.get("device") or DEVICE).type != NAME
+        and torch.device(kwargs.get("device") or device()).type != NAME
     ) or (packet is aten.copy_ and not isinstance(args[0], SpareTensor))
     if (to_cpu or packet in READS) and Spare.current is not None:
         Spare.current.waits.append(_place())
