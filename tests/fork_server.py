@@ -9,10 +9,11 @@ of a server that has imported them once:
 
 The script finds its own arguments, folder, environment, `sys.path` and
 `__main__`; nothing that one script does reaches another. If it starts
-`sys.executable` itself, that is a fork too. Two things are not as in a new
+`sys.executable` itself, that is a fork too. Three things are not as in a new
 process: modules are imported already, so what matters while they are imported
-(`HF_ENDPOINT`) has no effect, and all forks hash strings alike. OpenMP does not
-survive a fork, so the server, and what it imports, computes nothing.
+(`HF_ENDPOINT`) has no effect; all forks hash strings alike; and `pip`, which
+SpeechBrain asks at every start for what is installed, knows of nothing. OpenMP
+does not survive a fork, so the server, and what it imports, computes nothing.
 """
 
 import atexit
@@ -111,9 +112,11 @@ def _server():
     """Starts the server of this process; returns the path of its socket."""
     folder = tempfile.TemporaryDirectory(prefix="forks-")
     address = str(Path(folder.name, "socket"))
-    stand_in = Path(folder.name, "python")
-    stand_in.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} "$@"\n')
-    stand_in.chmod(0o700)
+    stand_ins = {"python": f'exec {sys.executable} {__file__} "$@"', "pip": ""}
+    for name, line in stand_ins.items():
+        path = Path(folder.name, name)
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o700)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
@@ -206,7 +209,9 @@ def _run(request, files, paths):
     address = os.environ[ADDRESS]
     os.environ.clear()
     os.environ.update({**request["env"], ADDRESS: address})
-    sys.executable = str(Path(address).with_name("python"))
+    stand_ins = Path(address).parent
+    sys.executable = str(stand_ins / "python")
+    os.environ["PATH"] = f"{stand_ins}{os.pathsep}{os.environ['PATH']}"
     _draw_anew()
     script, *arguments = request["arguments"]
     more = os.environ.get("PYTHONPATH", "").split(os.pathsep)

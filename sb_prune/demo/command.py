@@ -48,7 +48,7 @@ def demonstrate(demo, description):
     runs = demo.plan_runs(folder, common, given.debug_size)
     train([[runs["dense"], runs["pruned"]], [runs["dense_longer"]]], given.jobs)
     say("comparison: measuring the three models")
-    report = compare(demo, runs)
+    report = compare(demo, runs, given.debug_size)
     report["seed"] = given.seed
     say("comparison: the export reads the test files")
     report.update(transcribe(demo, runs["pruned"], common["data_folder"]))

@@ -28,10 +28,11 @@ from sb_prune.run.snapshots import read_meta
 
 SECONDS = 10  # of audio in a measurement
 FORWARDS = 25  # of each model, timed in alternation
+DEBUG_FORWARDS = 3
 RUNS = ("dense", "dense_longer", "pruned")
 
 
-def compare(demo, runs):
+def compare(demo, runs, debug_size=False):
     """Measures the three models, their speed in alternation.
 
     Arguments
@@ -39,6 +40,8 @@ def compare(demo, runs):
     demo : Demo
     runs : dict
         Name -> finished Run
+    debug_size : bool
+        Whether a rough speed is enough.
 
     Returns
     -------
@@ -54,7 +57,7 @@ def compare(demo, runs):
     speed = measure_speed(
         {name: m["modules"]["encoder"].eval() for name, m in models.items()},
         SECONDS,
-        runs=FORWARDS,
+        runs=DEBUG_FORWARDS if debug_size else FORWARDS,
     )
     epochs = {name: run.epochs for name, run in runs.items()}
     # the dense model's own, those of pruning and those of fine-tuning

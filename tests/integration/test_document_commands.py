@@ -31,6 +31,7 @@ from recipe_runs import (
 CORPUS = ["--train_utterances=24", "--dev_utterances=8", "--test_utterances=8"]
 TEST = "[results/{}/1234/test-clean.csv]"
 TWO_EPOCHS = {"number_of_epochs": 2, "prune_epochs": 1, "schedule_steps": 2}
+SHORT_ANSWERS = {"max_decode_ratio": 0.2}  # of models that know nothing yet
 SMALL_ENCODER = {"wav2vec2_hub": "/path/to/small_wav2vec2"}
 CTC, SLURP = "train_with_wav2vec.py", "train_with_wav2vec2.py"
 CONVEXITY = "train.py hparams/convexity.yaml"
@@ -46,7 +47,7 @@ SMALLER = {
         "--test_utterances=6",
     ],
     "-m sb_prune.presets": [],
-    "-m sb_prune.report": ["--seconds=2"],
+    "-m sb_prune.report": ["--seconds=1"],
     "train.py hparams/train.yaml": options(
         JOINT, number_of_epochs=1, test_csv=TEST.format("train")
     ),
@@ -77,15 +78,17 @@ SMALLER = {
         TINY_CTC, **TWO_EPOCHS, encoder_dim=128
     ),
     f"{SLURP} hparams/finetune.yaml": options(
-        TINY_SLURP, **SMALL_ENCODER, number_of_epochs=1
+        TINY_SLURP, **SMALL_ENCODER, **SHORT_ANSWERS, number_of_epochs=1
     ),
     f"{SLURP} hparams/prune_mac.yaml": options(
-        TINY_SLURP, **SMALL_ENCODER, **TWO_EPOCHS
+        TINY_SLURP, **SMALL_ENCODER, **SHORT_ANSWERS, **TWO_EPOCHS
     ),
     f"{SLURP} hparams/demo_finetune.yaml": options(
-        TINY_SLURP, number_of_epochs=1
+        TINY_SLURP, **SHORT_ANSWERS, number_of_epochs=1
     ),
-    f"{SLURP} hparams/demo_prune.yaml": options(TINY_SLURP, **TWO_EPOCHS),
+    f"{SLURP} hparams/demo_prune.yaml": options(
+        TINY_SLURP, **SHORT_ANSWERS, **TWO_EPOCHS
+    ),
     "train.py hparams/prune_fine_grained.yaml": options(
         TINY_COMPRESSION, **TINY_UNEQUAL, **SMALL_ENCODER
     ),

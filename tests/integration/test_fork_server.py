@@ -130,6 +130,14 @@ def test_what_it_starts_is_forked(script, tmp_path):
     assert run_forked(path).stdout == "True x\n2\n"
 
 
+def test_pip_knows_of_nothing(script):
+    """Else each run would list what is installed for a second."""
+    path = script(
+        "import subprocess; print(subprocess.getoutput('pip freeze'))"
+    )
+    assert run_forked(path).stdout == ""
+
+
 def test_time_runs_out_for_all_children(script, tmp_path):
     lock = tmp_path / "held"
     lock.touch()
