@@ -135,7 +135,7 @@ def test_pip_knows_of_nothing(script):
     path = script(
         "import subprocess; print(subprocess.getoutput('pip freeze'))"
     )
-    assert run_forked(path).stdout == ""
+    assert run_forked(path).stdout == "\n"
 
 
 def test_time_runs_out_for_all_children(script, tmp_path):
