@@ -24,7 +24,7 @@ from sb_prune.cut.masking import GateValues
 from sb_prune.distillation.layerwise import LayerwiseDistillation
 from sb_prune.learn.gates import HardConcrete
 
-BATCHES, EPOCHS = 3, 4
+BATCHES, EPOCHS = 3, 3
 TRANSFORMER = """
 Transformer: !new:speechbrain.lobes.models.transformer.TransformerASR.TransformerASR
     tgt_vocab: 7
@@ -216,7 +216,7 @@ def make_brain(folder, **pruning):
             "milestones": [0.2],
             **pruning,
         }
-    counter = EpochCounter(EPOCHS)
+    counter = EpochCounter(EPOCHS if pruning else 1)
     recoverables = {
         "model": torch.nn.ModuleList(modules.values()),
         "counter": counter,
