@@ -214,8 +214,10 @@ def builds_and_kinds(draw):
 
 
 def assert_exact(masked, cut):
+    """To rounding, which grows with the output where that exceeds 1."""
     assert torch.isfinite(masked).all()
-    assert (masked - cut).abs().max() <= TOLERANCE
+    largest = cut.abs().max().clamp_min(1)
+    assert (masked - cut).abs().max() <= TOLERANCE * largest
 
 
 @pytest.mark.parametrize("row, kind", KINDS_OF)

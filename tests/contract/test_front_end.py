@@ -62,8 +62,10 @@ def declare(root, kinds=()):
 
 
 def assert_exact(masked, cut):
+    """To rounding, which grows with the output where that exceeds 1."""
     assert torch.isfinite(masked).all()
-    assert (masked - cut).abs().max() <= TOLERANCE
+    largest = cut.abs().max().clamp_min(1)
+    assert (masked - cut).abs().max() <= TOLERANCE * largest
 
 
 @front_ends
