@@ -18,3 +18,18 @@ def assert_same_but_for_rounding(found, expected):
     """
     scale = expected.abs().max().item()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * scale)
+
+
+def assert_exact(masked, cut):
+    """Fails if the cut model computes something else than the masked one.
+
+    Within 1e-5, relative to the largest value where that exceeds 1.
+
+    Arguments
+    ---------
+    masked, cut : torch.Tensor
+        Of the same shape.
+    """
+    assert torch.isfinite(masked).all()
+    largest = cut.abs().max().clamp_min(1)
+    assert (masked - cut).abs().max() <= 1e-5 * largest

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recording import record_calls
-from rounding import assert_same_but_for_rounding
+from rounding import assert_exact, assert_same_but_for_rounding
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toy_architecture import KINDS as TOY_KINDS
@@ -211,13 +211,6 @@ def builds_and_kinds(draw):
     build = BUILDS[draw(st.sampled_from(ROWS))]
     kinds = draw(st.sets(st.sampled_from(build.kinds), min_size=1))
     return build, sorted(kinds)
-
-
-def assert_exact(masked, cut):
-    """To rounding, which grows with the output where that exceeds 1."""
-    assert torch.isfinite(masked).all()
-    largest = cut.abs().max().clamp_min(1)
-    assert (masked - cut).abs().max() <= TOLERANCE * largest
 
 
 @pytest.mark.parametrize("row, kind", KINDS_OF)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rounding import assert_same_but_for_rounding
+from rounding import assert_exact, assert_same_but_for_rounding
 from speechbrain.nnet.CNN import Conv2d
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,13 +59,6 @@ def declare(root, kinds=()):
     if kinds:
         parts.append(lambda root: conformer_structures(root, kinds))
     return joined_structures(root, parts)
-
-
-def assert_exact(masked, cut):
-    """To rounding, which grows with the output where that exceeds 1."""
-    assert torch.isfinite(masked).all()
-    largest = cut.abs().max().clamp_min(1)
-    assert (masked - cut).abs().max() <= TOLERANCE * largest
 
 
 @front_ends
