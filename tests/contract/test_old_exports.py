@@ -35,6 +35,11 @@ def test_the_three_exports_of_format_1_are_there():
     assert found == {"conformer_ctc", "encoder_decoder", "wav2vec2"}
 
 
+def test_the_two_exports_of_format_2_are_there():
+    found = {f.name for f in EXPORTS if f.parent.name == "format_2"}
+    assert found == {"conformer_ctc", "wav2vec2"}
+
+
 @torch.no_grad()
 def test_it_loads_and_computes_the_same(export):
     folder, example = export
