@@ -1,9 +1,12 @@
 """Budgets: the cost that is counted, and the target sparsity.
 
-Sparsity is always the fraction of the dense model's cost that is removed.
+Sparsity is always the fraction of the dense model's cost that is removed. If a
+model was pruned before, its dense model is the original, from before the first
+pruning; so what is gone already counts.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 
 import torch
@@ -30,9 +33,11 @@ class Group:
     cost : Cost
         Cost as a polynomial in the numbers of kept units.
     dense : float
-        Cost of the dense module.
+        Cost of the module in the original dense model.
     members : torch.Tensor
         (N,) bool, True for the gates of the group.
+    unit : str
+        What is counted, for error messages, e.g. `parameters`.
     """
 
     prefix: str
@@ -40,10 +45,55 @@ class Group:
     cost: Cost
     dense: float
     members: torch.Tensor
+    unit: str
 
     def sparsity(self, cost):
         """Fraction of the dense cost that is removed, given the cost left."""
         return 1 - cost / self.dense
+
+    @cached_property
+    def gone(self):
+        """Sparsity with all gates open: what earlier prunings removed."""
+        return self.sparsity(self.cost.dense())
+
+    def scheduled(self, fraction):
+        """Sparsity on the way from what is gone to the target.
+
+        Arguments
+        ---------
+        fraction : float
+            Fraction of the way, in [0, 1], from a schedule.
+
+        Returns
+        -------
+        float
+            Exactly `gone` at 0, and exactly `target` at 1.
+        """
+        return self.gone * (1 - fraction) + self.target * fraction
+
+    def check_above_gone(self, sparsity, key, remedy):
+        """Refuses a sparsity that earlier prunings have reached already.
+
+        Arguments
+        ---------
+        sparsity : float
+            As the user wrote it.
+        key : str
+            Key of the YAML that holds it, e.g. `milestones`.
+        remedy : str
+            What to write instead, the end of the error message.
+
+        Raises
+        ------
+        ValueError
+            If it is not above `gone`.
+        """
+        if sparsity <= self.gone:
+            raise ValueError(
+                f"{key}: {sparsity} is not above what earlier prunings removed "
+                f"already ({self.gone:.1%} of the {self.unit} of the dense "
+                f"model are gone); {remedy}"
+            )
 
 
 class _Budget:
@@ -55,15 +105,18 @@ class _Budget:
         self.target = target
         self.targets = target if isinstance(target, dict) else {"": target}
 
-    def groups(self, declaration, min_keep=1):
+    def groups(self, declaration, min_keep=1, original=None):
         """Makes one `Group` for each target.
 
         Arguments
         ---------
         declaration : Declaration
-            Of the dense model.
+            Of the model that is pruned now.
         min_keep : int
             Smallest number of units in a module that stays.
+        original : Declaration, optional
+            Of the dense model, made by the same function, if `declaration` is
+            that of a model that was pruned before. Targets count from it.
 
         Returns
         -------
@@ -76,15 +129,18 @@ class _Budget:
         Raises
         ------
         ValueError
-            If a target cannot be reached with the declared structures, a
-            structure does not lie in exactly one group, or two groups depend
-            on each other.
+            If a target is reached already or cannot be reached with the
+            declared structures, a structure does not lie in exactly one group,
+            or two groups depend on each other.
         """
+        if original is None:
+            original = declaration
+        _check_original(declaration, original)
         _check_partition(declaration, list(self.targets))
         groups = _in_order(
             declaration,
             [
-                self._group(declaration, prefix, target)
+                self._group(declaration, original, prefix, target)
                 for prefix, target in self.targets.items()
             ],
         )
@@ -92,7 +148,7 @@ class _Budget:
             _check_reach(declaration, group, min_keep)
         return groups
 
-    def _group(self, declaration, prefix, target):
+    def _group(self, declaration, original, prefix, target):
         cost = self.cost(declaration, prefix)
         if not cost.dense() > 0:
             raise ValueError(
@@ -100,13 +156,19 @@ class _Budget:
                 f"{prefix or 'the module'}; name another module"
                 + (", or write more frames" if self.frames else "")
             )
+        dense = self.cost(original, prefix).dense()
+        if not dense > 0:
+            raise ValueError(
+                f"{_key(prefix)}: the dense model from before earlier prunings "
+                f"has no {self.unit} below {prefix}; name a module that it has"
+            )
         members = torch.cat(
             [
                 torch.full((s.units,), below(s.name, prefix))
                 for s in declaration.structures
             ]
         )
-        return Group(prefix, target, cost, cost.dense(), members)
+        return Group(prefix, target, cost, dense, members, self.unit)
 
     def cost(self, declaration, prefix=""):
         """Cost below a module, as a `Cost`; defined by subclasses."""
@@ -169,6 +231,17 @@ class MACBudget(_Budget):
         return mac_cost(declaration, frames, prefix)
 
 
+def _check_original(declaration, original):
+    """Refuses an original of which other modules or lengths are counted."""
+    for field in ("scope", "usual_frames"):
+        now, before = (getattr(d, field) for d in (declaration, original))
+        if now != before:
+            raise ValueError(
+                f"original: its {field} is {before}, not {now}; declare it "
+                "with the function that declares the model to prune"
+            )
+
+
 def _check_partition(declaration, prefixes):
     by_structure = {
         s.name: [p for p in prefixes if below(s.name, p)]
@@ -193,9 +266,13 @@ def _check_partition(declaration, prefixes):
 def _check_reach(declaration, group, min_keep):
     fewest = _fewest(declaration, min_keep, group.prefix)
     most = group.sparsity(float(group.cost.of_kept(fewest)))
+    key = _key(group.prefix)
+    group.check_above_gone(
+        group.target, key, f"write more (at most {most:.3f})"
+    )
     if group.target > most:
         raise ValueError(
-            f"{_key(group.prefix)}: {group.target} cannot be reached with the "
+            f"{key}: {group.target} cannot be reached with the "
             f"declared kinds (at most {most:.3f}); lower it or declare more "
             "kinds"
         )

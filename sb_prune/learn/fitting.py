@@ -24,7 +24,7 @@ def fit_plan(declaration, groups, scores, sparsities=None, min_keep=1):
     Arguments
     ---------
     declaration : Declaration
-        Of the dense model.
+        Of the model that is pruned.
     groups : list of Group
         From a budget.
     scores : torch.Tensor
@@ -42,7 +42,7 @@ def fit_plan(declaration, groups, scores, sparsities=None, min_keep=1):
     plan = full_plan(declaration)
     for i, group in enumerate(groups):
         sparsity = group.target if sparsities is None else sparsities[i]
-        if sparsity > 0:
+        if sparsity > group.gone:
             limit = group.dense * (1 - sparsity) * (1 + 1e-9)
             _PlanFitter(declaration, group, ranks, limit, min_keep, plan).fit_()
     for structure in declaration.structures:
@@ -60,7 +60,7 @@ def leaf_prices(declaration, group, plan):
     Arguments
     ---------
     declaration : Declaration
-        Of the dense model.
+        Of the model that is pruned.
     group : Group
         The group, whose cost is counted.
     plan : Plan

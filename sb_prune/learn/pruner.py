@@ -82,7 +82,7 @@ class BasePruner:
     budget : ParameterBudget or MACBudget
         The cost that is counted, and the target sparsity.
     schedule : LinearSchedule, CubicSchedule or ConstantSchedule, optional
-        Fraction of the target that holds at each step.
+        Fraction of the way to the target at each step.
     min_keep : int
         Smallest number of units in a module that stays.
     seed : int
@@ -90,6 +90,9 @@ class BasePruner:
     decay : float
         Decay of the running mean of squared gate gradients, the attribute
         `saliency`, (N,).
+    original : Declaration, optional
+        Of the dense model, if the declared one was pruned before. The target
+        counts from it (see the `groups` of a budget).
     """
 
     def __init__(
@@ -100,10 +103,11 @@ class BasePruner:
         min_keep=1,
         seed=0,
         decay=0.98,
+        original=None,
     ):
         self.declaration = declaration
         self.budget = budget
-        self.groups = budget.groups(declaration, min_keep)
+        self.groups = budget.groups(declaration, min_keep, original)
         self.schedule = schedule or ConstantSchedule()
         self.min_keep = min_keep
         self.seed = seed
@@ -122,17 +126,17 @@ class BasePruner:
     def prices(self):
         """(N,) cost saved by removing each unit alone, in the budget's unit."""
         structures = self.declaration.structures
-        dense = torch.tensor([s.units for s in structures]).double()
-        gone = torch.eye(len(structures)).double()
+        units = torch.tensor([s.units for s in structures]).double()
+        removed = torch.eye(len(structures)).double()
         for i, structure in enumerate(structures):
             holder = self.declaration.holder(structure)
             if holder:  # a unit of it is removed with those that it holds
-                gone[structures.index(holder), i] = dense[i] / holder.units
-        one_less = dense - gone
+                removed[structures.index(holder), i] = units[i] / holder.units
         freed = sum(
-            group.dense - group.cost.of_kept(one_less) for group in self.groups
+            group.cost.of_kept(units) - group.cost.of_kept(units - removed)
+            for group in self.groups
         )
-        return freed.repeat_interleave(dense.long()).float()
+        return freed.repeat_interleave(units.long()).float()
 
     def attach_(self):
         """Masks the model, with all gates open."""
@@ -163,8 +167,13 @@ class BasePruner:
 
     def _targets(self, step):
         fraction = self.schedule.fraction(step)
-        targets = [group.target * fraction for group in self.groups]
-        return torch.tensor(targets).double()
+        targets = [group.scheduled(fraction) for group in self.groups]
+        return torch.tensor(targets, dtype=torch.float64)
+
+    def _rises(self):
+        """Whether the schedule asks for more than what is gone already."""
+        targets = self.targets().tolist()
+        return any(t > group.gone for t, group in zip(targets, self.groups))
 
     def _apply(self, values, learn=False):
         pieces = self.declaration.split(values)
@@ -396,7 +405,7 @@ class Pruner(BasePruner):
     budget : ParameterBudget or MACBudget
         The cost that is counted, and the target sparsity.
     schedule : LinearSchedule, CubicSchedule or ConstantSchedule, optional
-        Fraction of the target that holds at each step.
+        Fraction of the way to the target at each step.
     gates : HardConcrete, optional
         The distribution of the gates.
     controller : ExactBudget or AugmentedLagrangian, optional
@@ -404,14 +413,16 @@ class Pruner(BasePruner):
     gate_optimizer : callable, optional
         Parameters -> optimizer of the logits; by default Adam.
     first_score : callable, optional
-        Pruner -> (N,) importance scores for the start. While the schedule asks
-        for a sparsity of 0, gates stay open and `saliency` is collected; then
-        the logits are spread out by the ranks of these scores. By default all
-        gates of a kind start with the same logit.
+        Pruner -> (N,) importance scores for the start. Until the schedule
+        rises, gates stay open and `saliency` is collected; then the logits are
+        spread out by the ranks of these scores. By default all gates of a kind
+        start with the same logit.
     min_keep : int
         Smallest number of units in a module that stays.
     seed : int
         Seed of the private random generator that draws the gates.
+    original : Declaration, optional
+        Of the dense model, if the declared one was pruned before.
 
     Example
     -------
@@ -443,8 +454,11 @@ class Pruner(BasePruner):
         first_score=None,
         min_keep=1,
         seed=0,
+        original=None,
     ):
-        super().__init__(declaration, budget, schedule, min_keep, seed)
+        super().__init__(
+            declaration, budget, schedule, min_keep, seed, original=original
+        )
         check_first_order(gates, first_score)
         self.gates = gates or HardConcrete()
         self.controller = controller or ExactBudget()
@@ -481,9 +495,9 @@ class Pruner(BasePruner):
     def sample_(self):
         """Draws the gates of this optimizer step and applies them.
 
-        Gates are open as long as the schedule asks for a sparsity of 0.
+        Gates are open until the schedule rises.
         """
-        if not self.targets().any():  # no shift of the logits gives exactly 0
+        if not self._rises():  # no shift of the logits opens all gates
             self._source = None
             collects = self._first_score is not None
             self._apply(torch.ones_like(self.logits), learn=collects)
@@ -537,7 +551,7 @@ class Pruner(BasePruner):
         """
         with torch.no_grad():
             logits = self.logits
-        if self.targets().any():
+        if self._rises():
             logits, _ = self._control()
         expected = self.expected_sparsity(logits).detach()
         return {

@@ -1,4 +1,7 @@
-"""Schedules: the fraction of the target sparsity to reach at each step."""
+"""Schedules: the fraction of the way to the target sparsity at each step.
+
+The way begins at what earlier prunings removed, 0 for a dense model.
+"""
 
 from sb_prune.support.values import Number, Whole, checked
 
@@ -21,12 +24,12 @@ class ConstantSchedule:
         self.steps = 0
 
     def fraction(self, step):
-        """Fraction of the target at an optimizer step, in [0, 1]."""
+        """Fraction of the way at an optimizer step, in [0, 1]."""
         return 1.0
 
 
 class LinearSchedule:
-    """Rises linearly from 0 to the target.
+    """Rises linearly to the target.
 
     Arguments
     ---------
@@ -49,7 +52,7 @@ class LinearSchedule:
         self.start = start
 
     def fraction(self, step):
-        """Fraction of the target at an optimizer step, in [0, 1]."""
+        """Fraction of the way at an optimizer step, in [0, 1]."""
         done = step / self.steps
         return min(max((done - self.start) / (1 - self.start), 0.0), 1.0)
 
@@ -71,5 +74,5 @@ class CubicSchedule(LinearSchedule):
     """
 
     def fraction(self, step):
-        """Fraction of the target at an optimizer step, in [0, 1]."""
+        """Fraction of the way at an optimizer step, in [0, 1]."""
         return 1 - (1 - super().fraction(step)) ** 3

@@ -122,7 +122,7 @@ class ScorePruner(BasePruner):
     budget : ParameterBudget or MACBudget
         The cost that is counted, and the target sparsity.
     schedule : LinearSchedule, CubicSchedule or ConstantSchedule, optional
-        Fraction of the target that holds at each step.
+        Fraction of the way to the target at each step.
     score : callable
         Pruner -> (N,) scores.
     every : int
@@ -133,6 +133,8 @@ class ScorePruner(BasePruner):
         Smallest number of units in a module that stays.
     seed : int
         Seed of the random numbers that scores draw.
+    original : Declaration, optional
+        Of the dense model, if the declared one was pruned before.
 
     Example
     -------
@@ -164,8 +166,11 @@ class ScorePruner(BasePruner):
         decay=0.98,
         min_keep=1,
         seed=0,
+        original=None,
     ):
-        super().__init__(declaration, budget, schedule, min_keep, seed, decay)
+        super().__init__(
+            declaration, budget, schedule, min_keep, seed, decay, original
+        )
         self.score = score
         self.every = every
         self._chosen = torch.ones(declaration.total_units)
@@ -176,7 +181,7 @@ class ScorePruner(BasePruner):
 
     def sample_(self):
         """Applies the current plan, which is made anew every few steps."""
-        if self.targets().any() and self.step % self.every == 0:
+        if self._rises() and self.step % self.every == 0:
             self._chosen = self.plan().values(self.declaration)
         self._apply(self._chosen, learn=True)
 
