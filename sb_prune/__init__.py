@@ -18,6 +18,7 @@ _ROOMS = {
     "architectures.wav2vec2": ["wav2vec2_structures"],
     "architectures.whole_layers": ["layer_structures"],
     "brain": ["PruningMixin", "pruned"],
+    "cut.edits": ["Cut", "Fold", "rebuild"],
     "cut.masking": ["attach_", "detach_"],
     "cut.surgery": ["cut_"],
     "declare.cost": ["mac_cost", "parameter_cost"],
@@ -25,8 +26,9 @@ _ROOMS = {
     "declare.plan": ["Plan"],
     "declare.roots": ["side_by_side"],
     "distillation": ["LayerwiseDistillation", "Teacher"],
-    "export.build": ["Pretrainer", "build_cut", "load_verified"],
+    "export.build": ["Pretrainer", "load_verified"],
     "export.loading": ["load_export"],
+    "export.old_formats": ["build_cut"],
     "learn.budgets": ["MACBudget", "ParameterBudget"],
     "learn.controllers": ["AugmentedLagrangian", "ExactBudget"],
     "learn.gates": ["HardConcrete"],
@@ -46,6 +48,7 @@ _ROOMS = {
     "run.layer_pruning": ["LayerPruning"],
     "run.pruning": ["PruningRun"],
     "run.resume": ["make_resumable_"],
+    "students": ["StudentShape"],
     "support.parallel": ["end_with_idle_threads"],
 }
 _WHERE = {name: room for room, names in _ROOMS.items() for name in names}
@@ -58,7 +61,7 @@ def __getattr__(name):
     if name in _WHERE:
         return getattr(import_module(f"sb_prune.{_WHERE[name]}"), name)
     if name in _FORMAT_1:  # former modules, to which old exports refer
-        return getattr(import_module("sb_prune.export.format_1"), name)
+        return getattr(import_module("sb_prune.export.old_formats"), name)
     raise AttributeError(f"module 'sb_prune' has no attribute {name!r}")
 
 

@@ -8,12 +8,11 @@ In any recipe, one entry replaces a dense encoder by a pruned one:
 
 The lobes have the arguments and outputs of the classes of the same names in
 `speechbrain.integrations.huggingface`, and load dense encoders as these do. A
-pruned encoder is a Hugging Face folder in whose `config.json` the plan is added
-to the config of the dense model. That of a student (`sb_prune.students`) says
-instead which layers reuse an attention map.
+pruned encoder is a Hugging Face folder. In its `config.json` an entry
+`sb_prune` is added to the config of the dense model: it says what was cut, or
+for a student (`sb_prune.students`) which layers reuse an attention map.
 """
 
-import torch
 from speechbrain.integrations.huggingface import hubert, wav2vec2, wavlm
 from transformers.utils import cached_file
 
@@ -22,12 +21,11 @@ from sb_prune.export.hugging_face import (
     WEIGHTS,
     assign,
     attention_of,
+    build_model,
     check_weights,
-    cut_skeleton,
-    is_pruned,
+    edits_of,
     skeleton,
 )
-from sb_prune.students import STUDENT, build_student
 
 __all__ = ["HuBERT", "WavLM", "Wav2Vec2", "save_encoder", "skeleton"]
 
@@ -84,16 +82,12 @@ class _PrunedLobe:
     def _from_pretrained(
         self, source, save_path, cache_dir, device=None, **kwargs
     ):
-        if is_pruned(vars(self.config)):
-            self.model = cut_skeleton(self.config, **attention_of(kwargs))
-        elif getattr(self.config, STUDENT, None) is not None:
-            with torch.device("meta"):
-                self.model = build_student(self.config, **attention_of(kwargs))
-        else:
+        if not edits_of(self.config):
             super()._from_pretrained(
                 source, save_path, cache_dir, device, **kwargs
             )
             return
+        self.model = build_model(self.config, **attention_of(kwargs))
         weights = cached_file(source, WEIGHTS, cache_dir=save_path)
         check_weights(self.config, weights)
         assign(self.model, weights)
@@ -134,7 +128,7 @@ class WavLM(_PrunedLobe, wavlm.WavLM):
 
 
 def save_encoder(lobe, folder):
-    """Saves an encoder that is not pruned as a Hugging Face folder.
+    """Saves an encoder that no run has pruned as a Hugging Face folder.
 
     Arguments
     ---------

@@ -9,6 +9,7 @@ The map is reused after its softmax, without changes.
 """
 
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from speechbrain.utils.distributed import run_on_main
@@ -22,9 +23,9 @@ from transformers import (
 )
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
+from sb_prune.cut.edits import ENTRY, FORMAT, Edit
 from sb_prune.cut.modules.map_reuse import MAKERS, READERS
 
-STUDENT = "sb_prune_student"  # key of config.json
 FAMILIES = (Wav2Vec2Model, HubertModel, WavLMModel)
 
 
@@ -59,8 +60,8 @@ def make_student(
     Returns
     -------
     torch.nn.Module
-        Of the teacher's class, with layerdrop 0. `build_student` can build it
-        again from its `config`.
+        Of the teacher's class, with layerdrop 0. Its `config` has an entry for
+        the edit `StudentShape`, with which the lobes build it again.
 
     Raises
     ------
@@ -113,8 +114,10 @@ def make_student(
     layers = config.num_hidden_layers
     reuse = [False] * layers if reuse is None else [bool(r) for r in reuse]
     _check_pattern(reuse, layers)
-    setattr(config, STUDENT, {"reuse": reuse})
-    student = build_student(config)
+    student = _family_of(config)._from_config(config)
+    StudentShape(reuse=reuse).apply_(student)
+    edit = {"student": {"reuse": reuse}}
+    setattr(student.config, ENTRY, {"format": FORMAT, "edits": [edit]})
     copy_what_fits_(student, teacher)
     return student
 
@@ -207,34 +210,42 @@ def _check_pattern(reuse, layers):
         )
 
 
-def build_student(config, **attention):
-    """Builds a student from its config, with random weights.
+def _family_of(config):
+    return next(f for f in FAMILIES if isinstance(config, f.config_class))
+
+
+@dataclass(frozen=True)
+class StudentShape(Edit):
+    """The edit that turns a stock encoder into a student.
+
+    Layers that reuse an attention map lose their queries and keys, and if the
+    front-end makes as many channels as the model is wide, no projection
+    follows it.
 
     Arguments
     ---------
-    config : transformers.PreTrainedConfig
-        Config of a student from `make_student`.
-    attention : str
-        The argument `attn_implementation` of transformers.
-
-    Returns
-    -------
-    torch.nn.Module
+    module : str
+        Path, from the root, of the encoder; empty: the root.
+    reuse : list of bool
+        For each layer, whether it reuses the attention map of the layer below.
     """
-    family = next(f for f in FAMILIES if isinstance(config, f.config_class))
-    student = family._from_config(config, **attention)
-    if config.conv_dim[-1] == config.hidden_size:
-        student.feature_projection.projection = nn.Identity()
-    reuse = getattr(config, STUDENT)["reuse"]
-    below = None
-    for i, layer in enumerate(student.encoder.layers):
-        is_read = i + 1 < len(reuse) and reuse[i + 1]
-        if reuse[i]:
-            _read_map_(layer.attention, below, is_read)
-        elif is_read:
-            layer.attention.__class__ = _variant(layer.attention, MAKERS)
-        below = layer.attention
-    return student
+
+    reuse: tuple = ()
+
+    def change_(self, module):
+        """Changes the encoder, in place."""
+        config, layers = module.config, module.encoder.layers
+        _check_pattern(self.reuse, len(layers))
+        if config.conv_dim[-1] == config.hidden_size:
+            module.feature_projection.projection = nn.Identity()
+        below = None
+        for i, layer in enumerate(layers):
+            is_read = i + 1 < len(layers) and self.reuse[i + 1]
+            if self.reuse[i]:
+                _read_map_(layer.attention, below, is_read)
+            elif is_read:
+                layer.attention.__class__ = _variant(layer.attention, MAKERS)
+            below = layer.attention
 
 
 def _read_map_(attention, below, hands_on):

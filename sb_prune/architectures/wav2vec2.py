@@ -155,31 +155,6 @@ def wav2vec2_structures(
     )
 
 
-def kinds_of(plan):
-    """Guesses the kinds with which a plan was made, from its names.
-
-    Arguments
-    ---------
-    plan : Plan
-        Plan of a Hugging Face encoder, from an export of format 1.
-
-    Returns
-    -------
-    tuple of str
-
-    Example
-    -------
-    >>> from sb_prune.declare.plan import Plan
-    >>> plan = Plan.from_dict(
-    ...     {"encoder.layers.0.attention.value": "3 of 4: 0-2"}
-    ... )
-    >>> kinds_of(plan)[-1]
-    'value_dims'
-    """
-    last = {f"{name.rpartition('.')[2]}_dims" for name in plan.keep}
-    return KINDS + tuple(kind for kind in INSIDE_HEADS if kind in last)
-
-
 @dataclass(frozen=True)
 class _Convolution:
     """One convolution of the front-end.

@@ -6,6 +6,7 @@ model into that of the export, `build` has the functions that this YAML calls,
 `hugging_face` make it a Hugging Face folder too.
 """
 
-from sb_prune.export.build import build_cut, load_verified
+from sb_prune.export.build import load_verified
+from sb_prune.export.old_formats import build_cut
 
 __all__ = ["build_cut", "load_verified"]  # exports of format 1 look them up

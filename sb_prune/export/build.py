@@ -1,4 +1,4 @@
-"""Functions that the YAML of an export calls, to build and load the model."""
+"""What the YAML of an export calls to load its files."""
 
 import torch
 from speechbrain.utils import parameter_transfer
@@ -8,61 +8,8 @@ from speechbrain.utils.checkpoints import (
     get_default_hook,
 )
 
-from sb_prune.cut.folding import fold_
-from sb_prune.cut.surgery import cut_
-from sb_prune.declare.plan import Plan
-from sb_prune.export.formats import check_format
 from sb_prune.export.loadables import is_plain_module
 from sb_prune.support.hashes import check_hash
-
-
-def build_cut(factory, structures, plan, format=1):
-    """Builds a cut module without allocating the memory of the dense one.
-
-    Arguments
-    ---------
-    factory : callable
-        Makes the dense module. Takes no arguments.
-    structures : callable
-        Module -> Declaration, the same function as in training.
-    plan : dict
-        The units to keep, as `Plan.to_dict` writes them.
-    format : int
-        Format of the export.
-
-    Returns
-    -------
-    torch.nn.Module
-        On the meta device; `load_verified` gives it its weights.
-
-    Raises
-    ------
-    ValueError
-        If the plan is for another architecture, or the export was written by a
-        later version of sb_prune.
-
-    Example
-    -------
-    >>> from functools import partial
-    >>> from speechbrain.lobes.models.transformer.Conformer import (
-    ...     ConformerEncoder,
-    ... )
-    >>> from sb_prune import conformer_structures
-    >>> small = build_cut(
-    ...     partial(ConformerEncoder, 1, d_model=8, d_ffn=16, nhead=4),
-    ...     partial(conformer_structures, kinds=["heads"]),
-    ...     {"layers.0.mha_layer.heads": "1 of 4: 2"},
-    ... )
-    >>> small.layers[0].mha_layer.in_proj_weight
-    Parameter containing:
-    tensor(..., device='meta', size=(6, 8), requires_grad=True)
-    """
-    check_format(format)
-    with torch.device("meta"):
-        module = factory()
-    cut_(structures(module), Plan.from_dict(plan))
-    fold_(module)
-    return module
 
 
 def load_verified(loaded, path, sha256):

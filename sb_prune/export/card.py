@@ -16,7 +16,8 @@ def write_card(path, loaded, facts):
         Name of a figure -> value.
     """
     figures = [["figure", "value"], *facts.items()]
-    table = structure_table(loaded.declaration, loaded.plan)
+    step = loaded.steps[-1]
+    table = structure_table(step.declaration, step.plan)
     parts = [
         "# Pruned speech model",
         "Loads like any SpeechBrain model; needs `pip install sb_prune`.",

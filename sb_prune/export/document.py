@@ -6,21 +6,22 @@ import ruamel.yaml
 from ruamel.yaml.comments import CommentedMap, TaggedScalar
 from ruamel.yaml.tag import Tag
 
+from sb_prune.cut.edits import FORMAT
 from sb_prune.declare.roots import entries_of
 from sb_prune.export.encoders import encoders_of, key_of
-from sb_prune.export.formats import BUILDERS, FORMAT
 from sb_prune.export.loadables import find_object, saver_of
 from sb_prune.export.yaml_nodes import (
     factory_of,
-    named,
     references,
     tag_of,
     tagged,
+    written_edit,
 )
 from sb_prune.support.disk import reason
 
 MARK = "sb_prune export"  # in the first line of an export's YAML
-TOGETHER = "pruned_modules"  # key of several modules that one plan cuts
+BUILDER = "!apply:sb_prune.rebuild"
+TOGETHER = "pruned_modules"  # key of several modules that are cut together
 
 
 def prepare_document(folder, inference, brain, module):
@@ -149,12 +150,12 @@ def _fill_placeholders(document, hparams, inference):
         document[key] = value
 
 
-def wrap_cut_modules(document, module, structures, plan):
-    """Replaces the dense modules in the YAML by cut ones.
+def wrap_cut_modules(document, module, edits):
+    """Replaces the dense modules in the YAML by edited ones.
 
-    `module: !new:Stock ...` becomes `module: !apply:sb_prune.build_cut` with
-    the stock class as its `factory`. Several modules are built together from
-    one plan, where the last of them stands, and each entry refers to its part.
+    `module: !new:Stock ...` becomes `module: !apply:sb_prune.rebuild` with the
+    stock class as its `factory`. Several modules are built together, where the
+    last of them stands, and each entry refers to its part.
 
     Arguments
     ---------
@@ -162,19 +163,16 @@ def wrap_cut_modules(document, module, structures, plan):
         The YAML of the dense model, changed in place.
     module : str or list of str
         Keys of the cut modules.
-    structures : callable
-        Module -> Declaration.
-    plan : Plan
-        The units that were kept.
+    edits : list of Edit
+        What was done to the modules.
     """
     if isinstance(module, str):
-        factory = factory_of(document[module])
-        document[module] = _builder(factory, structures, plan)
+        document[module] = _builder(factory_of(document[module]), edits)
         return
     place = _last_place(document, module) + 1 - len(module)
     factories = {entry: factory_of(document.pop(entry)) for entry in module}
     together = tagged("!name:sb_prune.side_by_side", **factories)
-    document.insert(place, TOGETHER, _builder(together, structures, plan))
+    document.insert(place, TOGETHER, _builder(together, edits))
     for i, entry in enumerate(module, start=1):
         part = f"<{TOGETHER}.{entry}>"
         node = TaggedScalar(part, tag=Tag(suffix="!ref"))
@@ -185,11 +183,6 @@ def _last_place(document, entries):
     return max(list(document).index(entry) for entry in entries)
 
 
-def _builder(factory, structures, plan):
-    return tagged(
-        BUILDERS[0],
-        format=FORMAT,
-        factory=factory,
-        structures=named(structures),
-        plan=plan.to_dict(),
-    )
+def _builder(factory, edits):
+    written = [written_edit(edit) for edit in edits]
+    return tagged(BUILDER, format=FORMAT, factory=factory, edits=written)

@@ -9,7 +9,6 @@ import sys
 
 from ruamel.yaml.tag import Tag
 
-from sb_prune.declare.plan import Plan
 from sb_prune.declare.roots import entries_of
 from sb_prune.export.loadables import find_object
 from sb_prune.export.yaml_nodes import factory_of, references, tagged
@@ -89,18 +88,18 @@ def save_encoder_weights(document, entry, lobe, folder):
     )
 
 
-def save_encoder_config(declaration, plan, module, entry, lobe, folder):
+def save_encoder_config(edits, steps, module, entry, lobe, folder):
     """Writes the config that the lobes of `sb_prune.lobes` read.
 
-    It describes the dense model and the plan, and holds the hash of the
-    weights.
+    It describes the dense model and what was done to it, and holds the hash of
+    the weights.
 
     Arguments
     ---------
-    declaration : Declaration
-        Of the dense modules.
-    plan : Plan
-        The units that were kept.
+    edits : list of Edit
+        What was done to the modules.
+    steps : list of Step
+        Those of the edits that are cuts.
     module : str or list of str
         Keys of the cut modules.
     entry : str
@@ -112,8 +111,6 @@ def save_encoder_config(declaration, plan, module, entry, lobe, folder):
     """
     from sb_prune.export import hugging_face
 
-    prefix = "model." if isinstance(module, str) else f"{entry}.model."
-    inside = [s for s in declaration.structures if s.name.startswith(prefix)]
-    keep = {s.name.removeprefix(prefix): plan.keep[s.name] for s in inside}
-    kinds = list(dict.fromkeys(s.kind for s in inside))
-    hugging_face.write_config(folder, lobe, Plan(keep), kinds)
+    prefix = "model" if isinstance(module, str) else f"{entry}.model"
+    inside = hugging_face.edits_inside(lobe, prefix, edits, steps)
+    hugging_face.write_config(folder, lobe, inside)

@@ -3,7 +3,7 @@
 The recipe supplies the YAML with which it would publish the *dense* model: an
 ordinary inference `hyperparams.yaml`, whose `!PLACEHOLDER` scalars take their
 values from the training YAML. The export holds this YAML, changed so that
-`build_cut` builds the pruned module and `load_verified` loads every file, and
+`rebuild` builds the pruned module and `load_verified` loads every file, and
 beside it the weights, the normaliser, the tokenizer and a model card. If a
 Hugging Face lobe of SpeechBrain was cut, the folder is a Hugging Face folder
 too (see `encoders`).
@@ -40,7 +40,7 @@ from sb_prune.support.random_state import generators_untouched
 logger = get_logger(__name__)
 
 
-def export_model(folder, inference, brain, module, structures, plan, facts):
+def export_model(folder, inference, brain, module, edits, facts):
     """Writes an export aside, checks it, and renames it into place.
 
     Arguments
@@ -53,10 +53,8 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
         With the trained and cut modules and the other objects of the recipe.
     module : str or list of str
         Keys of the cut modules, in the recipe's `modules` and in the YAML.
-    structures : callable
-        Module -> Declaration.
-    plan : Plan
-        The units that were kept.
+    edits : list of Edit
+        What was done to the modules since they were stock.
     facts : dict
         Measured figures for the model card.
 
@@ -80,7 +78,7 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
     encoders = encoders_of(brain, module, inference)
     for entry, lobe in encoders.items():
         describe_encoder(document, entry, lobe)
-    wrap_cut_modules(document, module, structures, plan)
+    wrap_cut_modules(document, module, edits)
     with naming_what_fails(folder):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -94,9 +92,7 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
     _verify_names(loaded, brain, inference)
     with naming_what_fails(folder):
         for entry, lobe in encoders.items():
-            save_encoder_config(
-                loaded.declaration, plan, module, entry, lobe, aside
-            )
+            save_encoder_config(edits, loaded.steps, module, entry, lobe, aside)
         write_card(aside / "README.md", loaded, facts)
         _replace(aside, place)
     logger.info(f"Exported to {folder}: {facts}")
@@ -105,7 +101,7 @@ def export_model(folder, inference, brain, module, structures, plan, facts):
 
 def _write_yaml(path, document):
     with open(path, "w", encoding="utf-8") as file:
-        file.write(f"# {MARK}: made by sb_prune, plan inline\n")
+        file.write(f"# {MARK}: made by sb_prune\n")
         ruamel.yaml.YAML().dump(document, file)
 
 

@@ -1,8 +1,18 @@
 """Reads and writes pruned encoders as Hugging Face folders.
 
 `config.json` is that of the dense model. Its entry `sb_prune` adds the format,
-the plan, the kinds of structures in it, and the hash of the weights. The lobes
-in `sb_prune.lobes` load such folders.
+the edits that were made to the model, and the hash of the weights. The lobes in
+`sb_prune.lobes` load such folders.
+
+    "sb_prune": {
+      "format": 3,
+      "edits": [
+        {"cut": {"structures": "wav2vec2_structures", "kinds": ["heads"],
+                 "plan": {"encoder.layers.0.attention.heads": "1 of 2: 0"}}},
+        {"fold": {}}
+      ],
+      "sha256": "..."
+    }
 """
 
 import json
@@ -10,26 +20,29 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from sb_prune.architectures.wav2vec2 import kinds_of, wav2vec2_structures
-from sb_prune.architectures.whole_layers import (
-    ENDING,
-    KIND,
-    layer_structures,
+import sb_prune
+from sb_prune.architectures.whole_layers import KIND, layer_structures
+from sb_prune.cut.edits import (
+    ENTRY,
+    FORMAT,
+    Cut,
+    Fold,
+    check_format,
+    rebuild,
 )
-from sb_prune.cut.folding import fold_, folded_state
-from sb_prune.cut.surgery import cut_
+from sb_prune.cut.folding import folded_state
 from sb_prune.declare.plan import Plan, full_plan
-from sb_prune.export.formats import FORMAT, check_format
+from sb_prune.declare.structure import below, dotted
+from sb_prune.export.old_configs import OLD_KEYS, old_entry
+from sb_prune.students import StudentShape
 from sb_prune.support.hashes import check_hash, file_hash
 
-ENTRY = "sb_prune"  # key in config.json
-PLAN_1 = "sb_prune_plan"  # key in config.json of format 1, with the plan alone
 WEIGHTS = "model.safetensors"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+STRUCTURES = "wav2vec2_structures"  # declares what these encoders consist of
 
 
 class _Skeleton:
@@ -66,6 +79,7 @@ def skeleton(lobe, config, preprocessor):
 
     Example
     -------
+    >>> import torch
     >>> from speechbrain.integrations.huggingface import wav2vec2
     >>> config = {
     ...     "model_type": "wav2vec2", "hidden_size": 16, "conv_dim": [8],
@@ -108,19 +122,13 @@ def describe(lobe):
     preprocessor : dict
         Content of its preprocessor_config.json.
 
-    Raises
-    ------
-    ValueError
-        If the lobe was loaded from an export, so pruned before.
     """
     config = lobe.model.config.to_dict()
-    if is_pruned(config):
-        raise ValueError(
-            "pruning: module: the encoder is an export that was pruned "
-            "before; start from the dense one, with a higher target"
-        )
     # keys with an underscore say where the dense model was loaded from
-    config = {k: v for k, v in config.items() if not k.startswith("_")}
+    ours = {ENTRY, *OLD_KEYS}
+    config = {
+        k: v for k, v in config.items() if not (k.startswith("_") or k in ours)
+    }
     return _plain(config), _plain(lobe.feature_extractor.to_dict())
 
 
@@ -150,7 +158,7 @@ def write_weights(folder, lobe):
     return WEIGHTS
 
 
-def write_config(folder, lobe, plan, kinds):
+def write_config(folder, lobe, edits):
     """Writes config.json and preprocessor_config.json beside the weights.
 
     Arguments
@@ -159,20 +167,181 @@ def write_config(folder, lobe, plan, kinds):
         Holds the weights already.
     lobe : torch.nn.Module
         The lobe, trained and cut.
-    plan : Plan
-        The units that were kept; names start inside the Hugging Face model.
-    kinds : list of str
-        Kinds of the structures in the plan.
+    edits : list of dict
+        What was done to the Hugging Face model, from `edits_inside`.
     """
     config, preprocessor = describe(lobe)
     config[ENTRY] = {
         "format": FORMAT,
-        "kinds": kinds,
-        "plan": plan.to_dict(),
+        "edits": edits,
         "sha256": file_hash(folder / WEIGHTS),
     }
     _write_json(folder / CONFIG, config)
     _write_json(folder / PREPROCESSOR, preprocessor)
+
+
+def edits_inside(lobe, prefix, edits, steps):
+    """Describes what edits of a larger module did to a Hugging Face model.
+
+    Arguments
+    ---------
+    lobe : torch.nn.Module
+        The lobe with the model; of it only the config is used.
+    prefix : str
+        Path of the model from the root of the edits.
+    edits : list of Edit
+        Of the larger module.
+    steps : list of Step
+        Those of its edits that are cuts.
+
+    Returns
+    -------
+    list of dict
+        As they stand in config.json. Names start inside the model.
+    """
+    config = type(lobe.model.config).from_dict(describe(lobe)[0])
+    steps, found = iter(steps), []
+    for edit in edits:
+        if isinstance(edit, Cut):
+            step = next(steps)
+            cut = {
+                dotted(edit.module, s.name).removeprefix(f"{prefix}."): s
+                for s in step.declaration.structures
+                if below(dotted(edit.module, s.name), prefix)
+            }
+            keep = {name: step.plan.keep[s.name] for name, s in cut.items()}
+            kinds = [s.kind for s in cut.values()]
+            if cut:
+                found.append(_cut_of(config, found, keep, kinds))
+        elif isinstance(edit, Fold):
+            found.append({"fold": {}})
+        elif edit.module == prefix:
+            found.append({"student": {"reuse": list(edit.reuse)}})
+    return found
+
+
+def _cut_of(config, earlier, keep, kinds):
+    """Describes a cut. Units that it does not name stay."""
+    kinds = list(dict.fromkeys(kinds))
+    before = rebuild(partial(AutoModel.from_config, config), _as_edits(earlier))
+    declaration = structures_of(STRUCTURES, kinds)(before)
+    plan = Plan({**full_plan(declaration).keep, **keep})
+    cut = {"structures": STRUCTURES, "kinds": kinds, "plan": plan.to_dict()}
+    return {"cut": cut}
+
+
+def structures_of(name, kinds):
+    """Finds the function that declares structures of a Hugging Face model.
+
+    Arguments
+    ---------
+    name : str
+        Public name of the function for what is inside layers.
+    kinds : list of str
+        Kinds of the structures, "whole_layers" among them.
+
+    Returns
+    -------
+    callable
+        Module -> Declaration.
+
+    Raises
+    ------
+    ValueError
+        If sb_prune has no such function.
+    """
+    if name not in sb_prune.__all__ or not name.endswith("_structures"):
+        raise ValueError(
+            f"{CONFIG}: {ENTRY}: structures: sb_prune has no function {name!r}"
+        )
+    inside = [kind for kind in kinds if kind != KIND]
+    structures = partial(getattr(sb_prune, name), kinds=inside or None)
+    if KIND not in kinds:
+        return structures
+    return partial(layer_structures, structures=structures, inside=bool(inside))
+
+
+def _as_edits(described):
+    """Turns what stands in config.json into edits."""
+    edits = []
+    for entry in described:
+        ((kind, settings),) = entry.items()
+        if kind == "cut":
+            structures = structures_of(
+                settings["structures"], settings["kinds"]
+            )
+            edits.append(Cut(structures=structures, plan=settings["plan"]))
+        elif kind == "student":
+            edits.append(StudentShape(reuse=settings["reuse"]))
+        elif kind == "fold":
+            edits.append(Fold())
+        else:
+            raise ValueError(
+                f"{CONFIG}: {ENTRY}: edits: {kind!r} is none of cut, fold and "
+                "student; pip install --upgrade sb_prune"
+            )
+    return edits
+
+
+def edits_of(config):
+    """Reads what was done to a Hugging Face model from its config.
+
+    Arguments
+    ---------
+    config : transformers.PreTrainedConfig
+
+    Returns
+    -------
+    list of Edit
+        Empty for a stock model.
+
+    Raises
+    ------
+    ValueError
+        If the entry cannot be read, or was written by a later version of
+        sb_prune.
+    """
+    entry = getattr(config, ENTRY, None)
+    if entry is not None:
+        check_format(entry.get("format"))
+    if entry is None or "edits" not in entry:
+        return _as_edits(_upgraded(config, old_entry(vars(config))))
+    return _as_edits(entry["edits"])
+
+
+def _upgraded(config, entry):
+    """Edits of an earlier format, whose plan left out what stays whole."""
+    if entry is None:
+        return []
+    if "plan" not in entry:
+        return entry["edits"]
+    keep = Plan.from_dict(entry["plan"]).keep
+    return [_cut_of(config, [], keep, entry["kinds"]), {"fold": {}}]
+
+
+def build_model(config, **attention):
+    """Builds a Hugging Face model as its config describes it, without weights.
+
+    Arguments
+    ---------
+    config : transformers.PreTrainedConfig
+        Config of an export, or of a student.
+    attention : str
+        The argument `attn_implementation` of transformers.
+
+    Returns
+    -------
+    torch.nn.Module
+        On the meta device.
+
+    Raises
+    ------
+    ValueError
+        If the edits do not fit the model, or were written by a later version
+        of sb_prune.
+    """
+    stock = partial(AutoModel.from_config, config, **attention)
+    return rebuild(stock, edits_of(config))
 
 
 def assign(model, path):
@@ -199,60 +368,14 @@ def assign(model, path):
         ) from error
 
 
-def is_pruned(config):
-    """Whether a config belongs to a pruned encoder.
-
-    Arguments
-    ---------
-    config : dict
-        Content of config.json.
-
-    Returns
-    -------
-    bool
-    """
-    return config.get(ENTRY) is not None or config.get(PLAN_1) is not None
-
-
-def cut_skeleton(config, **attention):
-    """Builds a cut model from the plan in its config, without weights.
-
-    Arguments
-    ---------
-    config : transformers.PreTrainedConfig
-        Config of an export.
-    attention : str
-        The argument `attn_implementation` of transformers.
-
-    Returns
-    -------
-    torch.nn.Module
-        On the meta device.
-
-    Raises
-    ------
-    ValueError
-        If the plan does not fit the model, or the export was written by a later
-        version of sb_prune.
-    """
-    with torch.device("meta"):
-        model = AutoModel.from_config(config, **attention)
-    plan, kinds = _plan_and_kinds(config)
-    declaration = _declare(model, kinds)
-    kept = {**full_plan(declaration).keep, **plan.keep}
-    cut_(declaration, Plan(kept))
-    fold_(model)
-    return model
-
-
 def check_weights(config, path):
     """Refuses weights that were not exported together with a config.
 
     Arguments
     ---------
     config : transformers.PreTrainedConfig
-        Config of an export. One of format 1 holds no hash, so nothing is
-        checked.
+        Config of an export. That of a student, and one of format 1, holds no
+        hash, so nothing is checked.
     path : str
         File of the weights.
 
@@ -261,29 +384,9 @@ def check_weights(config, path):
     ValueError
         If the file has another hash.
     """
-    settings = getattr(config, ENTRY, None)
-    if settings is not None:
-        check_hash(path, settings["sha256"])
-
-
-def _plan_and_kinds(config):
-    """Reads plan and kinds from a config; format 1 had the plan alone."""
-    settings = getattr(config, ENTRY, None)
-    if settings is not None:
-        check_format(settings["format"])
-        return Plan.from_dict(settings["plan"]), settings["kinds"]
-    plan = Plan.from_dict(getattr(config, PLAN_1))
-    whole = any(name.endswith(ENDING) for name in plan.keep)
-    return plan, [*kinds_of(plan), *([KIND] if whole else [])]
-
-
-def _declare(model, kinds):
-    """The declaration that the plan of a Hugging Face model belongs to."""
-    inside = [kind for kind in kinds if kind != KIND]
-    structures = partial(wav2vec2_structures, kinds=inside or None)
-    if KIND in kinds:
-        return layer_structures(model, structures, inside=bool(inside))
-    return structures(model)
+    sha256 = (getattr(config, ENTRY, None) or {}).get("sha256")
+    if sha256 is not None:
+        check_hash(path, sha256)
 
 
 def attention_of(kwargs):

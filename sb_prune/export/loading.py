@@ -3,17 +3,20 @@
 import io
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Callable
 
 import ruamel.yaml
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 
-from sb_prune.declare.plan import Plan
-from sb_prune.declare.structure import Declaration
+from sb_prune.cut.edits import check_format, rebuild, steps_of
+from sb_prune.declare.roots import side_by_side
 from sb_prune.export.build import Pretrainer
-from sb_prune.export.formats import BUILDERS, check_format
+from sb_prune.export.document import BUILDER
+from sb_prune.export.old_formats import BUILDERS, edits_of_plan
 from sb_prune.export.yaml_nodes import tag_of
 from sb_prune.support.disk import reason
 
@@ -23,25 +26,63 @@ class ExportError(ValueError):
 
 
 @dataclass(frozen=True)
+class History:
+    """What was done to stock modules: how to make them, and the edits since.
+
+    Arguments
+    ---------
+    factory : callable
+        Makes the stock module, or several in a ModuleDict.
+    edits : list of Edit
+    text : str
+        HyperPyYAML that `read_history` reads to the same; a run keeps it.
+    """
+
+    factory: Callable
+    edits: list
+    text: str = ""
+
+    @property
+    def entries(self):
+        """Names of several stock modules; None if there is one."""
+        made = partial(self.factory)
+        return list(made.keywords) if made.func is side_by_side else None
+
+    def rebuild(self):
+        """Builds the edited module, on the meta device."""
+        return rebuild(self.factory, self.edits)
+
+    def stock(self):
+        """Builds the stock module, on the meta device."""
+        return rebuild(self.factory, [])
+
+    def steps(self):
+        """Lists the cuts among the edits, as `steps_of` does."""
+        return steps_of(self.factory, self.edits)
+
+
+@dataclass(frozen=True)
 class Export:
     """A loaded export folder.
 
     Arguments
     ---------
-    declaration : Declaration
-        Of the dense model, on the meta device.
-    plan : Plan
-        The units that were kept.
+    history : History
+        What was done to the cut modules since they were stock.
     hparams : dict
         The objects of its `hyperparams.yaml`, in eval mode and with weights.
     key : str
-        Key of the object that is the root of the declaration.
+        Key of the object that was cut.
     """
 
-    declaration: Declaration
-    plan: Plan
+    history: History
     hparams: dict
     key: str
+
+    @cached_property
+    def steps(self):
+        """List of `Step`: the cuts, each with what it was declared on."""
+        return self.history.steps()
 
     @property
     def encoder(self):
@@ -63,7 +104,8 @@ class Export:
     def scope(self):
         """The modules whose cost the budget counted."""
         module = self.hparams[self.key]
-        return [module.get_submodule(n) for n in self.declaration.scope]
+        names = self.steps[-1].declaration.scope
+        return [module.get_submodule(name) for name in names]
 
 
 def load_export(folder):
@@ -92,8 +134,10 @@ def load_export(folder):
             "results/prune/1234/export"
         )
     with _blaming(yaml_file):
-        key, declaration, plan = _read_plan(yaml_file)
-        plan.check(declaration)
+        text = yaml_file.read_text(encoding="utf-8")
+        key, history = read_history(text, yaml_file)
+        export = Export(history, {}, key)
+        _ = export.steps  # refuses edits that do not fit, before the weights
         with open(yaml_file, encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file)
         torch.nn.ModuleDict(hparams["modules"]).eval()
@@ -107,7 +151,8 @@ def load_export(folder):
             f"{yaml_file}: no loadable of its pretrainer holds {key}; add a "
             "module that contains it"
         )
-    return Export(declaration, plan, hparams, key)
+    export.hparams.update(hparams)
+    return export
 
 
 @contextmanager
@@ -128,31 +173,54 @@ def _blaming(path):
         ) from error
 
 
-def _read_plan(yaml_file):
-    """Reads key, dense declaration and plan from the YAML, without weights."""
-    with open(yaml_file, encoding="utf-8") as file:
-        resolved = resolve_references(file)
-    document = ruamel.yaml.YAML().load(resolved)
+def read_history(text, name="this"):
+    """Reads what was done to the stock modules, without weights.
+
+    Arguments
+    ---------
+    text : str
+        The `hyperparams.yaml` of an export, of any format, or the `text` of a
+        `History`.
+    name : object
+        Where the text stands, for the error message.
+
+    Returns
+    -------
+    key : str
+        Key of the object that was cut.
+    history : History
+
+    Raises
+    ------
+    ExportError
+        If nothing in it was cut.
+    ValueError
+        If a later version of sb_prune wrote it.
+    """
+    document = ruamel.yaml.YAML().load(resolve_references(text))
+    builders = (BUILDER, *BUILDERS)
     keys = [
         key
         for key, node in (document or {}).items()
-        if tag_of(node) in BUILDERS
+        if tag_of(node) in builders
     ]
     if not keys:
         raise ExportError(
-            f"{yaml_file} is no export of sb_prune: nothing in it is built "
-            f"by {BUILDERS[0]}; name the export_folder of a pruning run"
+            f"{name} is no export of sb_prune: nothing in it is built by "
+            f"{BUILDER}; name the export_folder of a pruning run"
         )
     node = document[keys[0]]
-    alone = io.StringIO()
     check_format(node.get("format", 1))
-    parts = {part: node[part] for part in ("factory", "structures", "plan")}
-    ruamel.yaml.YAML().dump(parts, alone)
-    parts = load_hyperpyyaml(alone.getvalue())
-    with torch.device("meta"):
-        dense = parts["factory"]()
-    declaration = parts["structures"](dense)
-    return keys[0], declaration, Plan.from_dict(parts["plan"])
+    alone = io.StringIO()
+    ruamel.yaml.YAML().dump({keys[0]: node}, alone)
+    parts = ("factory", "edits", "structures", "plan")
+    written = io.StringIO()
+    ruamel.yaml.YAML().dump({p: node[p] for p in parts if p in node}, written)
+    parts = load_hyperpyyaml(written.getvalue())
+    edits = parts.get("edits")
+    if edits is None:  # of formats 1 and 2
+        edits = edits_of_plan(parts["structures"], parts["plan"])
+    return keys[0], History(parts["factory"], edits, alone.getvalue())
 
 
 def _load_file(path, key, pretrainer):

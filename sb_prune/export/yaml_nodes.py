@@ -1,6 +1,7 @@
 """Helpers to read and make the nodes of a HyperPyYAML document."""
 
 import re
+from dataclasses import fields
 from functools import partial
 
 from ruamel.yaml.comments import CommentedMap
@@ -53,6 +54,25 @@ def named(value):
         value = partial(value)
     arguments = {key: named(item) for key, item in value.keywords.items()}
     return tagged(f"!name:{_stable_name(value.func)}", **arguments)
+
+
+def written_edit(edit):
+    """Writes an edit as a `!new:` node; arguments with default values go.
+
+    Arguments
+    ---------
+    edit : Edit
+
+    Returns
+    -------
+    CommentedMap
+    """
+    arguments = {
+        f.name: named(getattr(edit, f.name))
+        for f in fields(edit)
+        if getattr(edit, f.name) != f.default
+    }
+    return tagged(f"!new:{_stable_name(type(edit))}", **arguments)
 
 
 def _stable_name(function):

@@ -57,27 +57,26 @@ def cost_table(export, seconds=10):
         of one call of the encoder; decoding is not counted. The last rows
         give the MACs of the scope for short and long audio.
     """
-    declaration = export.declaration
+    dense, last = export.steps[0].declaration, export.steps[-1]
     sample_rate = export.hparams.get("sample_rate", 16000)
     wavs = noise(seconds, sample_rate)
-    kept = export.plan.kept_counts(declaration)
-    parameters = parameter_cost(declaration)
+    kept = last.plan.kept_counts(last.declaration)
     size = count_parameters(export.hparams["modules"].values())
     done = count_macs(export.encoder, wavs) / seconds
-    scope = ", ".join(filter(None, declaration.scope)) or export.key
+    scope = ", ".join(filter(None, dense.scope)) or export.key
 
     def macs(seconds):
         wavs = noise(seconds, sample_rate)
         frames = count_frames(export.encoder, export.scope[0], wavs)
-        cost = mac_cost(declaration, frames)
-        return float(cost.of_kept(kept)) / seconds, cost.dense() / seconds
+        now = float(mac_cost(last.declaration, frames).of_kept(kept))
+        return now / seconds, mac_cost(dense, frames).dense() / seconds
 
     return [
         ["cost", "pruned", "dense", "left"],
         *_cost_rows(
             (f"parameters, {scope}", "parameters, whole model"),
-            parameters.of_kept(kept),
-            parameters.dense(),
+            parameter_cost(last.declaration).of_kept(kept),
+            parameter_cost(dense).dense(),
             size,
         ),
         *_cost_rows(
@@ -218,11 +217,12 @@ def write_report(folder, seconds=10, log=None):
     pictures = ["structure.png"]
     if _draw_log(folder, log):
         pictures.append("curves.png")
+    last = export.steps[-1]
     draw_structure(
-        folder / "structure.png", kept_units(export.declaration, export.plan)
+        folder / "structure.png", kept_units(last.declaration, last.plan)
     )
     tables = [
-        structure_table(export.declaration, export.plan),
+        structure_table(last.declaration, last.plan),
         cost_table(export, seconds),
         measurement_table(folder, export, seconds),
     ]

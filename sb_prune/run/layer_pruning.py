@@ -23,8 +23,8 @@ from sb_prune.architectures.whole_layers import (
     layer_structures,
     stack_of,
 )
+from sb_prune.cut.edits import Cut, folded
 from sb_prune.cut.surgery import cut_
-from sb_prune.declare.plan import Plan, full_plan
 from sb_prune.declare.roots import root_of
 from sb_prune.depth.representations import layer_states, mean_over_time
 from sb_prune.export.document import prepare_document
@@ -148,7 +148,6 @@ class LayerPruning:
             "max_key": start_max_key,
         }
         self._facts = {}
-        self._dense_plan = None
         self.resume_point = None
 
     @property
@@ -184,10 +183,6 @@ class LayerPruning:
         declared(self.structures, root, block="layer_pruning")
         declaration = layer_structures(root, self.structures)
         _check_stack(declaration)
-        if inside is not None:
-            self._dense_plan = full_plan(
-                layer_structures(root, inside, inside=True)
-            )
         folder = Path(brain.checkpointer.checkpoints_dir)
         choice = ddp_broadcast(_read(folder / CHOICE))
         if choice is not None and dataset is not None and inside is None:
@@ -302,26 +297,11 @@ class LayerPruning:
 
     # ---------------------------------------------------------------- export
 
-    def combined_with(self, structures, plan):
-        """Combines the removed layers with a plan for the shorter model.
-
-        Arguments
-        ---------
-        structures : callable
-            Module -> Declaration of the shorter model.
-        plan : Plan
-            The plan to which the shorter model was cut.
-
-        Returns
-        -------
-        structures : callable
-            Module -> Declaration of the dense model, whole layers included.
-        plan : Plan
-            The plan that cuts the dense model to the same result.
-        """
-        keep = {**self._dense_plan.keep, **self.plan.keep, **plan.keep}
-        both = partial(layer_structures, structures=structures, inside=True)
-        return both, Plan(keep)
+    @property
+    def edits(self):
+        """List with the edit that removed the layers."""
+        structures = partial(layer_structures, structures=self.structures)
+        return [Cut(structures=structures, plan=self.plan.to_dict())]
 
     @property
     def facts(self):
@@ -342,7 +322,7 @@ class LayerPruning:
         """
         if self.export_folder is None:
             return None
-        structures = partial(layer_structures, structures=self.structures)
+        root = root_of(brain.modules, self.module)
         return run_on_main(
             export_model,
             kwargs={
@@ -350,8 +330,7 @@ class LayerPruning:
                 "inference": self.inference,
                 "brain": brain,
                 "module": self.module,
-                "structures": structures,
-                "plan": self.plan,
+                "edits": folded(self.edits, root),
                 "facts": self.facts,
             },
         )

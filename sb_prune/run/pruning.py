@@ -19,6 +19,7 @@ import torch
 from speechbrain.utils.distributed import ddp_broadcast, run_on_main
 from speechbrain.utils.logger import get_logger
 
+from sb_prune.cut.edits import Cut, folded
 from sb_prune.cut.exactness import first_outputs, largest_difference
 from sb_prune.cut.masking import detach_
 from sb_prune.cut.surgery import cut_
@@ -493,17 +494,16 @@ class PruningRun:
         )
 
     def _export(self, folder, brain, plan, facts):
-        structures = self.structures
+        edits = [Cut(structures=self.structures, plan=plan.to_dict())]
         if self.layers is not None:
-            structures, plan = self.layers.combined_with(structures, plan)
+            edits = [*self.layers.edits, *edits]
             facts = {**self.layers.facts, **facts}
         return export_model(
             folder,
             self.inference,
             brain,
             module=self.module,
-            structures=structures,
-            plan=plan,
+            edits=folded(edits, self.declaration.root),
             facts=facts,
         )
 

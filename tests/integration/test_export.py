@@ -10,7 +10,8 @@ from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb_prune import ParameterBudget, conformer_structures, cut_
-from sb_prune.export.build import build_cut, load_verified
+from sb_prune.cut.edits import Cut, rebuild
+from sb_prune.export.build import load_verified
 from sb_prune.learn.fitting import fit_plan
 from sb_prune.support.hashes import file_hash
 
@@ -93,7 +94,8 @@ def test_loading_allocates_no_dense_weights(tmp_path):
     torch.save(dense.state_dict(), tmp_path / "model.ckpt")
     largest = max(p.numel() for p in dense.parameters())
     with LargestOnCPU() as watch:
-        small = build_cut(factory, structures, plan.to_dict())
+        cut = Cut(structures=structures, plan=plan.to_dict())
+        small = rebuild(factory, [cut])
         path = tmp_path / "model.ckpt"
         load_verified(small, path, file_hash(path))
     assert largest < 0.2 * 16 * 4096

@@ -17,9 +17,8 @@ from speechbrain.utils.epoch_loop import EpochCounter
 
 from sb_prune import LayerwiseDistillation, lobes, pruned, wav2vec2_structures
 from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.cut.edits import FORMAT
 from sb_prune.cut.modules.attention import UnequalHeads
-from sb_prune.export.formats import FORMAT
-from sb_prune.export.hugging_face import describe
 from sb_prune.export.loading import ExportError, load_export
 from sb_prune.support.hashes import file_hash
 
@@ -174,8 +173,9 @@ def test_export_is_a_hugging_face_folder(small):
     config = transformers.AutoConfig.from_pretrained(export)
     assert config.hidden_size == 16
     settings = json.loads((export / "config.json").read_text())["sb_prune"]
-    plan = settings["plan"]
-    assert set(plan) == {
+    cut, fold = settings["edits"]
+    assert fold == {"fold": {}}
+    assert set(cut["cut"]["plan"]) == {
         name.removeprefix("model.") for name in brain.pruning.plan.to_dict()
     }
     transformers.AutoFeatureExtractor.from_pretrained(export)
@@ -254,12 +254,6 @@ def test_layerdrop_may_be_set(dense_folder, tmp_path):
     assert lobe.model.config.layerdrop == 0.3
 
 
-def test_exports_are_not_pruned_again(small, tmp_path):
-    export, _ = small
-    with pytest.raises(ValueError, match="pruned before; start from the dense"):
-        describe(lobes.Wav2Vec2(str(export), str(tmp_path)))
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_torn_files_are_named(small, tmp_path, name):
     export, _ = small
@@ -301,7 +295,7 @@ def test_the_config_says_what_the_plan_is_for(small):
     settings = json.loads((export / "config.json").read_text())["sb_prune"]
     assert settings["format"] == FORMAT
     kinds = {s.kind for s in brain.pruning.declaration.structures}
-    assert set(settings["kinds"]) == kinds
+    assert set(settings["edits"][0]["cut"]["kinds"]) == kinds
     assert settings["sha256"] == file_hash(export / "model.safetensors")
 
 

@@ -18,7 +18,9 @@ from transformers import (
 )
 
 from sb_prune import lobes
-from sb_prune.students import STUDENT, build_student, make_student
+from sb_prune.cut.edits import ENTRY, FORMAT
+from sb_prune.export.hugging_face import build_model
+from sb_prune.students import make_student
 
 LOBES = {
     "Wav2Vec2": lobes.Wav2Vec2,
@@ -192,9 +194,10 @@ def test_built_anew_from_its_config(make, encode_waveform, family, attention):
         reuse=ALTERNATE,
     )
     config = type(student.config).from_dict(student.config.to_dict())
-    assert getattr(config, STUDENT) == {"reuse": ALTERNATE}
-    again = build_student(config, attn_implementation=attention).eval()
-    again.load_state_dict(student.state_dict())
+    edits = [{"student": {"reuse": ALTERNATE}}]
+    assert getattr(config, ENTRY) == {"format": FORMAT, "edits": edits}
+    again = build_model(config, attn_implementation=attention).eval()
+    again.load_state_dict(student.state_dict(), assign=True)
     assert_same_but_for_rounding(
         encode_waveform(again), encode_waveform(student)
     )

@@ -9,7 +9,7 @@ import sentencepiece
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from sb_prune import Plan, conformer_structures, cut_
+from sb_prune import Cut, Plan, conformer_structures, cut_
 from sb_prune.declare.plan import full_plan
 from sb_prune.declare.roots import root_of
 from sb_prune.export.folder import export_model
@@ -82,8 +82,7 @@ def make_export(
             modules={}, hparams=SimpleNamespace(**{**hparams, **SIZES})
         ),
         module=module,
-        structures=structures,
-        plan=plan,
+        edits=[Cut(structures=structures, plan=plan.to_dict())],
         facts={},
     )
     return SimpleNamespace(declaration=declaration, plan=plan, hparams=hparams)

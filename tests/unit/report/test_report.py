@@ -58,15 +58,17 @@ def test_loads_what_was_exported(made):
     assert theirs.keys() == exported.hparams["model"].state_dict().keys()
     for name, tensor in exported.hparams["model"].state_dict().items():
         assert torch.equal(tensor, theirs[name])
-    assert loaded.plan.to_dict() == exported.plan.to_dict()
-    assert loaded.declaration.by_name.keys() == (
+    (step,) = loaded.steps
+    assert step.plan.to_dict() == exported.plan.to_dict()
+    assert step.declaration.by_name.keys() == (
         exported.declaration.by_name.keys()
     )
 
 
 def test_structure_table(made):
     loaded = load_export(made[0])
-    header, *rows, totals = structure_table(loaded.declaration, loaded.plan)
+    (step,) = loaded.steps
+    header, *rows, totals = structure_table(step.declaration, step.plan)
     assert header == [
         "layer",
         "ffn_module1.units",

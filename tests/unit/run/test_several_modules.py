@@ -235,10 +235,9 @@ def test_from_hparams_loads_both_bit_for_bit(made, tmp_path):
 
 def test_report_of_both(made):
     loaded = load_export(made[0])
-    assert loaded.plan.to_dict() == made[1].plan.to_dict()
-    cells = {
-        r[0]: r[1:] for r in structure_table(loaded.declaration, loaded.plan)
-    }
+    (step,) = loaded.steps
+    assert step.plan.to_dict() == made[1].plan.to_dict()
+    cells = {r[0]: r[1:] for r in structure_table(step.declaration, step.plan)}
     assert cells["CNN.convblock_0"][0] == "1/32"
     assert cells["CNN.convblock_1"][0] == "10/32"
     blocks = list(loaded.scope[0].values())
@@ -255,7 +254,7 @@ def test_one_module_is_built_where_it_stands(tmp_path):
     """The list changes nothing where it is not written."""
     make_export(tmp_path / "export")
     text = (tmp_path / "export/hyperparams.yaml").read_text()
-    assert "\nTransformer: !apply:sb_prune.build_cut\n" in text
+    assert "\nTransformer: !apply:sb_prune.rebuild\n" in text
     assert "pruned_modules" not in text
 
 
