@@ -20,7 +20,11 @@ from speechbrain.utils.distributed import ddp_broadcast, run_on_main
 from speechbrain.utils.logger import get_logger
 
 from sb_prune.cut.edits import Cut, folded
-from sb_prune.cut.exactness import first_outputs, largest_difference
+from sb_prune.cut.exactness import (
+    first_outputs,
+    is_rounding,
+    largest_difference,
+)
 from sb_prune.cut.masking import detach_
 from sb_prune.cut.surgery import cut_
 from sb_prune.declare.joined import joined_structures
@@ -396,7 +400,7 @@ class PruningRun:
         after = _outputs(brain, self.declaration, batch)
         difference = largest_difference(before, after)
         self.pruner = None
-        _report_difference(difference)
+        _report_difference(difference, is_rounding(before, after))
         brain.optimizer_step = 0
         save_snapshot(
             self._folder / "cut",
@@ -532,10 +536,9 @@ class PruningRun:
         before = _outputs(twin, declaration, batch)
         detach_(declaration.root)
         cut_(declaration, plan)
-        difference = largest_difference(
-            before, _outputs(twin, declaration, batch)
-        )
-        _report_difference(difference)
+        after = _outputs(twin, declaration, batch)
+        difference = largest_difference(before, after)
+        _report_difference(difference, is_rounding(before, after))
         facts = {"milestone": sparsity, "cut_max_abs_diff": difference}
         self._export(self.milestones.folder(sparsity), twin, plan, facts)
 
@@ -714,9 +717,9 @@ def _warn_about_updates(brain, start_from):
             )
 
 
-def _report_difference(difference):
+def _report_difference(difference, is_rounding):
     text = f"Masked and cut model differ by at most {difference:.1e}"
-    if not difference <= 1e-5:  # or if it is NaN
-        logger.warning(f"{text}: more than rounding")
+    if is_rounding:
+        logger.info(f"{text}: rounding")
     else:
-        logger.info(text)
+        logger.warning(f"{text}: more than rounding")
