@@ -157,10 +157,12 @@ def random_plan():
             kept[structure.name] = chance < keep
             if structure.removes:
                 continue
-            holder = declaration.holder(structure)
-            rows = holder.units if holder else 1
-            least = chance.view(rows, -1).argmin(1)
-            kept[structure.name].view(rows, -1)[range(rows), least] = True
+            pieces = (
+                declaration.by_holder(structure, values)
+                for values in (kept[structure.name], chance)
+            )
+            for inside, drawn in zip(*pieces):
+                inside[drawn.argmin()] = True
         return Plan(kept)
 
     return draw

@@ -21,6 +21,7 @@ from speechbrain.nnet.attention import (
     RelPosMHAXL,
     RoPEMHA,
 )
+from torch.nn.utils.rnn import pad_sequence
 
 from sb_prune.cut.modules.attention import (
     FewerHeads,
@@ -82,8 +83,8 @@ class Part:
         Raises
         ------
         ValueError
-            If kinds inside the units are listed without the units, or a kind
-            is refused.
+            If kinds inside the units are listed without the units, or units of
+            unequal sizes without the kinds inside them, or a kind is refused.
         """
         for kind, why in self.refused:
             if kind in kinds:
@@ -98,6 +99,7 @@ class Part:
         inside = [s for s in self.inside if s.kind in kinds]
         if self.units.kind in kinds:
             units = _holding(self.units, inside) if inside else self.units
+            self._check_equal(units, kinds)
             found.append(replace(units, parent=parent))
         elif inside:
             raise ValueError(
@@ -105,6 +107,25 @@ class Part:
                 f"{self.units.kind} too"
             )
         return found + [replace(s, parent=self.units.name) for s in inside]
+
+    @property
+    def is_unequal(self):
+        """Whether an earlier cut has left units of several sizes."""
+        return _is_unequal(self.units)
+
+    def _check_equal(self, units, kinds):
+        """Refuses units that do not all cut equally much by themselves.
+
+        Their number would not say what they cost.
+        """
+        if not _is_unequal(units):
+            return
+        missing = [s.kind for s in self.inside if s.kind not in kinds]
+        raise ValueError(
+            f"kinds: {units.kind} of {self.module.name} differ in width since "
+            f"an earlier cut; write {' and '.join(missing)} too, or leave "
+            f"{units.kind} out of `kinds`"
+        )
 
 
 @dataclass(frozen=True)
@@ -151,6 +172,10 @@ def unless_gone(describe):
     return part
 
 
+def _is_unequal(units):
+    return any((cut.index < 0).any() for cut in units.cuts)
+
+
 def _holding(units, inside):
     """Makes units that hold others, to which they leave what these cut.
 
@@ -164,10 +189,11 @@ def _holding(units, inside):
             for other in others
             if (other.tensor, other.dim) == (cut.tensor, cut.dim)
         ]
-        rest = cut.index
-        if taken:
-            rest = rest[~torch.isin(rest, torch.cat(taken))]
-            rest = rest.view(units.units, -1)
+        rows = [
+            row[(row >= 0) & ~torch.isin(row, torch.cat([*taken, row[:0]]))]
+            for row in cut.index
+        ]
+        rest = pad_sequence(rows, batch_first=True, padding_value=-1)
         if rest.numel():
             cuts.append(replace(cut, index=rest))
     return replace(units, cuts=tuple(cuts), holds=True)
@@ -197,7 +223,79 @@ def consecutive(units, entries=1):
     tensor([[0, 1, 2],
             [3, 4, 5]])
     """
-    return torch.arange(units * entries).view(units, entries)
+    # on the CPU also where a model is being made on the meta device
+    return torch.arange(units * entries, device="cpu").view(units, entries)
+
+
+def of_widths(widths, start=0):
+    """Indices for `Slices` of units of several widths, one after another.
+
+    Example
+    -------
+    >>> of_widths([2, 3], start=4)
+    tensor([[ 4,  5, -1],
+            [ 6,  7,  8]])
+    """
+    every = torch.arange(start, start + sum(widths), device="cpu")
+    rows = every.split(list(widths))
+    return pad_sequence(rows, batch_first=True, padding_value=-1)
+
+
+def each_of(index):
+    """Indices for `Slices` of the entries of some units, one by one.
+
+    Example
+    -------
+    >>> each_of(of_widths([1, 2]))
+    tensor([[0],
+            [1],
+            [2]])
+    """
+    return index[index >= 0].unsqueeze(1)
+
+
+def widths_of_heads(module):
+    """Lists the widths of all heads of an attention, which may be unequal.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        With `num_heads` and `head_dim`.
+
+    Returns
+    -------
+    query_key, value : tuple of int
+        (H,) each.
+    """
+    if isinstance(module, UnequalHeads):
+        return module.widths
+    return ((module.head_dim,) * module.num_heads,) * 2
+
+
+def already_unequal(path, module):
+    """What cutting whole heads changes if an earlier cut made them unequal.
+
+    Arguments
+    ---------
+    path : str
+        Name of the module from the root.
+    module : torch.nn.Module
+
+    Returns
+    -------
+    dict
+        Fields of `Structure`: the class that the module keeps, which makes
+        another layout then, and its lists of widths. Empty if all heads are
+        equal still.
+    """
+    if not isinstance(module, UnequalHeads):
+        return {}
+    lists = ("query_key_widths", "value_widths")
+    known = [name for name in lists if getattr(module, name) is not None]
+    return {
+        "adapters": ((path, type(module)),),
+        "positions": tuple((path, name) for name in known),
+    }
 
 
 def whole_linear(name, linear):
@@ -426,10 +524,6 @@ def attention(name, module, norm=None, steps=same_length, memory=None):
         NotCut if the heads of such a module cannot be cut, None if it was
         removed by an earlier cut.
 
-    Raises
-    ------
-    ValueError
-        If an earlier cut left its heads with unequal widths.
     """
     cross = memory is not None
     if cross:
@@ -445,7 +539,6 @@ def attention(name, module, norm=None, steps=same_length, memory=None):
     if getattr(inner, "in_proj_weight", None) is None:
         what = f"{what} with kdim or vdim"
         return NotCut(name, what, kinds, "neither of these")
-    check_equal_heads(name, inner)
     absent = AbsentCrossAttention if cross else _absent_self_attention
     whole = Structure(
         name=name,
@@ -462,28 +555,6 @@ def attention(name, module, norm=None, steps=same_length, memory=None):
     )
 
 
-def check_equal_heads(name, module):
-    """Refuses an attention module whose heads an earlier cut made unequal.
-
-    Arguments
-    ---------
-    name : str
-        Name of the module from the root.
-    module : torch.nn.Module
-
-    Raises
-    ------
-    ValueError
-        If the heads differ in width.
-    """
-    if isinstance(module, UnequalHeads):
-        raise ValueError(
-            f"module: heads of {name} were cut to unequal widths before and "
-            "cannot be cut again; start from the dense model, with a higher "
-            "target"
-        )
-
-
 _absent_self_attention = partial(Absent, extra_outputs=1)
 
 
@@ -494,33 +565,31 @@ def identity(norm):
 
 def _heads(name, path, inner, cross):
     """Structure of the heads of the module `inner`, which lies at `path`."""
-    heads, width = inner.num_heads, inner.head_dim
-    each = consecutive(heads, width)
-    cuts = [
-        Slices(f"{path}.in_proj_weight", 0, _projection_rows(inner, cross)),
-        Slices(f"{path}.out_proj.weight", 1, each),
-    ]
+    query_key, value = map(of_widths, widths_of_heads(inner))
+    rows = torch.cat(_projection_rows(inner, cross), dim=1)
+    out = Slices(f"{path}.out_proj.weight", 1, value)
+    cuts = [Slices(f"{path}.in_proj_weight", 0, rows), out]
     wrapped = isinstance(inner, torch.nn.MultiheadAttention)
     if wrapped and inner.in_proj_bias is not None:
-        rows = _projection_rows(inner, cross)
         cuts.append(Slices(f"{path}.in_proj_bias", 0, rows))
     if not wrapped and inner.vbias is not None:
-        cuts.append(Slices(f"{path}.value_bias_weight", 0, each))
+        cuts.append(Slices(f"{path}.value_bias_weight", 0, value))
     if isinstance(inner, RelPosMHAXL):
         cuts += [
-            Slices(f"{path}.linear_pos.weight", 0, each),
-            Slices(f"{path}.pos_bias_u", None, each),
-            Slices(f"{path}.pos_bias_v", None, each),
+            Slices(f"{path}.linear_pos.weight", 0, query_key),
+            Slices(f"{path}.pos_bias_u", None, query_key),
+            Slices(f"{path}.pos_bias_v", None, query_key),
         ]
-    return Structure(
+    heads = Structure(
         name=f"{name}.heads",
         kind="cross_heads" if cross else "heads",
-        units=heads,
-        masks=(Slices(f"{path}.out_proj.weight", 1, each),),
+        units=inner.num_heads,
+        masks=(out,),
         cuts=tuple(cuts),
         counts=((path, "num_heads"),),
         adapters=((path, FewerHeads),) if wrapped else (),
     )
+    return replace(heads, **already_unequal(path, inner))
 
 
 def _dims(name, path, inner):
@@ -530,19 +599,20 @@ def _dims(name, path, inner):
     """
     if isinstance(inner, RoPEMHA):
         return ()
-    each = consecutive(inner.num_heads * inner.head_dim)
-    rows = _projection_rows(inner, cross=False)  # (H, 3k)
-    q, k, v = (part.reshape(-1, 1) for part in rows.chunk(3, dim=1))
+    widths = widths_of_heads(inner)
+    rows = _projection_rows(inner, cross=False)
+    q, k, v = (each_of(part) for part in rows)
     projections = [f"{path}.in_proj_weight"]
-    relative, value = [], [Slices(f"{path}.out_proj.weight", 1, each)]
+    each_value = consecutive(len(v))
+    relative, value = [], [Slices(f"{path}.out_proj.weight", 1, each_value)]
     if isinstance(inner, RelPosMHAXL):
-        adapter = UnequalRelPosMHAXL
+        adapter, each = UnequalRelPosMHAXL, consecutive(len(q))
         relative.append(Slices(f"{path}.linear_pos.weight", 0, each))
         biases = [
             Slices(f"{path}.pos_bias_{letter}", None, each) for letter in "uv"
         ]
         if inner.vbias is not None:
-            value.append(Slices(f"{path}.value_bias_weight", 0, each))
+            value.append(Slices(f"{path}.value_bias_weight", 0, each_value))
     else:
         adapter, biases = UnequalMultiheadAttention, []
         if inner.in_proj_bias is not None:
@@ -563,11 +633,12 @@ def _dims(name, path, inner):
             value[:1],
             (*value, *(Slices(tensor, 0, v) for tensor in projections)),
         ),
+        widths=widths,
         adapter=adapter,
     )
 
 
-def dims_of_heads(name, path, query_key, value, adapter):
+def dims_of_heads(name, path, query_key, value, widths, adapter):
     """Structures of the dims inside every head.
 
     There are two: dims that query and key share, and those of value and output
@@ -582,6 +653,8 @@ def dims_of_heads(name, path, query_key, value, adapter):
         Name of the module that holds the weights.
     query_key, value : (tuple of Slices, tuple of Slices)
         Masks and cuts of each.
+    widths : (tuple of int, tuple of int)
+        From `widths_of_heads`.
     adapter : type
         Class that the module gets when heads differ in width.
 
@@ -597,11 +670,11 @@ def dims_of_heads(name, path, query_key, value, adapter):
             masks=tuple(masks),
             cuts=tuple(cuts),
             adapters=((path, adapter),),
+            inside=tuple(inside),
             widths=((path, f"{which}_widths"),),
         )
-        for which, (masks, cuts) in (
-            ("query_key", query_key),
-            ("value", value),
+        for which, (masks, cuts), inside in zip(
+            ("query_key", "value"), (query_key, value), widths
         )
     )
 
@@ -628,30 +701,46 @@ def pair_operations(name, scores, values):
 
 
 def _projection_rows(inner, cross):
-    """(H, 3k) rows of in_proj_weight that belong to each head.
+    """Rows of in_proj_weight of q, k and v that belong to each head.
 
     torch's attention stacks the rows of all q, then all k, then all v.
     SpeechBrain's does so in cross-attention; in self-attention its rows are
     ordered by head, [q_h; k_h; v_h] for each.
+
+    Returns
+    -------
+    q, k, v : torch.Tensor
+        (H, k) int each, padded with -1.
     """
-    heads, width = inner.num_heads, inner.head_dim
+    query_key, value = widths_of_heads(inner)
     if not cross and not isinstance(inner, torch.nn.MultiheadAttention):
-        return consecutive(heads, 3 * width)
-    each = consecutive(heads, width)
-    return torch.cat([each + i * heads * width for i in range(3)], dim=1)
+        pieces = [w for q, v in zip(query_key, value) for w in (q, q, v)]
+        rows = of_widths(pieces)
+        widest = (max(query_key), max(query_key), max(value))
+        return tuple(rows[i::3, :width] for i, width in enumerate(widest))
+    total = sum(query_key)
+    return tuple(
+        of_widths(widths, start)
+        for widths, start in (
+            (query_key, 0),
+            (query_key, total),
+            (value, 2 * total),
+        )
+    )
 
 
 def _attention_operations(name, path, inner, steps, memory):
     """Makes the function frames -> operations of L queries over S keys."""
     sizes = {tensor: p.numel() for tensor, p in inner.named_parameters()}
-    width = inner.num_heads * inner.head_dim
+    query_key, value = map(sum, widths_of_heads(inner))
     relative = isinstance(inner, RelPosMHAXL)
 
     def operations(frames):
         queries, keys = steps(frames), memory(frames)
         positions = (2 * max(queries, keys) - 1) * relative
+        rows = queries * query_key + keys * (query_key + value)
         times = {
-            "in_proj_weight": (queries + 2 * keys) / 3,
+            "in_proj_weight": rows / (2 * query_key + value),
             "out_proj.weight": queries,
             "linear_pos.weight": positions,
         }
@@ -662,7 +751,7 @@ def _attention_operations(name, path, inner, steps, memory):
         ]
         scores, values = keys + positions, keys
         return found + pair_operations(
-            name, queries * scores * width, queries * values * width
+            name, queries * scores * query_key, queries * values * value
         )
 
     return operations

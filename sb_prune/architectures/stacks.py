@@ -151,7 +151,7 @@ def declare(root, architectures, known, kinds=None, only=""):
     known : tuple of str
         Kinds that these architectures have.
     kinds : list of str, optional
-        The kinds to declare, by default all that this model has. With
+        The kinds to declare; by default see `default_kinds`. With
         query_key_dims or value_dims in addition to heads, the heads may become
         unequal in width.
     only : str
@@ -177,7 +177,7 @@ def declare(root, architectures, known, kinds=None, only=""):
         for index, layer in stack.layers.named_children():
             name = dotted(prefix, "layers", index)
             layers[name] = describe(name, layer)
-    wanted = known if kinds is None else kinds
+    wanted = default_kinds(known, layers.values()) if kinds is None else kinds
     check_cuttable(layers.values(), wanted)
     structures = [
         structure
@@ -197,6 +197,27 @@ def declare(root, architectures, known, kinds=None, only=""):
         layers=tuple(layers),
         layerdrop=max(getattr(s, "layerdrop_prob", 0) for s in stacks.values()),
     )
+
+
+def default_kinds(known, layers):
+    """Lists the kinds to declare if none are named.
+
+    Arguments
+    ---------
+    known : tuple of str
+        Kinds that the architecture has.
+    layers : iterable of Layer
+
+    Returns
+    -------
+    tuple of str
+        The known kinds; and, if an earlier cut has made heads unequal, the
+        dims inside heads too, without which such heads cannot be cut.
+    """
+    parts = [part for layer in layers for part in layer.cuttable]
+    if any(part.is_unequal for part in parts):
+        return (*known, *INSIDE_HEADS)
+    return tuple(known)
 
 
 def check_known(kinds, known):

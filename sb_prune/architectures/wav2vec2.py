@@ -30,15 +30,17 @@ from speechbrain.lobes.models.wav2vec import (
 from sb_prune.architectures.parts import (
     INSIDE_HEADS,
     Part,
-    check_equal_heads,
+    already_unequal,
     consecutive,
     dims_of_heads,
     identity,
+    of_widths,
     pair_operations,
     two_linears,
     unless_gone,
     weight_operations,
     whole_linear,
+    widths_of_heads,
 )
 from sb_prune.architectures.stacks import (
     NAMES,
@@ -47,6 +49,7 @@ from sb_prune.architectures.stacks import (
     check_known,
     check_matched,
     check_no_adapters,
+    default_kinds,
     select,
 )
 from sb_prune.architectures.transformer import encoder_layer
@@ -90,7 +93,9 @@ def wav2vec2_structures(
         Which of `KINDS` to declare, by default all; query_key_dims and
         value_dims beside heads let these become unequal (Wang et al.,
         "Task-Agnostic Structured Pruning of Speech Representation Models",
-        Interspeech 2023, 2306.01385).
+        Interspeech 2023, 2306.01385). Heads that an earlier cut has made
+        unequal are declared with the dims inside them, also by default: the
+        number of such heads alone would not say what they cost.
     only : str
         Regular expression that structure names must contain; empty: all.
     channel_multiple : int
@@ -130,8 +135,9 @@ def wav2vec2_structures(
     """
     check_known(kinds, KINDS + INSIDE_HEADS)
     encoder = _find(root)
-    wanted = KINDS if kinds is None else kinds
-    check_cuttable(encoder.layers.values(), wanted)
+    layers = encoder.layers.values()
+    wanted = default_kinds(KINDS, layers) if kinds is None else kinds
+    check_cuttable(layers, wanted)
     structures = []
     if "front_end_channels" in wanted:
         structures += _channels(
@@ -490,7 +496,6 @@ def _attention(name, module, norm, absent=_absent_attention, more=0):
     Their own classes can run with fewer heads. `more` are further MACs per
     frame, which are spread evenly over the heads.
     """
-    check_equal_heads(name, module)
     whole = Structure(
         name=name,
         kind="attention_modules",
@@ -547,8 +552,8 @@ def _biased_attention(name, module, norm):
                 *part.units.cuts,
                 Slices(f"{name}.gru_rel_pos_const", 1, strength),
             ),
-            positions=((name, "kept_heads"),),
-            adapters=((name, FewerBiasedHeads),),
+            positions=((name, "kept_heads"), *part.units.positions),
+            adapters=part.units.adapters or ((name, FewerBiasedHeads),),
         ),
         inside=tuple(
             replace(dims, adapters=((name, UnequalBiasedHeads),))
@@ -558,14 +563,14 @@ def _biased_attention(name, module, norm):
 
 
 def _heads(name, module):
-    each = consecutive(module.num_heads, module.head_dim)
-    out = Slices(f"{name}.out_proj.weight", 1, each)
+    query_key, value = map(of_widths, widths_of_heads(module))
+    out = Slices(f"{name}.out_proj.weight", 1, value)
     rows = (
         Slices(f"{name}.{projection}_proj.{tensor}", 0, each)
-        for projection in "qkv"
+        for projection, each in zip("qkv", (query_key, query_key, value))
         for tensor in ("weight", "bias")
     )
-    return Structure(
+    heads = Structure(
         name=f"{name}.heads",
         kind="heads",
         units=module.num_heads,
@@ -573,26 +578,29 @@ def _heads(name, module):
         cuts=(out, *rows),
         counts=((name, "num_heads"),),
     )
+    return replace(heads, **already_unequal(name, module))
 
 
 def _dims(name, module):
     """Structures of the dims inside the heads."""
     from sb_prune.cut.modules.wav2vec2 import unequal
 
-    each = consecutive(module.num_heads * module.head_dim)
+    widths = widths_of_heads(module)
+    query_key, value = (consecutive(sum(inside)) for inside in widths)
     made = {
         p: tuple(
             Slices(f"{name}.{p}_proj.{tensor}", 0, each)
             for tensor in ("weight", "bias")
         )
-        for p in "qkv"
+        for p, each in zip("qkv", (query_key, query_key, value))
     }
-    out = Slices(f"{name}.out_proj.weight", 1, each)
+    out = Slices(f"{name}.out_proj.weight", 1, value)
     return dims_of_heads(
         name,
         name,
         query_key=(made["k"], made["q"] + made["k"]),
         value=((out,), (out, *made["v"])),
+        widths=widths,
         adapter=unequal(module),
     )
 
@@ -601,13 +609,13 @@ def _attention_operations(name, module, more):
     """Makes the function frames -> operations (`more`: see `_attention`)."""
     projections = ["q_proj", "k_proj", "v_proj", "out_proj"]
     linears = weight_operations(name, module, projections)
-    width = module.embed_dim
+    query_key, value = map(sum, widths_of_heads(module))
 
     def operations(frames):
-        pairs = frames * frames * width
+        pairs = frames * frames
         return [
             *linears(frames),
-            *pair_operations(name, pairs, pairs),
+            *pair_operations(name, pairs * query_key, pairs * value),
             Operation(more * frames, name, structures=(f"{name}.heads",)),
         ]
 

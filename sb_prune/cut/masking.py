@@ -201,17 +201,16 @@ def _factor(structure, slices, tensor):
     units, entries = slices.index.shape
     if units == 1 and entries == size:
         return _Factor(structure, [1] * tensor.dim(), None)
-    if units * entries > size:
+    owners, columns = (slices.index >= 0).nonzero(as_tuple=True)
+    if len(owners) > size:
         raise ValueError(
-            f"{slices.tensor}: {units} x {entries} positions of a mask on an "
-            f"axis of {size}"
+            f"{slices.tensor}: {len(owners)} positions of a mask on an axis of "
+            f"{size}"
         )
     index = torch.full((size,), units)
-    index[slices.index.flatten()] = torch.arange(units).repeat_interleave(
-        entries
-    )
+    index[slices.index[owners, columns]] = owners
     ordered = torch.equal(index, torch.arange(size))
-    is_partial = units * entries < size
+    is_partial = len(owners) < size
     return _Factor(structure, shape, None if ordered else index, is_partial)
 
 

@@ -132,7 +132,8 @@ def cut_(declaration, plan):
             stay = [before[i] for i in stay] if before else stay
             setattr(module, attribute, stay)
         for name, attribute in structure.widths:
-            inside = _inside_kept_units(declaration, plan, structure)
+            inside = plan.kept_inside(structure, declaration)
+            inside = inside[plan.keep[structure.parent]].tolist()
             setattr(root.get_submodule(name), attribute, inside)
         for name, adapter in structure.adapters:
             root.get_submodule(name).__class__ = adapter
@@ -180,13 +181,6 @@ def _is_as_declared(declaration):
     except (AttributeError, ValueError):  # a module or tensor was removed
         return False
     return now == shapes
-
-
-def _inside_kept_units(declaration, plan, structure):
-    """Counts the units that stay inside each kept unit of the holder."""
-    holder = declaration.holder(structure)
-    inside = plan.kept(structure, declaration).view(holder.units, -1).sum(1)
-    return inside[plan.keep[holder.name]].tolist()
 
 
 def _cut_tensor(root, name, dim, gone):

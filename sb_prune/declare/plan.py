@@ -102,12 +102,11 @@ class Plan:
         A structure with a holder (e.g. the dims inside heads) must keep one in
         each kept unit of its holder.
         """
-        kept = self.keep[structure.name]
+        inside = self.kept_inside(structure, declaration)
         holder = declaration.holder(structure)
-        if holder is None:
-            return not kept.any()
-        inside = kept.view(holder.units, -1).any(1)
-        return bool((self.keep[holder.name] & ~inside).any())
+        if holder is not None:
+            inside = inside[self.keep[holder.name]]
+        return bool((inside == 0).any())
 
     def is_open(self, structure, declaration):
         """Whether every parent above a structure stays.
@@ -150,6 +149,25 @@ class Plan:
         if holder is None:
             return kept
         return kept & declaration.held(structure, self.keep[holder.name])
+
+    def kept_inside(self, structure, declaration):
+        """Counts the units that stay inside each unit of the holder.
+
+        Arguments
+        ---------
+        structure : Structure
+        declaration : Declaration
+            Of the dense model.
+
+        Returns
+        -------
+        torch.Tensor
+            (units of the holder,) int64, 0 for those that are removed; (1,) if
+            there is no holder.
+        """
+        kept = self.kept(structure, declaration)
+        pieces = declaration.by_holder(structure, kept)
+        return torch.stack([piece.sum() for piece in pieces])
 
     def kept_counts(self, declaration):
         """Counts the kept units of each structure.

@@ -31,7 +31,9 @@ class Slices:
         (heads, head_dim).) If the entries that stay do not fill whole rows, a
         vector of them is left.
     index : torch.Tensor
-        (units, entries), int64. One row for each unit.
+        (units, entries), int64. One row for each unit. In masks -1 fills the
+        rows of units with fewer entries, such as heads that an earlier cut has
+        made narrower than others. In cuts all units have equally many.
     """
 
     tensor: str
@@ -64,7 +66,9 @@ class Structure:
     counts : tuple of (str, str)
         (module, attribute) pairs that are set to the number of kept units.
     positions : tuple of (str, str)
-        (module, attribute) pairs that are set to the list of kept units.
+        (module, attribute) pairs that are set to the list of kept units. A
+        list from an earlier cut, with an entry for each unit, keeps those of
+        the kept units.
     adapters : tuple of (str, type)
         (module, class) pairs: the class that a module gets when units are cut,
         if its own forward cannot run with fewer. If the class has a method
@@ -79,7 +83,10 @@ class Structure:
     parent : str, optional
         Structure without which this one does not exist. If each unit of the
         parent `holds` units of this structure (as a head holds its dims), it
-        holds equally many of them, in order: the first unit the first ones.
+        holds them in order: the first unit the first ones.
+    inside : tuple of int
+        How many of the units lie in each unit of a parent that holds them; by
+        default equally many.
     holds : bool
         Whether other structures declare what is inside each unit.
     widths : tuple of (str, str)
@@ -112,6 +119,7 @@ class Structure:
     removes: tuple = ()
     stays: tuple = ()
     parent: Optional[str] = None
+    inside: tuple = ()
     holds: bool = False
     widths: tuple = ()
     multiple: int = 1
@@ -218,11 +226,8 @@ class Declaration:
                     f"parent {structure.parent} of {structure.name} is not "
                     "declared before it"
                 )
-            if parent and parent.holds and structure.units % parent.units:
-                raise ValueError(
-                    f"{structure.units} units of {structure.name} are not "
-                    f"divisible by the {parent.units} of {parent.name}"
-                )
+            if parent and parent.holds:
+                _check_inside(structure, parent)
             by_name[structure.name] = structure
         object.__setattr__(self, "by_name", by_name)
         shapes = {
@@ -268,6 +273,41 @@ class Declaration:
         parent = self.by_name.get(structure.parent)
         return parent if parent and parent.holds else None
 
+    def inside(self, structure):
+        """Lists how many units of a structure lie in each unit of its holder.
+
+        Arguments
+        ---------
+        structure : Structure
+
+        Returns
+        -------
+        tuple of int
+            (units of the holder,); one number, of all units, if there is no
+            holder.
+        """
+        holder = self.holder(structure)
+        if holder is None:
+            return (structure.units,)
+        equally = (structure.units // holder.units,) * holder.units
+        return structure.inside or equally
+
+    def by_holder(self, structure, values):
+        """Views values of units as one piece for each unit of the holder.
+
+        Arguments
+        ---------
+        structure : Structure
+        values : torch.Tensor
+            (units,)
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Views of the values; a single one if there is no holder.
+        """
+        return values.split(self.inside(structure))
+
     def held(self, structure, values):
         """Repeats a value per unit of the holder for each unit that it holds.
 
@@ -283,7 +323,22 @@ class Declaration:
         torch.Tensor
             (units,)
         """
-        return values.repeat_interleave(structure.units // len(values))
+        return values.repeat_interleave(torch.tensor(self.inside(structure)))
+
+
+def _check_inside(structure, holder):
+    """Refuses units of which it is not clear what holds them."""
+    name, units, inside = structure.name, structure.units, structure.inside
+    if not inside and units % holder.units:
+        raise ValueError(
+            f"{units} units of {name} are not divisible by the {holder.units} "
+            f"of {holder.name}; write `inside`"
+        )
+    if inside and (len(inside), sum(inside)) != (holder.units, units):
+        raise ValueError(
+            f"inside: {len(inside)} numbers with the sum {sum(inside)} for "
+            f"{units} units of {name} in the {holder.units} of {holder.name}"
+        )
 
 
 def tensor_of(root, name):

@@ -287,10 +287,10 @@ def _fewest(declaration, min_keep, prefix):
             continue
         alive[s.name] = alive[s.parent] and not s.removes
         holder = declaration.holder(s)
-        holders, units = 1, s.units
-        if holder:
-            holders, units = counts[holder.name], s.units // holder.units
-        fewest = min(min_keep, units) * holders
+        holders = counts[holder.name] if holder else 1
+        # whichever units of the holder stay, no more than the widest
+        widest = sorted(declaration.inside(s))[-holders:] if holders else []
+        fewest = sum(min(min_keep, units) for units in widest)
         counts[s.name] = fewest if alive[s.name] else 0
     return torch.tensor(list(counts.values())).double()
 

@@ -1,5 +1,7 @@
 """Makes plans that meet a budget, given a score for each unit."""
 
+from functools import partial
+
 import torch
 
 from sb_prune.declare.plan import Plan, full_plan
@@ -150,16 +152,11 @@ class _PlanFitter:
             s.name: torch.cat(
                 [
                     _block_ranks(inside, s.multiple)
-                    for inside in self._by_holder(s, ranks[s.name])
+                    for inside in declaration.by_holder(s, ranks[s.name])
                 ]
             )
             for s in self.structures
         }
-
-    def _by_holder(self, structure, values):
-        """Views values of units as one row for each unit of the holder."""
-        holder = self.declaration.holder(structure)
-        return values.view(holder.units if holder else 1, -1)
 
     def fit_(self):
         """Finds the threshold, fills up greedily, then exchanges units."""
@@ -201,7 +198,8 @@ class _PlanFitter:
             if s.removes:
                 continue
             if self.declaration.holder(s):
-                keep[s.parent] &= self._by_holder(s, keep[s.name]).any(1)
+                inside = self.declaration.by_holder(s, keep[s.name])
+                keep[s.parent] &= torch.stack([i.any() for i in inside])
             elif not keep[s.name].any() and self._alone_in_parent(s):
                 keep[s.parent][:] = False
         for s in self.structures:
@@ -215,21 +213,23 @@ class _PlanFitter:
 
     def _top_up(self, structure, kept):
         """Keeps the best `min_keep` units at least, per unit of a holder."""
+        by_holder = partial(self.declaration.by_holder, structure)
         ranks = self.ranks[structure.name]
-        for inside, ranked in zip(
-            self._by_holder(structure, kept), self._by_holder(structure, ranks)
-        ):
+        for inside, ranked in zip(by_holder(kept), by_holder(ranks)):
             if inside.sum() < self.min_keep:
                 count = min(self.min_keep, len(inside))
                 inside[ranked >= ranked.topk(count).values[-1]] = True
 
     def _has_enough(self, structure, kept):
         """Whether `min_keep` units stay, per unit of a holder."""
-        inside = self._by_holder(structure, kept).sum(1)
+        plan = Plan({**self.plan.keep, structure.name: kept})
+        inside = plan.kept_inside(structure, self.declaration)
+        fewest = torch.tensor(self.declaration.inside(structure))
+        enough = inside >= fewest.clamp(max=self.min_keep)
         holder = self.declaration.holder(structure)
         if holder:
-            inside = inside[self.plan.keep[holder.name]]
-        return bool((inside >= self.min_keep).all())
+            enough |= ~self.plan.keep[holder.name]
+        return bool(enough.all())
 
     def _reachable(self, structure):
         """(units,) bool, True for units that are not inside a removed unit."""
@@ -313,7 +313,7 @@ class _PlanFitter:
             kept = torch.zeros(child.units).bool()
             if structure.holds:
                 kept = keep.get(child.name, self.plan.keep[child.name]).clone()
-                self._by_holder(child, kept)[unit] = False
+                self.declaration.by_holder(child, kept)[unit][:] = False
             keep[child.name] = kept
             if child.removes:
                 continue

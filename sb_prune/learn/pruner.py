@@ -127,16 +127,30 @@ class BasePruner:
         """(N,) cost saved by removing each unit alone, in the budget's unit."""
         structures = self.declaration.structures
         units = torch.tensor([s.units for s in structures]).double()
-        removed = torch.eye(len(structures)).double()
-        for i, structure in enumerate(structures):
-            holder = self.declaration.holder(structure)
-            if holder:  # a unit of it is removed with those that it holds
-                removed[structures.index(holder), i] = units[i] / holder.units
+        removed = torch.cat([self._removed_with(s) for s in structures])
         freed = sum(
             group.cost.of_kept(units) - group.cost.of_kept(units - removed)
             for group in self.groups
         )
-        return freed.repeat_interleave(units.long()).float()
+        equal = [[1] * s.units if s.holds else [s.units] for s in structures]
+        return freed.repeat_interleave(torch.tensor(sum(equal, []))).float()
+
+    def _removed_with(self, structure):
+        """How many units of each structure go with one unit of this one.
+
+        (units, structures) if the unit holds others, of which there may be
+        more or less in each; else (1, structures), as all units are alike.
+        """
+        structures = self.declaration.structures
+        rows = structure.units if structure.holds else 1
+        removed = torch.zeros(rows, len(structures)).double()
+        for i, other in enumerate(structures):
+            if other is structure:
+                removed[:, i] = 1
+            elif self.declaration.holder(other) is structure:
+                inside = self.declaration.inside(other)
+                removed[:, i] = torch.tensor(inside).double()
+        return removed
 
     def attach_(self):
         """Masks the model, with all gates open."""

@@ -56,7 +56,12 @@ def magnitude_score(pruner):
     for holder in declaration.structures:
         if holder.holds:
             inside = [
-                found[s.name].view(holder.units, -1).mean(1)
+                torch.stack(
+                    [
+                        piece.mean()
+                        for piece in declaration.by_holder(s, found[s.name])
+                    ]
+                )
                 for s in declaration.structures
                 if s.parent == holder.name
             ]

@@ -252,8 +252,9 @@ class UnequalHeads:
     def after_cut_(self):
         """Makes the layout of the heads; surgery calls this after the cut."""
         device = self.out_proj.weight.device
-        layout = HeadLayout(*self.widths)
         # on the meta device these indices would be lost: files do not hold them
+        with torch.device("cpu"):
+            layout = HeadLayout(*self.widths)
         self.layout = layout if device.type == "meta" else layout.to(device)
 
     @property

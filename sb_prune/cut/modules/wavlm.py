@@ -80,7 +80,7 @@ class FewerBiasedHeads(WavLMAttention):
 class UnequalBiasedHeads(UnequalHeads, FewerBiasedHeads):
     """`WavLMAttention` whose heads differ in width."""
 
-    kept_heads = slice(None)
+    kept_heads = None  # all of them
 
     def _attend(self, q, k, v, bias):
         dropout = self.dropout if self.training else 0.0
@@ -152,7 +152,7 @@ def gated_bias(
     hidden_states,
     position_bias,
     attention_mask=None,
-    heads=slice(None),
+    heads=None,
 ):
     """Computes the bias that a layer adds to its attention scores.
 
@@ -166,8 +166,8 @@ def gated_bias(
         (B D, T, T)
     attention_mask : torch.Tensor, optional
         (B, T), 1 or True where not padded.
-    heads : slice or list of int
-        The kept heads, as positions among the dense ones.
+    heads : list of int, optional
+        The kept heads, as positions among the dense ones; by default all.
 
     Returns
     -------
@@ -175,6 +175,7 @@ def gated_bias(
         (B, H, T, T), -inf where padded.
     """
     batch, frames, _ = hidden_states.shape
+    heads = slice(None) if heads is None else heads
     bias = position_bias.view(batch, -1, frames, frames)[:, heads]
     slices = hidden_states.unflatten(-1, (-1, attention.head_dim))
     slices = slices[:, :, heads].transpose(1, 2)

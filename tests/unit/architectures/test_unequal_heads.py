@@ -302,3 +302,157 @@ def test_indices_follow_the_model_and_are_not_saved(make_wav2vec2, random_plan):
     assert {b.dtype for b in layout.buffers()} == {torch.int64}
     assert not any("layout" in name for name in model.state_dict())
     assert all(b.is_meta for b in model.to("meta").buffers())
+
+
+@pytest.fixture
+def unequal(make_wav2vec2):
+    """A layer with heads of 4, 2, 1 and 4 query and 4, 1, 2, 3 value dims."""
+    model = make_wav2vec2(layers=1)
+    declaration = declare(model, ["heads"])
+    plan = full_plan(declaration)
+    plan.keep[f"{ATTENTION}.query_key"][[5, 6, 8, 9, 10]] = False
+    plan.keep[f"{ATTENTION}.value"][[4, 5, 6, 9, 10, 12]] = False
+    cut_(declaration, plan)
+    return model
+
+
+def test_unequal_heads_are_declared_again(unequal):
+    heads, query_key, value = declare(unequal, ["heads"]).structures
+    assert query_key.inside == (4, 2, 1, 4) and value.inside == (4, 1, 2, 3)
+    assert (query_key.units, value.units) == (11, 10)
+    assert heads.masks[0].index.tolist() == [
+        [0, 1, 2, 3],
+        [4, -1, -1, -1],
+        [5, 6, -1, -1],
+        [7, 8, 9, -1],
+    ]
+
+
+def test_widths_follow_both_cuts(unequal):
+    declaration = declare(unequal, ["heads"])
+    plan = full_plan(declaration)
+    plan.keep[f"{ATTENTION}.heads"][1] = False
+    plan.keep[f"{ATTENTION}.query_key"][[0, 8]] = False
+    plan.keep[f"{ATTENTION}.value"][5] = False
+    assert plan.kept_counts(declaration).tolist() == [3, 7, 8]
+    cut_(declaration, plan)
+    attention = unequal.encoder.layers[0].attention
+    assert attention.widths == ((3, 1, 3), (4, 1, 3))
+    assert attention.num_heads == 3
+    assert attention.q_proj.out_features == 7
+    assert attention.v_proj.out_features == 8
+
+
+def test_by_default_dims_are_declared_where_heads_are_unequal(
+    make_wav2vec2, unequal
+):
+    for model, expected in ((make_wav2vec2(), set()), (unequal, INSIDE_HEADS)):
+        kinds = {s.kind for s in wav2vec2_structures(model).structures}
+        assert kinds == {*wav2vec2.KINDS, *expected}
+
+
+@pytest.mark.parametrize("kinds", [["heads"], ["heads", "value_dims"]])
+def test_unequal_heads_alone_are_refused(unequal, kinds):
+    missing = " and ".join(k for k in INSIDE_HEADS if k not in kinds)
+    with pytest.raises(ValueError, match=f"differ in width.*write {missing} t"):
+        wav2vec2_structures(unequal, kinds)
+    wav2vec2_structures(unequal, ["attention_modules", "ffn_units"])
+
+
+@pytest.mark.parametrize("family", ["Wav2Vec2", "WavLM", "RelPosMHAXL"])
+def test_heads_alone_where_all_are_equally_narrow(
+    make_wav2vec2, make_asr, masked_and_cut, encode, encode_waveform, family
+):
+    """Queries narrower than values, then only values of each width."""
+    if family == "RelPosMHAXL":
+        model, run, structures = make_asr(), encode, conformer_structures
+    else:
+        model, run = make_wav2vec2(family), encode_waveform
+        structures = wav2vec2_structures
+    declaration = structures(model, ["heads", "query_key_dims"])
+    plan = full_plan(declaration)
+    for structure in declaration.structures:
+        if structure.kind == "query_key_dims":
+            plan.keep[structure.name][::4] = False
+    cut_(declaration, plan)
+    for kinds in (["heads"], ["heads", "value_dims"], None):
+        declaration = structures(model, kinds)
+        plan = full_plan(declaration)
+        for structure in declaration.structures:
+            if structure.kind == "heads":
+                plan.keep[structure.name][1] = False
+            if structure.kind == "value_dims":
+                plan.keep[structure.name][::3] = False
+        masked, cut = masked_and_cut(declaration, plan, run)
+        assert (masked - cut).abs().max() <= 1e-5
+    attention = next(m for m in model.modules() if hasattr(m, "layout"))
+    assert attention.widths[0] == (3,)
+    assert len(attention.widths[1]) == 1
+
+
+@pytest.mark.parametrize("min_keep", [1, 2])
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("unit", BUDGETS)
+def test_plans_of_unequal_heads_land_within_one_unit(
+    make_wav2vec2, random_plan, unit, seed, min_keep
+):
+    model = make_wav2vec2()
+    first = declare(model)
+    plan = random_plan(first, seed, keep=0.8)
+    for structure in first.structures:
+        if structure.removes:
+            plan.keep[structure.name][:] = True
+    cut_(first, plan)
+    declaration = declare(model)
+    (group,) = BUDGETS[unit](0.5).groups(declaration, min_keep)
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(declaration.total_units, generator=generator)
+    plan = fit_plan(declaration, [group], scores, None, min_keep)
+    plan.check(declaration)
+    left = group.cost.of_kept(plan.kept_counts(declaration))
+    short = 0.5 * group.dense - float(left)
+    prices = leaf_prices(declaration, group, plan)
+    assert -1e-6 * group.dense <= short < min(prices.values())
+    for structure in declaration.structures:
+        holder = declaration.holder(structure)
+        if holder and plan.is_open(structure, declaration):
+            inside = plan.kept_inside(structure, declaration)
+            least = torch.tensor(structure.inside).clamp(max=min_keep)
+            kept = plan.keep[holder.name]
+            assert (inside >= least)[kept].all()
+            assert not inside[~kept].any()
+
+
+def test_scores_and_prices_of_unequal_heads(unequal):
+    declaration = declare(unequal, ["heads"])
+    pruner = Pruner(declaration, ParameterBudget(0.1))
+    prices = declaration.split(pruner.prices)
+    heads = [34 * q + 33 * v for q, v in zip((4, 2, 1, 4), (4, 1, 2, 3))]
+    assert prices[f"{ATTENTION}.heads"].tolist() == heads
+    assert prices[f"{ATTENTION}.query_key"].tolist() == [34] * 11
+    scores = declaration.split(magnitude_score(pruner))
+    dims = [scores[f"{ATTENTION}.{d}"].square() for d in ("query_key", "value")]
+    second = (dims[0][4:6].mean() + dims[1][4]) / 2
+    assert torch.allclose(scores[f"{ATTENTION}.heads"][1], second.sqrt())
+
+
+def test_a_gate_of_a_head_counts_for_all_its_dims(unequal):
+    declaration = declare(unequal, ["heads"])
+    cost = parameter_cost(declaration)
+    gates = torch.ones(declaration.total_units)
+    gates[2] = 0.5  # the third head: 1 query and key dim, 2 of value
+    half = cost.dense() - float(cost.expected(gates))
+    assert half == pytest.approx((34 + 2 * 33) / 2)
+
+
+@pytest.mark.parametrize("inside", [(4, 2), (1, 2, 2), (2, 2, 2)])
+def test_what_lies_inside_must_fit(inside):
+    heads = Structure("heads", "heads", 3, holds=True)
+    dims = Structure("dims", "dims", 5, parent="heads", inside=inside)
+    parts = (torch.nn.Linear(1, 1), ("",), (heads, dims), None)
+    if inside == (1, 2, 2):
+        values = Declaration(*parts).held(dims, torch.tensor([7, 8, 9]))
+        assert values.tolist() == [7, 8, 8, 9, 9]
+        return
+    with pytest.raises(ValueError, match="inside: .* for 5 units of dims in t"):
+        Declaration(*parts)

@@ -78,7 +78,7 @@ def test_a_mask_beyond_its_axis_is_refused():
     linear = torch.nn.Linear(3, 2)
     mask = Slices("weight", 1, torch.arange(4).view(4, 1))
     inputs = Structure("inputs", "inputs", 4, masks=(mask,))
-    with pytest.raises(ValueError, match="weight: 4 x 1 positions of a mask"):
+    with pytest.raises(ValueError, match="weight: 4 positions of a mask"):
         attach_(Declaration(linear, ("",), (inputs,), None))
 
 
