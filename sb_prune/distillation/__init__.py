@@ -1,5 +1,6 @@
 """Distillation: the dense model is the teacher of the one that is pruned."""
 
+from sb_prune.distillation.copies import stored_weights
 from sb_prune.distillation.distiller import Distiller
 from sb_prune.distillation.layerwise import (
     LayerwiseDistillation,
@@ -18,4 +19,5 @@ __all__ = [
     "Teacher",
     "nearest_surviving",
     "same_index",
+    "stored_weights",
 ]

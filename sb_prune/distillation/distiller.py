@@ -19,15 +19,32 @@ class Distiller:
         Names of the modules that are pruned.
     declaration : Declaration
         Declares what can be pruned in these.
+    teacher : dict, optional
+        Name -> module of another model that is to be the teacher. Names are
+        those of `modules`; layers have the names that they have in the student.
+        By default the teacher is the model itself, as it is now.
+    weights : dict, optional
+        Parameter or buffer of the teacher's modules -> its value, which is
+        copied once it is needed (see `Teacher`); {} if nobody else changes
+        these modules. By default all modules are copied at once.
 
     Raises
     ------
     ValueError
-        If the loss names an output that is not a module of the recipe, or if
-        training skips layers at random (layerdrop).
+        If the loss names an output that is not a module of the recipe or the
+        teacher, if the teacher lacks a layer of the student, or if training
+        skips layers at random (layerdrop).
     """
 
-    def __init__(self, distillation, modules, module, declaration):
+    def __init__(
+        self,
+        distillation,
+        modules,
+        module,
+        declaration,
+        teacher=None,
+        weights=None,
+    ):
         missing = set(distillation.outputs) - set(modules)
         if missing:
             raise ValueError(
@@ -42,7 +59,15 @@ class Distiller:
             )
         self.distillation = distillation
         layers = by_entry(module, declaration.layers)
-        self.teacher = Teacher(modules, layers=layers)
+        teacher = modules if teacher is None else teacher
+        missing = set(distillation.outputs) - set(teacher)
+        if missing:
+            raise ValueError(
+                f"teacher: {sorted(missing)} of distillation: outputs are not "
+                f"among its `modules` {list(teacher)}; leave them out, or "
+                "write another teacher"
+            )
+        self.teacher = Teacher(teacher, layers=layers, weights=weights)
         self._sums = {}
         self._batches = 0
 

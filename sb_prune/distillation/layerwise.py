@@ -142,6 +142,8 @@ class LayerwiseDistillation:
         RuntimeError
             If the layers of the student did not run, or not as often as those
             of the teacher, or if the teacher could not replay an output.
+        ValueError
+            If student and teacher have different sizes.
         """
         parts = {}
         if self.hidden_weight:
@@ -149,10 +151,13 @@ class LayerwiseDistillation:
         if self.output_weight:
             for name in self.outputs:
                 _check_followed(teacher, name)
-                divergence = self._divergence(
+                logits, goals = (
                     teacher.student_outputs[name],
                     teacher.outputs[name],
-                    teacher.pads.values(),
+                )
+                _check_shapes(name, logits, goals)
+                divergence = self._divergence(
+                    logits, goals, teacher.pads.values()
                 )
                 parts[f"distill_{name}"] = self.output_weight * divergence
         return parts
@@ -160,9 +165,11 @@ class LayerwiseDistillation:
     def _hidden_error(self, teacher, surviving):
         _check_layers_ran(teacher)
         errors = []
+        hidden = teacher.hidden
         for stack, positions in teacher.stacks.items():
-            student = teacher.student_hidden[stack]
-            goals = teacher.hidden[stack]
+            student, goals = teacher.student_hidden[stack], hidden[stack]
+            for own, goal in zip(student, goals):
+                _check_shapes(stack, own, goal)
             alive = [surviving is None or surviving[i] for i in positions]
             pads = [teacher.pads.get(stack)]
             errors += [
@@ -206,6 +213,15 @@ def _check_followed(teacher, name):
             f"distillation: outputs: {name} is not fed by the output of "
             "another entry of `modules`, so the teacher cannot follow; leave "
             "it out, or put what lies between into a module"
+        )
+
+
+def _check_shapes(name, own, goal):
+    if own.shape != goal.shape:
+        raise ValueError(
+            f"teacher: {name} gives {tuple(goal.shape)}, that of the student "
+            f"{tuple(own.shape)}; write a teacher with the same frames, model "
+            "width and output classes"
         )
 
 

@@ -1,18 +1,18 @@
 """The teacher: frozen copies of modules that replay the calls of the student.
 
 This way the forward of the recipe need not be written again for the teacher.
-Hooks observe each call of a module of the recipe, the student. The teacher's
-copy of the module is called with the same arguments, but an argument that was
-the output of another module of the student is replaced by the output of the
-teacher's copy.
+Hooks record each call of a module of the recipe, the student. What a loss asks
+for is then replayed: the teacher's copy of the module is called with the same
+arguments, but an argument that was the output of another module of the student
+is replaced by the output of the teacher's copy, which is replayed before. So
+modules that lead to nothing that is asked for are neither copied nor called.
 """
 
-import copy
-
-import torch
-from torch.utils._pytree import tree_map
+from collections.abc import Mapping
 
 from sb_prune.cut.exactness import first_tensor
+from sb_prune.distillation.calls import Call
+from sb_prune.distillation.copies import FrozenCopy
 from sb_prune.support.parallel import unwrap
 
 
@@ -22,17 +22,30 @@ class Teacher:
     Arguments
     ---------
     modules : dict
-        Name -> module of the student, neither masked nor cut yet.
+        Name -> module of the student, neither masked nor cut yet, or of
+        another model with modules of the same names.
     layers : dict, optional
         Name of one of these modules -> names of the layers below it whose
         outputs are recorded, for teacher and student. Layers in the same
-        ModuleList are a stack; encoder and decoder are two stacks.
+        ModuleList are a stack; encoder and decoder are two stacks. The teacher
+        may have other layers, too.
     padding : tuple of str
         Keyword arguments with which a layer may receive the padding mask of
         its output, as `padded_frames` reads it.
+    weights : dict, optional
+        Parameter or buffer of `modules` -> its value, which is copied when the
+        module is first needed, e.g. `stored_weights`. Parameters that are not
+        among them must stay as they are, and are shared. By default all modules
+        are copied at once.
+
+    Raises
+    ------
+    ValueError
+        If the modules do not have one of the layers.
 
     Example
     -------
+    >>> import torch
     >>> student = {"first": torch.nn.Linear(2, 2)}
     >>> teacher = Teacher(student)
     >>> with torch.no_grad():
@@ -53,30 +66,28 @@ class Teacher:
             "tgt_key_padding_mask",
             "attention_mask",
         ),
+        weights=None,
     ):
         self._layers = layers or {}
         self._padding = padding
-        self._copies = {
-            name: copy.deepcopy(module).eval().requires_grad_(False)
+        _check_layers(modules, self._layers)
+        self._unread = {  # name -> copy whose weights nobody needed so far
+            name: FrozenCopy(module, weights)
             for name, module in modules.items()
-            if any(True for _ in module.parameters())
+            if _has_parameters(module)
         }
+        self._copies = {}
+        self._devices = {}
         self._active = False
         self._handles = []
         self._forget_()
-        for key, names in self._layers.items():
-            for name in names:
-                stack = _stack(key, name)
-                self._copies[key].get_submodule(name).register_forward_hook(
-                    self._keep(lambda stack=stack: self.hidden[stack])
-                )
 
     def _forget_(self):
-        self._own = {}
-        self._translated = 0
+        self._calls = []
+        self._producers = {}  # id of a tensor -> the call that returned it
+        self._hidden = []  # of the call that is replayed now
         self.unpaired = set()  # modules whose input is no output of another
-        self.outputs, self.student_outputs = {}, {}
-        self.hidden = {stack: [] for stack in self.stacks}
+        self.student_outputs = {}
         self.student_hidden = {stack: [] for stack in self.stacks}
         self.pads = {}  # stack -> (B, T) bool
 
@@ -91,6 +102,25 @@ class Teacher:
             found.setdefault(_stack(key, name), []).append(position)
         return found
 
+    @property
+    def outputs(self):
+        """Name of a called module -> its last output, for this batch.
+
+        It is replayed when it is looked up.
+        """
+        return _Outputs({call.name: call for call in self._calls}, self._replay)
+
+    @property
+    def hidden(self):
+        """Stack -> outputs of its layers, which are replayed now."""
+        asked = [call for call in self._calls if call.name in self._layers]
+        self._replay(asked)
+        found = {stack: [] for stack in self.stacks}
+        for call in asked:
+            for stack, output in call.hidden:
+                found[stack].append(output)
+        return found
+
     def listen_(self, modules):
         """Registers hooks on the student, and removes earlier ones.
 
@@ -101,12 +131,20 @@ class Teacher:
         """
         for handle in self._handles:
             handle.remove()
+        own = self._copies.keys() | self._unread.keys()
+        heard = {
+            name: module
+            for name, module in modules.items()
+            if name in own or _has_parameters(module)
+        }
         self._handles = [
-            modules[name].register_forward_hook(
-                self._replay(name), with_kwargs=True
-            )
-            for name in self._copies
+            module.register_forward_hook(self._record(name), with_kwargs=True)
+            for name, module in heard.items()
         ]
+        self._devices = {
+            name: next((p.device for p in module.parameters()), None)
+            for name, module in heard.items()
+        }
         for key, names in self._layers.items():
             for name in names:
                 layer = unwrap(modules[key]).get_submodule(name)
@@ -115,27 +153,23 @@ class Teacher:
                     layer.register_forward_pre_hook(
                         self._read_padding(stack), with_kwargs=True
                     ),
-                    layer.register_forward_hook(
-                        self._keep(
-                            lambda stack=stack: self.student_hidden[stack]
-                        )
-                    ),
+                    layer.register_forward_hook(self._keep_student(stack)),
                 ]
 
     def begin_(self):
-        """Forgets the last batch and starts to replay the student's calls."""
+        """Forgets the last batch and starts to record the student's calls."""
         self._active = True
         self._forget_()
 
     def end_(self):
-        """Stops replaying the student's calls and frees the stored tensors."""
+        """Stops recording the student's calls and frees the stored tensors."""
         self._active = False
         self._forget_()
 
-    def _keep(self, store):
+    def _keep_student(self, stack):
         def hook(module, args, output):
             if self._active:
-                store().append(first_tensor(output))
+                self.student_hidden[stack].append(first_tensor(output))
 
         return hook
 
@@ -147,38 +181,76 @@ class Teacher:
 
         return hook
 
-    def _replay(self, name):
+    def _record(self, name):
         def hook(module, args, kwargs, output):
             if not self._active:
                 return
-            before = self._translated
-            args, kwargs = tree_map(self._translate, (args, kwargs))
-            if self._own and self._translated == before:
+            call = Call(name, args, kwargs, output, self._producers)
+            if self._calls and not call.sources:
                 self.unpaired.add(name)
-            with torch.no_grad():
-                own = self._copies[name](*args, **kwargs)
-            self.outputs[name], self.student_outputs[name] = own, output
-            self._remember(output, own)
+            self._calls.append(call)
+            # the call keeps these tensors alive, so that no id is used again
+            self._producers.update((id(t), call) for t in call.outputs())
+            self.student_outputs[name] = output
 
         return hook
 
-    def _remember(self, output, own):
-        """Remembers for each tensor of the student that of the teacher."""
-        if torch.is_tensor(output) and torch.is_tensor(own):
-            # keeps the student's tensor alive, so that its id is not reused
-            self._own[id(output)] = (output, own)
-        elif isinstance(output, (tuple, list)):
-            for student, teacher in zip(output, own):
-                self._remember(student, teacher)
-        elif isinstance(output, dict):
-            for key in output:
-                self._remember(output[key], own[key])
+    def _replay(self, asked):
+        """Replays calls, and before them those that they read from."""
+        needed = set(asked)
+        for call in reversed(self._calls):
+            if call in needed:
+                needed.update(call.sources.values())
+        for call in self._calls:
+            if call in needed and not call.is_replayed:
+                self._hidden = call.hidden
+                call.replay_(self._copy(call.name))
 
-    def _translate(self, value):
-        if torch.is_tensor(value) and id(value) in self._own:
-            self._translated += 1
-            return self._own[id(value)][1]
-        return value
+    def _copy(self, name):
+        """The teacher's copy of a module, which is read if it is needed first.
+
+        This may be in any batch, e.g. in the first one with a decoder.
+        """
+        if name in self._copies:
+            return self._copies[name]
+        if name not in self._unread:
+            raise ValueError(
+                f"teacher: has no {name}, which leads to what is compared; "
+                f"write one whose `modules` have it, besides "
+                f"{[*self._copies, *self._unread]}"
+            )
+        copied = self._unread.pop(name).load(self._devices[name])
+        for layer in self._layers.get(name, []):
+            copied.get_submodule(layer).register_forward_hook(
+                self._keep_own(_stack(name, layer))
+            )
+        self._copies[name] = copied
+        return copied
+
+    def _keep_own(self, stack):
+        def hook(module, args, output):
+            self._hidden.append((stack, first_tensor(output)))
+
+        return hook
+
+
+class _Outputs(Mapping):
+    """Outputs of the teacher that are computed when they are looked up."""
+
+    def __init__(self, calls, replay):
+        self._calls = calls
+        self._replay = replay
+
+    def __getitem__(self, name):
+        call = self._calls[name]
+        self._replay([call])
+        return call.replay
+
+    def __iter__(self):
+        return iter(self._calls)
+
+    def __len__(self):
+        return len(self._calls)
 
 
 def padded_frames(keyword, mask):
@@ -201,6 +273,7 @@ def padded_frames(keyword, mask):
 
     Example
     -------
+    >>> import torch
     >>> additive = torch.tensor([0.0, -1e9]).view(1, 1, 1, 2)
     >>> padded_frames("attention_mask", additive)
     tensor([[False,  True]])
@@ -212,6 +285,23 @@ def padded_frames(keyword, mask):
         if mask.is_floating_point():
             return mask < 0
     return mask == 0
+
+
+def _check_layers(modules, layers):
+    """Refuses a teacher without one of the layers that the student has."""
+    for key, names in layers.items():
+        known = dict(modules[key].named_modules()) if key in modules else {}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise ValueError(
+                f"teacher: {key} has no {', '.join(missing)}, but the student "
+                "has; write a teacher that has every layer of the student, "
+                "under the same name"
+            )
+
+
+def _has_parameters(module):
+    return any(True for _ in module.parameters())
 
 
 def _stack(key, layer):

@@ -30,7 +30,7 @@ from sb_prune.cut.surgery import cut_
 from sb_prune.declare.joined import joined_structures
 from sb_prune.declare.plan import Plan
 from sb_prune.declare.roots import root_of
-from sb_prune.distillation import Distiller
+from sb_prune.distillation import Distiller, stored_weights
 from sb_prune.export.document import prepare_document
 from sb_prune.export.folder import export_model
 from sb_prune.learn.budgets import SPARSITIES, ParameterBudget
@@ -56,6 +56,7 @@ from sb_prune.run.milestones import Milestones, twin_of
 from sb_prune.run.phases import FreshStart, phase_reached
 from sb_prune.run.resume import RESUME_POINT, ResumePoint, make_resumable_
 from sb_prune.run.snapshots import (
+    find_snapshot,
     load_dense,
     load_snapshot,
     read_meta,
@@ -300,8 +301,13 @@ class PruningRun:
         self._counter = epoch_counter
         self._fresh = FreshStart(brain, epoch_counter)
         if self._distillation is not None:
+            start = find_snapshot(folder / "dense")
             self.distiller = Distiller(
-                self._distillation, brain.modules, self.module, self.declaration
+                self._distillation,
+                brain.modules,
+                self.module,
+                self.declaration,
+                weights=stored_weights(start, modules),
             )
 
     def _start_new_run(self, brain, folder, modules):

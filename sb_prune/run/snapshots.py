@@ -86,7 +86,22 @@ def read_meta(folder):
     -------
     dict
     """
-    return Checkpointer(folder).find_checkpoint().meta
+    return find_snapshot(folder).meta
+
+
+def find_snapshot(folder):
+    """Finds the checkpoint of SpeechBrain in a snapshot.
+
+    Arguments
+    ---------
+    folder : Path
+        Folder of the snapshot.
+
+    Returns
+    -------
+    Checkpoint
+    """
+    return Checkpointer(folder).find_checkpoint()
 
 
 def load_dense(folder, recoverables, min_key=None, max_key=None):

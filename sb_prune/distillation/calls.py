@@ -1,0 +1,110 @@
+"""A call of a module, recorded so that a copy of the module can replay it."""
+
+from contextlib import nullcontext
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+class Call:
+    """One call of a module of the student, and later of the teacher's copy.
+
+    Arguments
+    ---------
+    name : str
+        Name of the module.
+    args : tuple
+    kwargs : dict
+    output : object
+        What the module returned: a tensor, or tuples, lists and dicts of them.
+    producers : dict
+        id of a tensor -> the earlier call that it is an output of.
+    """
+
+    def __init__(self, name, args, kwargs, output, producers):
+        self.name = name
+        self.output = output
+        self.hidden = []  # (stack, tensor) of the teacher's layers
+        self.is_replayed = False
+        self.replay = None  # what the teacher's copy returned
+        self._arguments = (args, kwargs)
+        tensors = [t for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)]
+        self.sources = {
+            id(t): producers[id(t)] for t in tensors if id(t) in producers
+        }
+        self._versions = [
+            (t, t._version)
+            for t in tensors
+            if id(t) not in producers and not t.is_inference()
+        ]
+        self._autocast = _autocast(tensors[0].device.type) if tensors else None
+        self._replays = {}  # id of a tensor of the output -> the teacher's
+
+    def outputs(self):
+        """Lists the tensors that the module returned."""
+        return [tensor for tensor, _ in _pairs(self.output, self.output)]
+
+    def replay_(self, module):
+        """Calls the teacher's copy of the module.
+
+        An argument that is an output of another call is replaced by the
+        teacher's output of that call, which must have been replayed.
+
+        Arguments
+        ---------
+        module : torch.nn.Module
+            The teacher's copy.
+
+        Raises
+        ------
+        RuntimeError
+            If an argument changed after the student's module was called.
+        """
+        self._check_unchanged()
+        args, kwargs = tree_map(self._translated, self._arguments)
+        with torch.no_grad(), self._same_precision():
+            self.replay = module(*args, **kwargs)
+        self._replays = {
+            id(tensor): own for tensor, own in _pairs(self.output, self.replay)
+        }
+        self.is_replayed = True
+
+    def _translated(self, value):
+        source = self.sources.get(id(value))
+        return source._replays.get(id(value), value) if source else value
+
+    def _check_unchanged(self):
+        if any(tensor._version != before for tensor, before in self._versions):
+            raise RuntimeError(
+                f"distillation: an input of {self.name} is changed in place "
+                "after the call, so the teacher cannot read it; change a copy"
+            )
+
+    def _same_precision(self):
+        """Autocast as it was when the student's module was called."""
+        if self._autocast is None:
+            return nullcontext()
+        device, enabled, dtype = self._autocast
+        if self._autocast == _autocast(device):
+            return nullcontext()
+        return torch.autocast(device, dtype=dtype, enabled=enabled)
+
+
+def _autocast(device):
+    return (
+        device,
+        torch.is_autocast_enabled(device),
+        torch.get_autocast_dtype(device),
+    )
+
+
+def _pairs(output, other):
+    """Yields the tensors of an output, each beside that of another one."""
+    if torch.is_tensor(output) and torch.is_tensor(other):
+        yield output, other
+    elif isinstance(output, (tuple, list)):
+        for one, another in zip(output, other):
+            yield from _pairs(one, another)
+    elif isinstance(output, dict):
+        for key in output:
+            yield from _pairs(output[key], other[key])
