@@ -6,15 +6,18 @@ from sb_prune.declare.structure import below
 GONE = "-"  # in the cell of what was removed as a whole
 
 
-def kept_units(declaration, plan):
+def kept_units(declaration, plan, original=None):
     """Counts the kept units and all units of each kind in each layer.
 
     Arguments
     ---------
     declaration : Declaration
-        Of the dense model.
+        Of the model before the cut.
     plan : Plan
         The units that stay.
+    original : Declaration, optional
+        Of the dense model, made by the same function, if earlier cuts came
+        before this one. All units are then those of the dense model.
 
     Returns
     -------
@@ -37,16 +40,18 @@ def kept_units(declaration, plan):
     >>> kept_units(declaration, plan)
     {'layers.0': {'mha_layer.heads': (1, 4)}}
     """
-    parents = {
-        s.parent for s in declaration.structures if not declaration.holder(s)
-    }
+    original = original or declaration
+    parents = {s.parent for s in original.structures if not original.holder(s)}
     counts = plan.kept_counts(declaration).int().tolist()
-    table = {place: {} for place in _places(declaration)}
-    for structure, kept in zip(declaration.structures, counts):
+    kept = {s.name: n for s, n in zip(declaration.structures, counts)}
+    table = {place: {} for place in _places(original)}
+    for structure in original.structures:
         if structure.name in parents:
             continue
-        layer, column = _place(declaration, structure.name)
-        table.setdefault(layer, {})[column] = (kept, structure.units)
+        layer, column = _place(original, structure.name)
+        # what is not declared any more was removed by an earlier cut
+        cell = (kept.get(structure.name, 0), structure.units)
+        table.setdefault(layer, {})[column] = cell
     return table
 
 
@@ -65,15 +70,17 @@ def _place(declaration, name):
     return "elsewhere", name
 
 
-def structure_table(declaration, plan):
+def structure_table(declaration, plan, original=None):
     """Table of what a plan keeps: a row for each layer, and one of totals.
 
     Arguments
     ---------
     declaration : Declaration
-        Of the dense model.
+        Of the model before the cut.
     plan : Plan
         The units that stay.
+    original : Declaration, optional
+        As for `kept_units`.
 
     Returns
     -------
@@ -97,15 +104,17 @@ def structure_table(declaration, plan):
     ['layers.0', '1/4', '1,220/1,472']
     ['all layers', '1/4', '1,220/1,472']
     """
-    units = kept_units(declaration, plan)
+    original = original or declaration
+    units = kept_units(declaration, plan, original)
     columns = column_names(units)
     counts = plan.kept_counts(declaration)
     rows = [["layer", *columns, "parameters"]]
     sums = {column: (0, 0) for column in columns}
     total = (0, 0)
     for layer, cells in units.items():
-        cost = parameter_cost(declaration, layer)
-        size = (round(float(cost.of_kept(counts))), round(cost.dense()))
+        left = parameter_cost(declaration, layer).of_kept(counts)
+        everything = parameter_cost(original, layer).dense()
+        size = (round(float(left)), round(everything))
         shown = [_cell(cells[c]) if c in cells else "" for c in columns]
         rows.append([layer, *shown, _cell(size)])
         for column, cell in cells.items():

@@ -1,10 +1,14 @@
 """The model card of an export, its README.md."""
 
-from sb_prune.declare.tables import format_table, structure_table
+from sb_prune.declare.tables import format_table
+from sb_prune.export.lineage import size_table, unit_tables
 
 
 def write_card(path, loaded, facts):
-    """Writes measured figures and a table of the kept units as Markdown.
+    """Writes measured figures and tables of the kept units as Markdown.
+
+    If the model was cut more than once, its size after each cut stands there
+    too.
 
     Arguments
     ---------
@@ -16,13 +20,14 @@ def write_card(path, loaded, facts):
         Name of a figure -> value.
     """
     figures = [["figure", "value"], *facts.items()]
-    step = loaded.steps[-1]
-    table = structure_table(step.declaration, step.plan)
     parts = [
         "# Pruned speech model",
         "Loads like any SpeechBrain model; needs `pip install sb_prune`.",
         format_table(figures),
-        "Units kept of all:",
-        format_table(table),
     ]
+    if len(loaded.steps) > 1:
+        sizes = size_table(loaded)
+        parts += ["Size after each cut:", format_table(sizes)]
+    for heading, table in unit_tables(loaded):
+        parts += [f"{heading}:", format_table(table)]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 
 from sb_prune.declare.cost import mac_cost, parameter_cost
-from sb_prune.declare.tables import (
-    GONE,
-    format_table,
-    kept_units,
-    structure_table,
+from sb_prune.declare.tables import GONE, format_table, kept_units
+from sb_prune.export.lineage import (
+    declared_alike,
+    originals,
+    size_table,
+    unit_tables,
 )
 from sb_prune.export.loading import ExportError, load_export
 from sb_prune.report.measure import (
@@ -57,7 +58,7 @@ def cost_table(export, seconds=10):
         of one call of the encoder; decoding is not counted. The last rows
         give the MACs of the scope for short and long audio.
     """
-    dense, last = export.steps[0].declaration, export.steps[-1]
+    dense, last = declared_alike(export.history)[0], export.steps[-1]
     sample_rate = export.hparams.get("sample_rate", 16000)
     wavs = noise(seconds, sample_rate)
     kept = last.plan.kept_counts(last.declaration)
@@ -217,17 +218,32 @@ def write_report(folder, seconds=10, log=None):
     pictures = ["structure.png"]
     if _draw_log(folder, log):
         pictures.append("curves.png")
-    last = export.steps[-1]
+    last, original = export.steps[-1], originals(export.history)[-1]
     draw_structure(
-        folder / "structure.png", kept_units(last.declaration, last.plan)
+        folder / "structure.png",
+        kept_units(last.declaration, last.plan, original),
     )
-    tables = [
-        structure_table(last.declaration, last.plan),
-        cost_table(export, seconds),
-        measurement_table(folder, export, seconds),
+    parts = [
+        *_unit_parts(export, seconds),
+        format_table(cost_table(export, seconds)),
+        format_table(measurement_table(folder, export, seconds)),
+        f"{folder}: {', '.join(pictures)}",
     ]
-    drawn = f"{folder}: {', '.join(pictures)}"
-    return "\n\n".join([*map(format_table, tables), drawn])
+    return "\n\n".join(parts)
+
+
+def _unit_parts(export, seconds):
+    """Tables of the kept units; with headings if there are several cuts."""
+    tables = unit_tables(export)
+    if len(tables) == 1:
+        return [format_table(table) for _, table in tables]
+    sample_rate = export.hparams.get("sample_rate", 16000)
+    wavs = noise(seconds, sample_rate)
+    frames = count_frames(export.encoder, export.scope[0], wavs)
+    parts = ["Size after each cut:", format_table(size_table(export, frames))]
+    for heading, table in tables:
+        parts += [f"{heading}:", format_table(table)]
+    return parts
 
 
 def _draw_log(folder, log):

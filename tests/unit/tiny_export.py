@@ -44,6 +44,7 @@ def make_export(
     keep=KEEP,
     train=INFERENCE,
     inference=INFERENCE,
+    again=(),
 ):
     """Writes the export of a cut model.
 
@@ -53,28 +54,38 @@ def make_export(
         Must not exist.
     module : str or list of str
         What is cut.
-    structures : callable
-        Module -> Declaration.
+    structures : callable or list of callable
+        Module -> Declaration; a list has one for each cut.
     keep : dict
         Of a plan, what does not stay whole.
     train : Path
         YAML that the model is made from.
     inference : Path
         YAML that the export is made from.
+    again : sequence of dict
+        Like `keep`, of further cuts, each declared on what the last one left.
 
     Returns
     -------
     SimpleNamespace
-        What was exported: `declaration` (dense), `plan`, `hparams` (cut).
+        What was exported: `declaration` and `plan` of the last cut, `hparams`
+        (cut).
     """
     torch.manual_seed(0)
     with open(train, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, SIZES)
     hparams["normalize"].train()(torch.randn(1, 20, 80), torch.ones(1))
     _train_tokenizer(hparams["tokenizer"])
-    declaration = structures(root_of(hparams, module))
-    plan = Plan({**full_plan(declaration).keep, **Plan.from_dict(keep).keep})
-    cut_(declaration, plan)
+    kept = (keep, *again)
+    if callable(structures):
+        structures = [structures] * len(kept)
+    edits = []
+    for declare, keep in zip(structures, kept, strict=True):
+        declaration = declare(root_of(hparams, module))
+        whole = full_plan(declaration).keep
+        plan = Plan({**whole, **Plan.from_dict(keep).keep})
+        cut_(declaration, plan)
+        edits.append(Cut(structures=declare, plan=plan.to_dict()))
     export_model(
         folder,
         inference,
@@ -82,7 +93,7 @@ def make_export(
             modules={}, hparams=SimpleNamespace(**{**hparams, **SIZES})
         ),
         module=module,
-        edits=[Cut(structures=structures, plan=plan.to_dict())],
+        edits=edits,
         facts={},
     )
     return SimpleNamespace(declaration=declaration, plan=plan, hparams=hparams)

@@ -5,21 +5,25 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from tiny_export import LAYER, SIZES, make_export
 
-from sb_prune import conformer_structures
+from sb_prune import conformer_structures, mac_cost, rebuild
 from sb_prune.architectures.conformer import KINDS
 from sb_prune.declare.plan import full_plan
 from sb_prune.declare.tables import format_table, kept_units, structure_table
+from sb_prune.export.lineage import size_table, unit_tables
 from sb_prune.export.loading import ExportError, load_export
+from sb_prune.report import command
 from sb_prune.report.command import (
     _resident_memory,
     cost_table,
     main,
     measure_memory,
+    write_report,
 )
 from sb_prune.report.measure import count_parameters, measure_speed
 from sb_prune.report.pictures import draw_curves, draw_structure, read_log
@@ -163,6 +167,150 @@ def test_memory_is_measured_in_a_fresh_process(made):
 def test_table_is_aligned():
     lines = format_table([["a", "b"], ["long name", 1]]).splitlines()
     assert len({len(line) for line in lines}) == 1
+
+
+# -------------------------------------------------------------- pruned again
+
+AGAIN = (
+    {f"{LAYER}.0.ffn_module2": "0 of 1:", f"{LAYER}.1.ffn_module1": "0 of 1:"},
+    {
+        f"{LAYER}.0.ffn_module1.units": "2 of 5: 0 4",
+        f"{LAYER}.1.mha_layer.heads": "1 of 4: 2",
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def thrice(tmp_path_factory):
+    """The folder of a model that was cut three times."""
+    folder = tmp_path_factory.mktemp("thrice") / "export"
+    make_export(folder, again=AGAIN)
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Memory is not measured, which takes a process."""
+    monkeypatch.setattr(command, "measure_memory", lambda *_: None)
+
+
+def real_sizes(export):
+    """Parameters of the encoder after 0, 1, 2 and 3 cuts."""
+    history = export.history
+    return [
+        count_parameters([rebuild(history.factory, history.edits[:n]).encoder])
+        for n in range(4)
+    ]
+
+
+def number(cell):
+    return int(cell.replace(",", ""))
+
+
+def test_every_cut_is_counted_against_the_original(thrice):
+    loaded = load_export(thrice)
+    header, *rows = size_table(loaded, frames=40)
+    assert header[3] == "MACs of 40 frames"
+    sizes = real_sizes(loaded)
+    assert sizes[-1] == count_parameters(loaded.scope)
+    names = ["dense", "after cut 1", "after cut 2", "after cut 3"]
+    for row, name, size in zip(rows, names, sizes, strict=True):
+        gone = f"{1 - size / sizes[0]:.1%}"
+        assert row[:3] == [name, f"{size:,}", gone]
+    macs = [number(row[3]) for row in rows]
+    assert macs == sorted(set(macs), reverse=True)
+    dense = conformer_structures(loaded.history.stock(), only="")
+    assert macs[0] == round(mac_cost(dense, 40).dense())
+    left = conformer_structures(loaded.history.rebuild(), only="")
+    assert macs[-1] == round(mac_cost(left, 40).dense())
+    assert rows[-1][4] == f"{1 - macs[-1] / macs[0]:.1%}"
+
+
+def test_costs_of_a_model_cut_thrice_are_those_of_the_original(thrice):
+    loaded = load_export(thrice)
+    sizes = real_sizes(loaded)
+    rows = {row[0]: row[1:] for row in cost_table(loaded, seconds=1)}
+    pruned, dense, _ = rows["parameters, encoder"]
+    assert (number(pruned), number(dense)) == (sizes[-1], sizes[0])
+
+
+def test_units_are_of_those_in_the_original(thrice):
+    tables = unit_tables(load_export(thrice))
+    cells = [{row[0]: row[1:-1] for row in table[1:]} for _, table in tables]
+    first, middle, last = (f"{LAYER}.{i}" for i in range(3))
+    assert [found[first] for found in cells] == [
+        ["5/32", "3/4", "7/16", "32/32"],
+        ["5/32", "3/4", "7/16", "-"],
+        ["2/32", "3/4", "7/16", "-"],
+    ]
+    assert [found[middle] for found in cells] == [
+        ["32/32", "4/4", "16/16", "-"],
+        ["-", "4/4", "16/16", "-"],
+        ["-", "1/4", "16/16", "-"],
+    ]
+    assert [found[last] for found in cells] == [["-"] * 4] * 3
+    for (_, table), size in zip(
+        tables, real_sizes(load_export(thrice))[1:], strict=True
+    ):
+        norm = 2 * SIZES["d_model"]  # of the encoder, outside of all layers
+        assert number(table[-1][-1].split("/")[0]) == size - norm
+
+
+def test_cuts_of_different_kinds(tmp_path):
+    """Each has its own table; sizes are those of the last one's modules."""
+    whole = {f"{LAYER}.2": "0 of 1:"}
+    units = {f"{LAYER}.0.ffn_module1.units": "5 of 32: 0-3 9"}
+    make_export(
+        tmp_path / "export",
+        structures=[
+            partial(conformer_structures, kinds=["layers"]),
+            partial(conformer_structures, kinds=["ffn_units"]),
+        ],
+        keep=whole,
+        again=[units],
+    )
+    loaded = load_export(tmp_path / "export")
+    (_, layers), (_, ffn) = unit_tables(loaded)
+    assert layers[0] == ["layer", "layer", "parameters"]
+    assert [row[1] for row in layers[1:]] == ["1/1", "1/1", "-", "2/3"]
+    assert ffn[1][1:3] == ["5/32", "32/32"]
+    assert [row[1] for row in size_table(loaded)[1:]] == [
+        f"{size:,}" for size in real_sizes(loaded)[:3]
+    ]
+
+
+def test_report_of_one_cut_has_no_headings(made, quick):
+    printed = write_report(made[0], seconds=1)
+    assert printed.startswith("| layer ")
+    assert "after cut" not in printed
+    card = (made[0] / "README.md").read_text()
+    assert "\n\nUnits kept of all:\n\n| layer" in card
+    assert "after cut" not in card
+
+
+def test_report_of_several_cuts(thrice, quick):
+    printed = write_report(thrice, seconds=1)
+    card = (thrice / "README.md").read_text()
+    for text in (printed, card):
+        headings = re.findall(r"^[A-Z].*:$", text, re.MULTILINE)
+        assert headings == ["Size after each cut:"] + [
+            f"Units kept of all, after cut {n}:" for n in (1, 2, 3)
+        ]
+    # the report counts for the given seconds, the card for the usual length
+    assert "MACs of 26 frames" in printed and "MACs of 250 frames" in card
+
+
+def test_picture_shows_what_is_left_of_the_original(
+    thrice, quick, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(
+        command, "draw_structure", lambda path, units: drawn.append(units)
+    )
+    write_report(thrice, seconds=1)
+    (units,) = drawn
+    assert units[f"{LAYER}.0"]["ffn_module1.units"] == (2, 32)
+    assert units[f"{LAYER}.2"]["mha_layer.heads"] == (0, 4)
 
 
 # ----------------------------------------------------------------- pictures
