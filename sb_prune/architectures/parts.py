@@ -128,6 +128,11 @@ class Part:
         )
 
 
+def no_operations(frames):
+    """Returns an empty list, for modules without operations of their own."""
+    return []
+
+
 @dataclass(frozen=True)
 class NotCut:
     """A module that cannot be cut, so that its layer cannot be removed either.
@@ -142,12 +147,15 @@ class NotCut:
         The kinds that would cut it.
     remedy : str
         What to write in order to get a module that can be cut.
+    operations : callable
+        frames (int) -> list of Operation.
     """
 
     name: str
     what: str
     kinds: tuple
     remedy: str
+    operations: Callable = no_operations
 
 
 def unless_gone(describe):

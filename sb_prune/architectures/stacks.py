@@ -6,7 +6,12 @@ from typing import Callable
 
 from speechbrain.nnet.adapters import AdaptedModel, HoulsbyAdapterLinear, LoRA
 
-from sb_prune.architectures.parts import INSIDE_HEADS, NotCut, Part
+from sb_prune.architectures.parts import (
+    INSIDE_HEADS,
+    NotCut,
+    Part,
+    no_operations,
+)
 from sb_prune.declare.structure import Declaration, Structure, dotted
 from sb_prune.support.values import ListOf, Text
 
@@ -14,11 +19,6 @@ from sb_prune.support.values import ListOf, Text
 NAMES = ListOf(Text("names of kinds"), least=1, example="[heads]")
 
 ADAPTERS = (AdaptedModel, LoRA, HoulsbyAdapterLinear)
-
-
-def no_operations(frames):
-    """Returns an empty list, for layers without operations of their own."""
-    return []
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Layer:
         list of Operation
         """
         found = self.operations(frames)
-        for part in self.cuttable:
+        for part in filter(None, self.parts):
             found = found + part.operations(frames)
         return found
 

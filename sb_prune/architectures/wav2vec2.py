@@ -29,6 +29,7 @@ from speechbrain.lobes.models.wav2vec import (
 
 from sb_prune.architectures.parts import (
     INSIDE_HEADS,
+    NotCut,
     Part,
     already_unequal,
     consecutive,
@@ -204,7 +205,8 @@ class _Encoder:
         The convolutions of the front-end, in order.
     readers : tuple of str
         The Linears that read the output of the front-end: that of the encoder,
-        and that of the quantizer in a model for pre-training.
+        and that of the quantizer in a model for pre-training. There are none
+        where this output is the residual stream of the layers.
     between : callable
         frames (int) -> list of Operation between the front-end and the
         layers, including the Linear of the encoder.
@@ -250,6 +252,8 @@ def _channels(convolutions, readers, multiple):
     weights = [(c.weight,) for c in convolutions[1:]]
     weights.append(tuple(f"{reader}.weight" for reader in readers))
     for convolution, reading in zip(convolutions, weights):
+        if not reading:
+            continue
         each = consecutive(convolution.shape[0])
         read = tuple(Slices(weight, 1, each) for weight in reading)
         norms = (*convolution.norms, *convolution.group_norms)
@@ -333,7 +337,9 @@ def _hugging_face_model(root, name, model, attention):
     return _Encoder(
         scope=(name,),
         convolutions=_hugging_face_convolutions(name, model),
-        readers=(f"{projection}.projection", *_quantizers(root, model)),
+        readers=(f"{projection}.projection", *_quantizers(root, model))
+        if _has_projection(model)
+        else (),
         between=_hugging_face_between(name, model),
         layers={
             f"{stack}.{i}": _layer(
@@ -346,6 +352,11 @@ def _hugging_face_model(root, name, model, attention):
         },
         layerdrop=model.config.layerdrop,
     )
+
+
+def _has_projection(model):
+    """Whether a Linear follows the front-end; some students have none."""
+    return hasattr(model.feature_projection.projection, "weight")
 
 
 def _quantizers(root, model):
@@ -397,7 +408,7 @@ def _hugging_face_between(name, model):
     projection = weight_operations(
         dotted(name, "feature_projection"),
         model.feature_projection,
-        ["projection"],
+        ["projection"] if _has_projection(model) else [],
     )
     conv = model.encoder.pos_conv_embed.conv
     size, kernel = conv.weight.numel(), conv.kernel_size[0]
@@ -496,6 +507,8 @@ def _attention(name, module, norm, absent=_absent_attention, more=0):
     Their own classes can run with fewer heads. `more` are further MACs per
     frame, which are spread evenly over the heads.
     """
+    if hasattr(module, "attention_map"):
+        return _shares_map(name, module, more)
     whole = Structure(
         name=name,
         kind="attention_modules",
@@ -507,6 +520,28 @@ def _attention(name, module, norm, absent=_absent_attention, more=0):
     inside = _dims(name, module)
     refused = _refused_dims(module)
     return Part(whole, _heads(name, module), operations, inside, refused)
+
+
+def _shares_map(name, module, more):
+    """Describes attention of a student whose map several layers use.
+
+    Its heads are those of all these layers, so they stay.
+    """
+    makes = hasattr(module, "q_proj")
+    projections = ["q_proj", "k_proj"] * makes + ["v_proj", "out_proj"]
+    linears = weight_operations(name, module, projections)
+    width = module.embed_dim
+    return NotCut(
+        name,
+        type(module).__name__,
+        ("attention_modules", "heads", *INSIDE_HEADS),
+        "no `reuse` where the student is made",
+        lambda frames: [
+            *linears(frames),
+            Operation((1 + makes) * frames * frames * width, name),
+            Operation(more * frames, name),
+        ],
+    )
 
 
 def _refused_dims(module):
@@ -537,8 +572,11 @@ def _biased_attention(name, module, norm):
 
     has_bias = hasattr(module, "rel_attn_embed")
     absent = BiasOnly if has_bias else AbsentBiasedAttention
-    gate = module.gru_rel_pos_linear.weight.numel() * module.num_heads
-    part = _attention(name, module, norm, absent, gate)
+    gate = getattr(module, "gru_rel_pos_linear", None)  # not in all students
+    more = 0 if gate is None else gate.weight.numel() * module.num_heads
+    part = _attention(name, module, norm, absent, more)
+    if isinstance(part, NotCut):
+        return part
     strength = consecutive(module.num_heads)
     return replace(
         part,

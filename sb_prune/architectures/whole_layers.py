@@ -32,7 +32,8 @@ def layer_structures(root, structures, inside=False):
     Returns
     -------
     Declaration
-        Without the first layer of WavLM, which computes a bias for all others.
+        Without the first layer of WavLM, which computes a bias for all others,
+        and the layers of students that share attention maps.
 
     Raises
     ------
@@ -80,8 +81,10 @@ def layer_structures(root, structures, inside=False):
 
 def _is_needed(layer):
     """Whether other layers use more of this one than its output."""
-    names = (name for name, _ in layer.named_modules())
-    return any(name.endswith("rel_attn_embed") for name in names)
+    return any(
+        name.endswith("rel_attn_embed") or hasattr(module, "attention_map")
+        for name, module in layer.named_modules()
+    )
 
 
 def stack_of(layer):
@@ -123,6 +126,7 @@ def layer_plan(declaration, keep):
             plan.keep[name][:] = bool(kept)
         elif not kept:
             raise ValueError(
-                f"layers: {layer} must stay: it computes a bias for all others"
+                f"layers: {layer} must stay: it shares a position bias or an "
+                "attention map with others"
             )
     return plan

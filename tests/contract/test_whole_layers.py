@@ -101,7 +101,7 @@ def test_wavlm_keeps_its_first_layer(make_wav2vec2):
     assert [s.name for s in declaration.structures] == [
         "encoder.layers.1.whole"
     ]
-    with pytest.raises(ValueError, match="layers.0 must stay: it computes a b"):
+    with pytest.raises(ValueError, match="layers.0 must stay: it shares a pos"):
         layer_plan(declaration, [False, True])
 
 

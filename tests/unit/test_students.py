@@ -1,10 +1,13 @@
 """Students that reuse attention maps."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from rounding import assert_same_but_for_rounding
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertConfig,
     BertModel,
@@ -17,7 +20,14 @@ from transformers import (
     WavLMModel,
 )
 
-from sb_prune import lobes
+from sb_prune import (
+    cut_,
+    lobes,
+    mac_cost,
+    parameter_cost,
+    wav2vec2_structures,
+)
+from sb_prune.architectures.whole_layers import layer_plan, layer_structures
 from sb_prune.cut.edits import ENTRY, FORMAT
 from sb_prune.export.hugging_face import build_model
 from sb_prune.students import make_student
@@ -27,6 +37,8 @@ LOBES = {
     "Hubert": lobes.HuBERT,
     "WavLM": lobes.WavLM,
 }
+LAYER = "encoder.layers"
+CHAIN = [False, True, True, False]
 ALTERNATE = [False, True, False, True]
 BUILDS = [
     ("Wav2Vec2", "eager"),
@@ -305,3 +317,78 @@ def test_weights_that_fit_are_the_teachers(model, config):
     for name, tensor in ours.items():
         same = torch.equal(tensor, theirs[name])
         assert same == ("dense" not in name or "output_dense.bias" in name)
+
+
+@torch.no_grad()
+@either_norm
+@pytest.mark.parametrize("family, attention", BUILDS)
+def test_students_are_pruned_twice(
+    make,
+    encode_waveform,
+    random_plan,
+    masked_and_cut,
+    family,
+    attention,
+    norms_first,
+):
+    """Units and modules without attention, and heads of the last layer."""
+    student = make(family, attention, norms_first, reuse=CHAIN)
+    kinds = ["front_end_channels", "ffn_modules", "ffn_units"]
+    for seed, more in enumerate(([], ["heads", "attention_modules"])):
+        declaration = wav2vec2_structures(student, [*kinds, *more])
+        heads = {s.name for s in declaration.structures if s.kind == "heads"}
+        assert heads == {f"{LAYER}.3.attention.heads"} if more else not heads
+        plan = random_plan(declaration, seed, keep=0.8)
+        kept = plan.kept_counts(declaration)
+        parameters, macs = (
+            float(cost.of_kept(kept))
+            for cost in (
+                parameter_cost(declaration),
+                mac_cost(declaration, 700),
+            )
+        )
+        masked, cut = masked_and_cut(declaration, plan, encode_waveform)
+        assert (masked - cut).abs().max() <= 1e-5
+        assert parameters == sum(p.numel() for p in student.parameters())
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as c:
+            encode_waveform(student, 1, 700, False)
+        assert macs == pytest.approx(c.get_total_flops() / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("kinds", [None, ["heads"], ["layers"]])
+def test_layers_that_share_a_map_are_refused_by_name(make, kinds):
+    student = make(reuse=ALTERNATE)
+    refused = "layers.0.attention is a HubertMapMaker; write no `reuse` where"
+    with pytest.raises(ValueError, match=refused):
+        wav2vec2_structures(student, kinds)
+
+
+def test_layers_that_share_a_map_are_not_left_out(make, encode_waveform):
+    student = make(reuse=CHAIN)
+    structures = partial(wav2vec2_structures, kinds=["ffn_units"])
+    declaration = layer_structures(student, structures)
+    names = [s.name for s in declaration.structures]
+    assert names == [f"{LAYER}.3.whole"]
+    with pytest.raises(ValueError, match="layers.2 must stay: it shares a p"):
+        layer_plan(declaration, [True, True, False, True])
+    cut_(declaration, layer_plan(declaration, [True, True, True, False]))
+    encode_waveform(student)
+    again = wav2vec2_structures(student, ["ffn_units"])
+    assert len(again.structures) == 3
+
+
+def test_channels_that_are_the_width_of_a_student_stay(
+    make, encode_waveform, random_plan, masked_and_cut
+):
+    """Without a projection the last convolution makes the residual stream."""
+    conv = [[4, 10, 5], [6, 3, 2], [8, 2, 2]]
+    student = make(hidden_size=8, conv=conv, reuse=ALTERNATE)
+    declaration = wav2vec2_structures(student, ["front_end_channels"])
+    assert [s.units for s in declaration.structures] == [4, 6]
+    macs = mac_cost(declaration, 700).dense()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encode_waveform(student, 1, 700, False)
+    assert macs == counter.get_total_flops() / 2
+    plan = random_plan(declaration)
+    masked, cut = masked_and_cut(declaration, plan, encode_waveform)
+    assert (masked - cut).abs().max() <= 1e-5
