@@ -332,9 +332,9 @@ class _PlanFitter:
         if not prices or gap < min(prices.values()):
             return False
         before = {name: kept.clone() for name, kept in self.plan.keep.items()}
-        for price, opening in self._next_openings():
-            self._make_room(price - gap, prices, opening)
+        for opening in self._next_openings():
             self.plan.keep.update(opening)
+            self._make_room(opening)
             self._fill()
             if 0 <= self.gap() < gap:
                 return True
@@ -343,7 +343,7 @@ class _PlanFitter:
         return False
 
     def _next_openings(self):
-        """Lists (price, kept units) of what could be added, cheapest first."""
+        """Lists the kept units of what could be added, cheapest first."""
         found = [
             self._opened_at_smallest(*closed)
             for closed in self._closed_modules()
@@ -354,24 +354,39 @@ class _PlanFitter:
                 best = int(self.ranks[name].masked_fill(~closed, -1).max())
                 kept = self.plan.keep[name] | self._block(name, best)
                 found.append({name: kept})
-        gap = self.gap()
-        priced = [
-            (gap - self.gap(Plan({**self.plan.keep, **o})), o) for o in found
-        ]
-        return sorted(priced, key=lambda pair: pair[0])
-
-    def _make_room(self, missing, prices, opening):
-        """Removes the cheapest, worst-ranked units until `missing` is free."""
-        still_open = sorted(
-            (price, rank, name)
-            for name, price in prices.items()
-            if name not in opening
-            for rank in self.ranks[name][self._open(name)].unique().tolist()
+        return sorted(
+            found, key=lambda o: -self.gap(Plan({**self.plan.keep, **o}))
         )
-        for price, rank, name in still_open:
+
+    def _make_room(self, opening):
+        """Removes the cheapest, worst-ranked units until the plan fits.
+
+        Units of what was opened stay. The fewer units are left of a structure,
+        the cheaper are those of its neighbours (channels of convolutions in
+        series), so prices are found anew while room is missing.
+        """
+        removed = True
+        while removed and self.gap() < 0:
+            still_open = sorted(
+                (price, rank, name)
+                for name, price in self._prices().items()
+                if name not in opening
+                for rank in self.ranks[name][self._open(name)].unique().tolist()
+            )
+            removed = self._remove(still_open, -self.gap())
+
+    def _remove(self, units, missing):
+        """Removes some (price, rank, name), as long as `missing` is not free.
+
+        Returns whether any were removed.
+        """
+        removed = False
+        for price, rank, name in units:
             if missing <= 0:
-                return
+                break
             kept = self.plan.keep[name] & ~self._block(name, rank)
             if self._has_enough(self.declaration.by_name[name], kept):
                 self.plan.keep[name] = kept
                 missing -= price
+                removed = True
+        return removed

@@ -257,3 +257,22 @@ def test_an_utterance_too_short_for_the_front_end(make_wav2vec2):
     budget = MACBudget({"feature_extractor": 0.5}, frames=5)
     with pytest.raises(ValueError, match="no MACs to remove.*more frames"):
         budget.groups(declaration)
+
+
+@pytest.mark.parametrize("target", [0.12, 0.2, 0.3])
+def test_room_is_made_where_each_removed_unit_makes_others_cheaper(
+    make_wav2vec2, target
+):
+    """Channels of convolutions in series go, and a head is opened instead."""
+    kinds = ["front_end_channels", "heads"]
+    declaration = wav2vec2_structures(make_wav2vec2(), kinds)
+    (group,) = MACBudget(target, frames=2000).groups(declaration)
+    scores = [
+        torch.arange(s.units) / 100 + (s.kind != "heads")
+        for s in declaration.structures
+    ]
+    plan = fit_plan(declaration, [group], torch.cat(scores))
+    left = float(group.cost.of_kept(plan.kept_counts(declaration)))
+    unused = group.dense * (1 - target) - left
+    prices = leaf_prices(declaration, group, plan)
+    assert 0 <= unused < min(prices.values())
