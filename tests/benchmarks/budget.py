@@ -12,7 +12,7 @@ leaf: below 1 is as close as a plan can be. The tracking error is the largest
 from functools import partial
 
 import torch
-from common import conformer, run
+from common import conformer, landing_error, run
 
 from sb_prune import (
     AugmentedLagrangian,
@@ -25,7 +25,6 @@ from sb_prune import (
     conformer_structures,
 )
 from sb_prune.declare.plan import full_plan
-from sb_prune.learn.fitting import leaf_prices
 
 STEPS, AFTER, POINTS = 300, 60, 20
 FRAMES = 50
@@ -68,17 +67,6 @@ def position(pruner):
     return named["target_sparsity"], named["expected_sparsity"]
 
 
-def landing_error(pruner):
-    """Unused budget, in units of the cheapest open leaf."""
-    plan, (group,) = pruner.plan(final=True), pruner.groups
-    left = float(group.cost.of_kept(plan.kept_counts(pruner.declaration)))
-    unused = group.dense * (1 - group.target) - left
-    if unused < -1e-6 * group.dense:
-        raise AssertionError(f"{-unused} {pruner.budget.unit} over the budget")
-    cheapest = min(leaf_prices(pruner.declaration, group, plan).values())
-    return unused / cheapest
-
-
 def measure(full):
     """Landing and tracking errors over targets, units and controllers."""
     shape = {"layers": 6 if full else 2, "width": 144 if full else 32}
@@ -90,7 +78,8 @@ def measure(full):
         for kind in budgets if make is ExactBudget else budgets[:1]:
             for target in TARGETS:
                 pruner, curve = prune(kind(target), make(), shape)
-                landings.append(landing_error(pruner))
+                plan, (group,) = pruner.plan(final=True), pruner.groups
+                landings.append(landing_error(pruner.declaration, group, plan))
                 errors += [abs(s - t) for t, s in curve]
                 name = f"{make.__name__} {pruner.budget.unit} {target}"
                 every = max(1, len(curve) // POINTS)

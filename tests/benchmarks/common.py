@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import json
+from functools import partial
 
 import torch
 import transformers
@@ -17,7 +18,7 @@ from sb_prune import (
     wav2vec2_structures,
 )
 from sb_prune.cut.folding import fold_
-from sb_prune.learn.fitting import fit_plan
+from sb_prune.learn.fitting import fit_plan, leaf_prices
 from sb_prune.report.measure import measure_speed
 
 ATTENTIONS = ("RelPosMHAXL", "RoPEMHA", "regularMHA")
@@ -55,27 +56,34 @@ def conformer(
     causal=False,
     seed=0,
     kernel=31,
+    **options,
 ):
-    """A `TransformerASR` encoder; by default SpeechBrain's Conformer-small."""
+    """A `TransformerASR` encoder; by default SpeechBrain's Conformer-small.
+
+    `options` are further arguments of the class, e.g. `encoder_module`.
+    """
     torch.manual_seed(seed)
     relative = attention == "RelPosMHAXL"
+    defaults = {
+        "input_size": width,
+        "num_decoder_layers": 0,
+        "encoder_module": "conformer",
+        "normalize_before": True,
+    }
     return TransformerASR(
         tgt_vocab=5,
-        input_size=width,
         d_model=width,
         nhead=4,
         num_encoder_layers=layers,
-        num_decoder_layers=0,
         d_ffn=hidden,
         dropout=0.0,
         kernel_size=kernel,
         activation=torch.nn.GELU,
         conformer_activation=Swish,
-        encoder_module="conformer",
         attention_type=attention,
         positional_encoding=None if relative else "fixed_abs_sine",
-        normalize_before=True,
         causal=causal,
+        **defaults | options,
     )
 
 
@@ -91,25 +99,37 @@ def encoders(full):
     iterator of torch.nn.Module
         Every family, norm mode and attention, in eval mode.
     """
+    return (make() for make in encoder_factories(full))
+
+
+def encoder_factories(full):
+    """Functions that make the `encoders`, one after another."""
     shape = {"num_hidden_layers": 12} if full else {"num_hidden_layers": 3}
     if not full:
         shape |= {"conv_dim": (32,) * 7}
     for family, attentions in FAMILIES.items():
         for attention in attentions:
             for norms_first in (False, True):
-                torch.manual_seed(0)
-                config = getattr(transformers, f"{family}Config")(
-                    hidden_size=192,
-                    num_attention_heads=6,
-                    intermediate_size=768,
-                    num_conv_pos_embeddings=32,  # it stays, so let it be small
+                yield partial(
+                    _encoder,
+                    family,
                     feat_extract_norm="layer" if norms_first else "group",
                     do_stable_layer_norm=norms_first,
                     attn_implementation=attention,
                     **shape,
                 )
-                model = getattr(transformers, f"{family}Model")(config)
-                yield model.eval()
+
+
+def _encoder(family, **shape):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        hidden_size=192,
+        num_attention_heads=6,
+        intermediate_size=768,
+        num_conv_pos_embeddings=32,  # it stays, so let it be small
+        **shape,
+    )
+    return getattr(transformers, f"{family}Model")(config).eval()
 
 
 def random_scores(declaration, seed, spread=1.0):
@@ -122,6 +142,18 @@ def random_scores(declaration, seed, spread=1.0):
             for s in declaration.structures
         ]
     )
+
+
+def landing_error(declaration, group, plan):
+    """Unused budget of a plan, in units of the cheapest open leaf.
+
+    Below 1 is as close as a plan can be.
+    """
+    left = float(group.cost.of_kept(plan.kept_counts(declaration)))
+    unused = group.dense * (1 - group.target) - left
+    if unused < -1e-6 * group.dense:
+        raise AssertionError(f"{-unused} {group.unit} over the budget")
+    return unused / min(leaf_prices(declaration, group, plan).values())
 
 
 def compare_speed(make, cuts, full, seconds=10):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from sb_prune import (
     taylor_score,
     wav2vec2_structures,
 )
+from sb_prune.architectures.parts import INSIDE_HEADS
 from sb_prune.demo.encoder import encoder_shape, write_untrained
 from sb_prune.run.pruning import PruningRun
 
@@ -549,3 +551,39 @@ def test_readmes_say_what_the_demos_gave(headline, cells):
         )
         assert pruned["wer"] <= 10
         assert pruned["encoder_params"] <= dense["encoder_params"] / 2
+
+
+@pytest.fixture
+def reprune(benchmark_module):
+    return benchmark_module("reprune")
+
+
+def test_pruned_again_means_what_the_benchmark_says(reprune):
+    """The first cases are of a Conformer: all kinds, slices, unequal heads."""
+    first = list(islice(reprune.cases(full=False), 6))
+    assert len({budget for *_, budget in first}) == 2
+    for number in (0, 3, 4):
+        cut, rebuilt, landing = reprune.prune(
+            *first[number], (0.3, 0.5, 0.6), 0
+        )
+        assert len(cut) == len(rebuilt) == len(landing) == 2
+        assert max(cut) <= 1e-5 and max(rebuilt) <= 1e-6
+        assert 0 <= min(landing) and max(landing) < 1
+    heads = [
+        {"heads", *INSIDE_HEADS} & {*structures.keywords["kinds"]}
+        for _, structures, _, _ in first[::2]
+    ]
+    assert heads == [{"heads"}, {"heads"}, {"heads", *INSIDE_HEADS}]
+
+
+def test_a_model_that_is_rebuilt_otherwise_shows(reprune, monkeypatch):
+    """With the state of another model, say."""
+    case = next(reprune.cases(full=False))
+    state = reprune.folded_state
+
+    def scaled(model):
+        return {name: 1.01 * tensor for name, tensor in state(model).items()}
+
+    monkeypatch.setattr(reprune, "folded_state", scaled)
+    _, rebuilt, _ = reprune.prune(*case, (0.3, 0.5), 0)
+    assert min(rebuilt) > 1e-3

@@ -300,9 +300,7 @@ def test_report_of_several_cuts(thrice, quick):
     assert "MACs of 26 frames" in printed and "MACs of 250 frames" in card
 
 
-def test_picture_shows_what_is_left_of_the_original(
-    thrice, quick, monkeypatch
-):
+def test_picture_shows_what_is_left_of_the_original(thrice, quick, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         command, "draw_structure", lambda path, units: drawn.append(units)
