@@ -45,9 +45,9 @@ _ROOMS = {
         "taylor_score",
     ],
     "presets": ["preset"],
-    "run.layer_pruning": ["LayerPruning"],
-    "run.pruning": ["PruningRun"],
+    "run.layer_settings": ["LayerSettings"],
     "run.resume": ["make_resumable_"],
+    "run.settings": ["PruningSettings"],
     "students": ["StudentShape"],
     "support.parallel": ["end_with_idle_threads"],
 }

@@ -2,12 +2,9 @@
 
 import speechbrain as sb
 import torch
-from speechbrain.dataio.dataloader import LoopedLoader
-from torch.utils.data import DataLoader
 
-from sb_prune.run.checks import made_from
-from sb_prune.run.layer_pruning import LayerPruning
-from sb_prune.run.pruning import PruningRun
+from sb_prune.run.data import Data
+from sb_prune.run.run import Run
 from sb_prune.support.parallel import end_with_idle_threads, unwrap_
 
 
@@ -19,9 +16,10 @@ class PruningMixin:
         class PrunedASR(PruningMixin, ASR):
             '''The same recipe, pruned.'''
 
-    and add a block to the YAML: `pruning` (the arguments of `PruningRun`),
-    `layer_pruning` (those of `LayerPruning`), or both; layers are removed
-    first. Without a block the class behaves like the recipe's own.
+    and add a block to the YAML: `pruning` (the arguments of
+    `PruningSettings`), `layer_pruning` (those of `LayerSettings`), or both;
+    layers are removed first. Without a block the class behaves like the
+    recipe's own.
 
     Raises
     ------
@@ -36,8 +34,8 @@ class PruningMixin:
     ...         return predictions
     >>> class PrunedASR(PruningMixin, ASR):
     ...     '''The same recipe, pruned.'''
-    >>> PrunedASR().pruning is None
-    True
+    >>> PrunedASR().pruning.has_phases
+    False
     """
 
     def __init_subclass__(cls, **kwargs):
@@ -74,13 +72,7 @@ class PruningMixin:
         super().__init__(*args, **kwargs)
         end_with_idle_threads()
         hparams = getattr(self, "hparams", None)
-        self.pruning, self.layer_pruning = made_from(
-            vars(hparams) if hparams is not None else {},
-            pruning=PruningRun,
-            layer_pruning=LayerPruning,
-        )
-        if self.pruning is not None and self.layer_pruning is not None:
-            self.pruning.follow(self.layer_pruning)
+        self.pruning = Run.of(vars(hparams) if hparams is not None else {})
 
     def fit(
         self,
@@ -95,85 +87,41 @@ class PruningMixin:
 
         Arguments are those of `sb.Brain.fit`.
         """
-        train_loader_kwargs = train_loader_kwargs or {}
-        valid_loader_kwargs = valid_loader_kwargs or {}
-        if self.layer_pruning is not None and not self.test_only:
-            self._leave_layers_out(train_set)
-        if self.pruning is None or self.test_only:
+        options = (train_loader_kwargs or {}, valid_loader_kwargs or {})
+        if self.test_only or not self.pruning.has_phases:
             super().fit(
-                epoch_counter,
-                train_set,
-                valid_set,
-                progressbar,
-                train_loader_kwargs,
-                valid_loader_kwargs,
+                epoch_counter, train_set, valid_set, progressbar, *options
             )
-            if self.layer_pruning is not None and not self.test_only:
-                unwrap_(self.modules)
-                self._export()
             return
-        run = self.pruning
-        train_set = self._loader(
-            train_set, sb.Stage.TRAIN, **train_loader_kwargs
-        )
-        valid_set = self._loader(
-            valid_set, sb.Stage.VALID, ckpt_prefix=None, **valid_loader_kwargs
-        )
-        steps = _batches(train_set) // self.grad_accumulation_factor
-        run.begin_(self, epoch_counter, steps)
-        if not run.is_cut:
-            run.start_pruning_(self)
-            super().fit(epoch_counter, train_set, valid_set, progressbar)
+        data = Data(self, train_set, valid_set, *options)
+        self.pruning.begin_(self, epoch_counter, data)
+        for _ in self.pruning.phases():
+            super().fit(epoch_counter, data.train, data.valid, progressbar)
             unwrap_(self.modules)
-            seen = train_set if valid_set is None else valid_set
-            run.cut_(self, next(iter(seen)))
-        run.start_finetuning_(self)
-        if self.debug:  # run a few epochs of this phase, too
-            self.debug_epochs += epoch_counter.current
-        super().fit(epoch_counter, train_set, valid_set, progressbar)
-        unwrap_(self.modules)
-        self._export()
-
-    def _loader(self, data, stage, **kwargs):
-        if data is None or isinstance(data, (DataLoader, LoopedLoader)):
-            return data
-        return self.make_dataloader(data, stage=stage, **kwargs)
-
-    def _leave_layers_out(self, train_set=None):
-        inside = self.pruning and self.pruning.structures
-        self.layer_pruning.cut_(self, train_set, inside)
-
-    def _export(self):
-        self.modules.eval()
-        (self.pruning or self.layer_pruning).export(self)
+        self.pruning.export_()
 
     def on_fit_start(self):
-        """Calls the recipe's, then checks that masked tensors are trained."""
-        if self.layer_pruning is not None and self.pruning is None:
-            self.layer_pruning.make_resumable_(self)
+        """Calls the recipe's, then hooks up what this phase needs."""
         super().on_fit_start()
-        if self.pruning is not None:
-            self.pruning.check_trainable(self)
-            self.pruning.listen_(self.modules)
+        self.pruning.steps.start_(self)
 
     def compute_forward(self, batch, stage):
         """Calls the recipe's, after drawing gates if this is training."""
         if stage == sb.Stage.TRAIN:
-            for block in filter(None, (self.layer_pruning, self.pruning)):
-                block.begin_batch_()
+            self.pruning.steps.begin_batch_()
         return super().compute_forward(batch, stage)
 
     def compute_objectives(self, predictions, batch, stage):
         """Calls the recipe's, and adds the distillation loss in training."""
         loss = super().compute_objectives(predictions, batch, stage)
-        if self.pruning is not None and stage == sb.Stage.TRAIN:
-            loss = self.pruning.add_distillation(loss)
+        if stage == sb.Stage.TRAIN:
+            loss = self.pruning.steps.add_to_loss(loss)
         return loss
 
     def check_loss_isfinite(self, loss):
         """Calls the recipe's; gates are not updated if a loss is not finite."""
-        if self.pruning is not None and not torch.isfinite(loss):
-            self.pruning.veto_gates_()
+        if not torch.isfinite(loss):
+            self.pruning.steps.veto_()
         super().check_loss_isfinite(loss)
 
     def optimizers_step(self):
@@ -183,46 +131,38 @@ class PruningMixin:
         """
         scale = self.scaler.get_scale()
         super().optimizers_step()
-        if self.pruning is not None:
-            if self.scaler.get_scale() < scale:
-                self.pruning.veto_gates_()
-            self.pruning.step_gates_(scale)
+        if self.scaler.get_scale() < scale:
+            self.pruning.steps.veto_()
+        self.pruning.steps.step_(scale)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Calls the recipe's, then exports milestones that were reached."""
         super().on_fit_batch_end(batch, outputs, loss, should_step)
-        if self.pruning is not None and should_step:
-            self.pruning.export_milestones(self, batch)
+        if should_step:
+            self.pruning.steps.end_step_(self, batch)
 
     def on_stage_start(self, stage, epoch=None):
         """Sets the gates to the current plan before evaluation."""
-        if self.pruning is not None:
-            self.pruning.begin_stage_(stage)
+        self.pruning.steps.begin_stage_(stage)
         super().on_stage_start(stage, epoch)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Calls the recipe's, whose log gets the numbers of pruning too."""
-        if self.pruning is not None and stage == sb.Stage.TRAIN:
-            self.pruning.check_gates_moved(self)
-            logger = getattr(self.hparams, "train_logger", None)
-            if logger is not None:
-                log_along_(logger, self.pruning.statistics())
+        if stage == sb.Stage.TRAIN:
+            numbers = self.pruning.steps.end_epoch_(self)
+            log_along_(getattr(self.hparams, "train_logger", None), numbers)
         super().on_stage_end(stage, stage_loss, epoch)
 
     def on_evaluate_start(self, max_key=None, min_key=None):
         """Rebuilds the cut model, then the recipe loads its best checkpoint."""
-        if self.layer_pruning is not None:
-            self._leave_layers_out()
-        if self.pruning is not None:
-            self.pruning.resume_for_evaluation_(self)
+        self.pruning.resume_for_evaluation_(self)
         super().on_evaluate_start(max_key=max_key, min_key=min_key)
 
     def evaluate(self, *args, **kwargs):
         """Calls the recipe's, then exports the model that was evaluated."""
         loss = super().evaluate(*args, **kwargs)
-        pruned = self.pruning or self.layer_pruning
-        if pruned is not None and pruned.is_cut:
-            self._export()
+        if self.pruning.is_cut:
+            self.pruning.export_()
         return loss
 
 
@@ -260,8 +200,8 @@ def log_along_(logger, named):
 
     Arguments
     ---------
-    logger : TrainLogger
-        The logger, whose next call of `log_stats` gets the numbers.
+    logger : TrainLogger or None
+        Its next call of `log_stats` gets the numbers.
     named : dict
         Name -> number.
     """
@@ -271,13 +211,5 @@ def log_along_(logger, named):
         together = {**(train_stats or {}), **named}
         return logger.log_stats(stats_meta, together, *args, **kwargs)
 
-    if named:
+    if named and logger is not None:
         logger.log_stats = log_stats
-
-
-def _batches(loader):
-    """Number of batches in an epoch; infinite if the data set has no length."""
-    try:
-        return len(loader)
-    except TypeError:
-        return float("inf")

@@ -38,8 +38,8 @@ def preset(name=None, **overrides):
     Returns
     -------
     dict
-        The block: what `sb_prune.PruningRun` or `sb_prune.LayerPruning` is
-        made from.
+        The block: what `sb_prune.PruningSettings` or `sb_prune.LayerSettings`
+        is made from.
 
     Raises
     ------

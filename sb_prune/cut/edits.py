@@ -7,6 +7,7 @@ runs and Hugging Face folders keep the list and never a pickled module.
 dict gives it its weights.
 """
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Callable
 
@@ -107,6 +108,33 @@ class Fold(Edit):
     def change_(self, module):
         """Folds every parametrized tensor below the module, in place."""
         fold_(module)
+
+
+def outline(module):
+    """Copies a module without the values of its tensors.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    torch.nn.Module
+        With its parameters and buffers on the meta device.
+
+    Example
+    -------
+    >>> outline(torch.nn.Linear(2, 1)).weight.device
+    device(type='meta')
+    """
+    memo = {
+        id(parameter): torch.nn.Parameter(
+            parameter.to("meta"), requires_grad=parameter.requires_grad
+        )
+        for parameter in module.parameters()
+    }
+    memo.update({id(b): b.to("meta") for b in module.buffers()})
+    return copy.deepcopy(module, memo)
 
 
 def folded(edits, root):

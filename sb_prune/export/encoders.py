@@ -32,18 +32,43 @@ def encoders_of(brain, module, inference):
     dict
         Entry -> lobe.
     """
-    lobes = sys.modules.get("speechbrain.integrations.huggingface.huggingface")
-    if lobes is None:  # no lobe was made, and transformers may be missing
-        return {}
     found = {
         entry: unwrap(find_object(brain, entry, inference))
         for entry in entries_of(module)
     }
-    return {
-        entry: lobe
-        for entry, lobe in found.items()
-        if isinstance(lobe, lobes.HFTransformersInterface)
-    }
+    return {entry: lobe for entry, lobe in found.items() if _is_lobe(lobe)}
+
+
+def past_of_lobe(module):
+    """What was done to a lobe before its recipe loaded it, and to what.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Of any class.
+
+    Returns
+    -------
+    edits : list of Edit
+        Empty if it is a stock lobe or none.
+    stock : torch.nn.Module or None
+        The lobe with a stock model, on the meta device.
+    """
+    if not _is_lobe(module):
+        return [], None
+    from sb_prune.export import hugging_face
+
+    edits = hugging_face.edits_of(module.model.config)
+    stock = hugging_face.stock_of(module) if edits else None
+    return [edit.within("model") for edit in edits], stock
+
+
+def _is_lobe(module):
+    lobes = sys.modules.get("speechbrain.integrations.huggingface.huggingface")
+    # without that module no lobe was made, and transformers may be missing
+    return lobes is not None and isinstance(
+        module, lobes.HFTransformersInterface
+    )
 
 
 def key_of(document, entry):

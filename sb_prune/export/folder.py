@@ -9,6 +9,7 @@ Hugging Face lobe of SpeechBrain was cut, the folder is a Hugging Face folder
 too (see `encoders`).
 """
 
+import io
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from ruamel.yaml.comments import CommentedMap
 from speechbrain.utils.logger import get_logger
 
+from sb_prune.cut.folding import folded_state
 from sb_prune.export.card import write_card
 from sb_prune.export.document import MARK, prepare_document, wrap_cut_modules
 from sb_prune.export.encoders import (
@@ -31,9 +33,9 @@ from sb_prune.export.loadables import (
     saver_of,
     state_on_cpu,
 )
-from sb_prune.export.loading import load_export
+from sb_prune.export.loading import load_export, read_history
 from sb_prune.export.yaml_nodes import tagged
-from sb_prune.support.disk import naming_what_fails, rename_
+from sb_prune.support.disk import naming_what_fails, reason, rename_
 from sb_prune.support.hashes import file_hash
 from sb_prune.support.random_state import generators_untouched
 
@@ -97,6 +99,53 @@ def export_model(folder, inference, brain, module, edits, facts):
         _replace(aside, place)
     logger.info(f"Exported to {folder}: {facts}")
     return folder
+
+
+def check_fits(document, inference, brain, edited):
+    """Refuses, before anything trains, the YAML of another model.
+
+    Arguments
+    ---------
+    document : CommentedMap
+        From `prepare_document`; it is changed.
+    inference : str
+        Path of the YAML.
+    brain : Brain
+    edited : Edited
+        The modules as they are now, with their edits since they were stock.
+
+    Raises
+    ------
+    ValueError
+        Naming a tensor that the YAML would build otherwise.
+    """
+    encoders = encoders_of(brain, edited.module, inference)
+    for entry, lobe in encoders.items():
+        describe_encoder(document, entry, lobe)
+    wrap_cut_modules(document, edited.module, edited.edits)
+    text = io.StringIO()
+    ruamel.yaml.YAML().dump(document, text)
+    try:
+        with generators_untouched():
+            built = read_history(text.getvalue()).rebuild().state_dict()
+    except Exception as error:  # what the YAML makes can raise anything
+        raise ValueError(
+            f"inference: {inference}: {edited.module} cannot be built from it "
+            f"({reason(error)}); write the values of the training YAML"
+        ) from error
+    ours = folded_state(edited.root)
+    for name in [*built, *ours]:
+        theirs = _shape(built.get(name))
+        if theirs != _shape(ours.get(name)):
+            raise ValueError(
+                f"inference: {inference}: it builds another model: {name} "
+                f"has the shape {theirs}, and {_shape(ours.get(name))} in the "
+                "recipe; write the values of the training YAML"
+            )
+
+
+def _shape(tensor):
+    return "of no tensor" if tensor is None else tuple(tensor.shape)
 
 
 def _write_yaml(path, document):

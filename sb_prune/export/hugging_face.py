@@ -15,11 +15,13 @@ the edits that were made to the model, and the hash of the weights. The lobes in
     }
 """
 
+import copy
 import json
 import tempfile
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -130,6 +132,27 @@ def describe(lobe):
         k: v for k, v in config.items() if not (k.startswith("_") or k in ours)
     }
     return _plain(config), _plain(lobe.feature_extractor.to_dict())
+
+
+def stock_of(lobe):
+    """Makes a lobe as it was before anything was done to its model.
+
+    Arguments
+    ---------
+    lobe : torch.nn.Module
+        A Hugging Face lobe.
+
+    Returns
+    -------
+    torch.nn.Module
+        Of the same class, with a stock model on the meta device.
+    """
+    config = type(lobe.model.config).from_dict(describe(lobe)[0])
+    stock = copy.copy(lobe)
+    stock._modules = dict(lobe._modules)
+    with torch.device("meta"):
+        stock.model = AutoModel.from_config(config)
+    return stock
 
 
 def _plain(settings):

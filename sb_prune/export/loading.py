@@ -31,6 +31,8 @@ class History:
 
     Arguments
     ---------
+    key : str
+        Key of the object that was cut.
     factory : callable
         Makes the stock module, or several in a ModuleDict.
     edits : list of Edit
@@ -38,15 +40,17 @@ class History:
         HyperPyYAML that `read_history` reads to the same; a run keeps it.
     """
 
+    key: str
     factory: Callable
     edits: list
     text: str = ""
 
     @property
-    def entries(self):
-        """Names of several stock modules; None if there is one."""
+    def module(self):
+        """Key of the module that was cut, or a list of keys of several."""
         made = partial(self.factory)
-        return list(made.keywords) if made.func is side_by_side else None
+        several = made.func is side_by_side
+        return list(made.keywords) if several else self.key
 
     def rebuild(self):
         """Builds the edited module, on the meta device."""
@@ -67,17 +71,21 @@ class Export:
 
     Arguments
     ---------
+    folder : Path
     history : History
         What was done to the cut modules since they were stock.
     hparams : dict
         The objects of its `hyperparams.yaml`, in eval mode and with weights.
-    key : str
-        Key of the object that was cut.
     """
 
+    folder: Path
     history: History
     hparams: dict
-    key: str
+
+    @property
+    def key(self):
+        """Key of the object that was cut."""
+        return self.history.key
 
     @cached_property
     def steps(self):
@@ -135,8 +143,8 @@ def load_export(folder):
         )
     with _blaming(yaml_file):
         text = yaml_file.read_text(encoding="utf-8")
-        key, history = read_history(text, yaml_file)
-        export = Export(history, {}, key)
+        history = read_history(text, yaml_file)
+        export = Export(Path(folder), history, {})
         _ = export.steps  # refuses edits that do not fit, before the weights
         with open(yaml_file, encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file)
@@ -146,10 +154,10 @@ def load_export(folder):
     for name in pretrainer.loadables:
         file = files.get(name, f"{name}{PARAMFILE_EXT}")
         _load_file(yaml_file.with_name(file), name, pretrainer)
-    if any(p.is_meta for p in hparams[key].parameters()):
+    if any(p.is_meta for p in hparams[history.key].parameters()):
         raise ExportError(
-            f"{yaml_file}: no loadable of its pretrainer holds {key}; add a "
-            "module that contains it"
+            f"{yaml_file}: no loadable of its pretrainer holds {history.key}; "
+            "add a module that contains it"
         )
     export.hparams.update(hparams)
     return export
@@ -186,9 +194,7 @@ def read_history(text, name="this"):
 
     Returns
     -------
-    key : str
-        Key of the object that was cut.
-    history : History
+    History
 
     Raises
     ------
@@ -220,7 +226,7 @@ def read_history(text, name="this"):
     edits = parts.get("edits")
     if edits is None:  # of formats 1 and 2
         edits = edits_of_plan(parts["structures"], parts["plan"])
-    return keys[0], History(parts["factory"], edits, alone.getvalue())
+    return History(keys[0], parts["factory"], edits, alone.getvalue())
 
 
 def _load_file(path, key, pretrainer):

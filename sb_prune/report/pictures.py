@@ -174,7 +174,7 @@ def draw_layers(path, choice):
     path : str
         PNG file to write.
     choice : dict
-        As `LayerPruning` writes it, with a curve for each kind of label.
+        As `LayerSettings` writes it, with a curve for each kind of label.
     """
     figure = _figure((7, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from speechbrain.lobes.models.wav2vec import W2VTargetQuantiser
@@ -12,7 +11,6 @@ from sb_prune.declare.roots import entries_of
 from sb_prune.declare.structure import Declaration
 from sb_prune.support.values import (
     OneOrList,
-    Place,
     Text,
     call_named,
     check_arguments,
@@ -20,12 +18,7 @@ from sb_prune.support.values import (
     shown,
 )
 
-# Which values the keys accept that both blocks have.
 ENTRIES = OneOrList(Text("a key of `modules`"), least=1)
-DENSE_RUN = Place("the save folder of a dense run")
-META_KEY = Text("a key of its checkpoints, e.g. WER")
-DENSE_YAML = Place("the YAML of the dense model")
-NEW_FOLDER = Place("a folder that does not exist")
 
 
 def made_from(hparams, **classes):
@@ -97,84 +90,6 @@ def _check_not_misspelt(hparams, name, cls):
             raise ValueError(
                 f"{key}: nothing reads a block of this name; write {name}:"
             )
-
-
-def check_start(block, start_from, min_key, max_key):
-    """Refuses both keys at once, or a key without a folder to start from.
-
-    Arguments
-    ---------
-    block : str
-        Name of the block in the YAML.
-    start_from, min_key, max_key : str or None
-        Values of its keys `start_from`, `start_min_key` and `start_max_key`.
-
-    Raises
-    ------
-    ValueError
-        Naming what to leave out.
-    """
-    given = {"start_min_key": min_key, "start_max_key": max_key}
-    given = {key: value for key, value in given.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(
-            f"{block}: write `start_min_key` or `start_max_key`, not both"
-        )
-    for key, value in given.items():
-        if start_from is None:
-            raise ValueError(
-                f"{block}: {key}: {value!r} chooses among the checkpoints of "
-                "`start_from`; write that too"
-            )
-
-
-def check_export(block, inference, export_folder):
-    """Refuses one of the two keys for an export without the other.
-
-    Arguments
-    ---------
-    block : str
-        Name of the block in the YAML.
-    inference, export_folder : str or None
-        Values of its keys.
-
-    Raises
-    ------
-    ValueError
-        Naming both keys.
-    """
-    if (inference is None) != (export_folder is None):
-        raise ValueError(
-            f"{block}: write both `inference` and `export_folder`, or neither"
-        )
-
-
-def check_place(export_folder, save_folder):
-    """Refuses to export over the checkpoints of the run itself.
-
-    Arguments
-    ---------
-    export_folder : str
-    save_folder : Path
-        Folder of the recipe's checkpointer.
-
-    Raises
-    ------
-    ValueError
-        If the export would replace checkpoints, or cannot be made there.
-    """
-    place, save_folder = Path(export_folder).resolve(), save_folder.resolve()
-    if place == save_folder or place in save_folder.parents:
-        raise ValueError(
-            f"export_folder: {export_folder} holds the checkpoints of this "
-            "run; write a folder beside them, e.g. <output_folder>/export"
-        )
-    file = next((p for p in place.parents if p.is_file()), None)
-    if file is not None:
-        raise ValueError(
-            f"export_folder: {export_folder} cannot be made, as {file} is a "
-            "file; write a folder that does not exist"
-        )
 
 
 def declared(structures, root, block="pruning"):

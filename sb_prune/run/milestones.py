@@ -1,10 +1,16 @@
 """Milestones: models that are exported on the way to the target sparsity."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
+from speechbrain.utils.distributed import main_process_only
 
+from sb_prune.cut.edits import Cut
+from sb_prune.cut.masking import detach_
+from sb_prune.cut.surgery import cut_
+from sb_prune.run.comparison import difference_around
 from sb_prune.support.parallel import unwrap
 
 
@@ -85,16 +91,78 @@ class Milestones:
         """
         return f"{self._export_folder}_{sparsity:g}"
 
+    def check_above_gone(self, groups):
+        """Refuses sparsities that earlier prunings have reached already.
+
+        Arguments
+        ---------
+        groups : list of Group
+            Of the budget.
+
+        Raises
+        ------
+        ValueError
+            Naming the sparsity and how much is gone.
+        """
+        for sparsity in self.sparsities[:1]:
+            groups[0].check_above_gone(
+                sparsity,
+                "pruning: milestones",
+                "write sparsities above that, or leave these out",
+            )
+
     @property
     def folders(self):
         """List of the folders of all milestones."""
         return [self.folder(sparsity) for sparsity in self.sparsities]
 
 
-def twin_of(brain, declaration):
-    """Copies a Brain and its modules, so that the copy can be cut and exported.
+@main_process_only
+def export_milestone(run, settings, batch, plan, sparsity):
+    """Exports what the model would be if it were cut now.
 
-    The Brain itself goes on training.
+    The main process cuts and exports a twin of the Brain. The others go on to
+    the next batch.
+
+    Arguments
+    ---------
+    run : Run
+        In its prune phase; the gates are set to the plan.
+    settings : PruningSettings
+    batch : object
+        A batch for `compute_forward`, with which masked and cut twin are
+        compared.
+    plan : Plan
+    sparsity : float
+        The milestone.
+    """
+    twin, declaration = twin_of(run.brain, run.declaration)
+    twin.modules.eval()
+
+    def cut():
+        detach_(declaration.root)
+        cut_(declaration, plan)
+
+    difference = difference_around(cut, twin, declaration, batch)
+    edit = Cut(structures=settings.structures, plan=plan.to_dict())
+    settings.publication.write(
+        settings.milestones.folder(sparsity),
+        twin,
+        settings.module,
+        [*run.edited.edits, edit],
+        {
+            **run.facts,
+            "milestone": sparsity,
+            "cut_max_abs_diff": difference,
+        },
+    )
+
+
+def twin_of(brain, declaration):
+    """Makes a Brain whose modules can be cut and exported.
+
+    The Brain itself goes on training. The twin shares every parameter with it,
+    so it takes no memory but for what is cut.
 
     Arguments
     ---------
@@ -106,10 +174,10 @@ def twin_of(brain, declaration):
     Returns
     -------
     twin : Brain
-        With unwrapped copies of all modules, also where its attributes and its
+        With unwrapped twins of all modules, also where its attributes and its
         hparams refer to them. It shares everything else with the original.
     declaration : Declaration
-        Declaration of the copies.
+        Declaration of the twins.
     """
     modules = torch.nn.ModuleDict(
         {name: unwrap(module) for name, module in brain.modules.items()}
@@ -118,13 +186,17 @@ def twin_of(brain, declaration):
         {k: v for k, v in vars(place).items() if _share(modules, v)}
         for place in (brain, brain.hparams)
     ]
-    modules, places, declaration = copy.deepcopy((modules, places, declaration))
+    tensors = [*modules.parameters(), *declaration.root.parameters()]
+    memo = {id(tensor): tensor for tensor in tensors}
+    modules, places, root = copy.deepcopy(
+        (modules, places, declaration.root), memo
+    )
     attributes, hparams = places
     twin = copy.copy(brain)
     vars(twin).update(attributes)
     twin.modules = modules
     twin.hparams = SimpleNamespace(**{**vars(brain.hparams), **hparams})
-    return twin, declaration
+    return twin, replace(declaration, root=root)
 
 
 def _share(modules, value):

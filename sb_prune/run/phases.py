@@ -1,4 +1,4 @@
-"""Which phase a run has reached, and the state in which a phase starts."""
+"""What a phase of a run is, and where a run stands."""
 
 import copy
 import shutil
@@ -7,14 +7,65 @@ import torch
 from speechbrain.dataio.dataloader import LoopedLoader
 from torch.utils.data import DataLoader
 
-from sb_prune.run.resume import ResumePoint
-from sb_prune.support.disk import set_torn_snapshot_aside
+from sb_prune.run.resume import ResumePoint, make_resumable_
+from sb_prune.run.steps import Steps
+from sb_prune.support.disk import set_torn_aside, set_torn_snapshot_aside
 
 
-def phase_reached(folder, is_training):
-    """Finds out which phase a run has reached, from the folders on disk.
+class Phase:
+    """A phase of a run. The base does nothing; subclasses do one thing each.
 
-    If a run was killed before its first checkpoint, training starts it anew.
+    `run` is the `Run` that the phase belongs to, which holds the recipe's
+    Brain, the modules that are edited, and the folder.
+    """
+
+    block = None  # name of the block of the YAML that describes it
+    trains = False  # whether the recipe's `fit` runs in it
+
+    def identity(self):
+        """Settings that must not change when the run is continued.
+
+        Returns
+        -------
+        dict
+            Key of the block -> description.
+        """
+        return {}
+
+    def prepare_(self, run, anew):
+        """Does what comes before anything trains, each time a process begins.
+
+        Arguments
+        ---------
+        run : Run
+        anew : bool
+            Whether the run begins, rather than goes on.
+        """
+
+    def begin_(self, run):
+        """Begins to train, or goes on after a kill."""
+
+    def resume_(self, run):
+        """Gives the model the shape of this phase, to be evaluated."""
+
+    def end_(self, run):
+        """Ends the phase, once it was trained to its end."""
+
+
+class Train(Phase):
+    """Training after layers were left out, with the recipe's checkpoints."""
+
+    trains = True
+
+    def begin_(self, run):
+        """Makes the recipe's own training go on after a kill."""
+        run.steps = Steps(make_resumable_(run.brain.checkpointer))
+
+
+def where(folder, is_training, prunes, is_ours):
+    """Finds out where a run stands, from the folders on disk.
+
+    If a run was killed before its first checkpoint, training begins it anew.
 
     Arguments
     ---------
@@ -22,34 +73,31 @@ def phase_reached(folder, is_training):
         Folder of the recipe's checkpointer.
     is_training : bool
         Whether training begins, rather than evaluation alone.
+    prunes : bool
+        Whether there is a `pruning` block.
+    is_ours : bool
+        Whether there is a record of the run.
 
     Returns
     -------
-    has_begun : bool
-        Whether the dense model that the run started from has been saved.
+    has_trained : bool
+        Whether there is a checkpoint to continue from.
+    has_start : bool
+        Whether the model at the start is there, if it is needed.
     is_cut : bool
         Whether the pruned units have been cut out.
     """
+    if not prunes:
+        if is_training and is_ours:
+            set_torn_aside(folder)
+        return any(folder.glob("CKPT*")), True, False
     set_torn_snapshot_aside(folder / "dense")
     set_torn_snapshot_aside(folder / "cut")
-    if is_training and not has_trained(folder):
+    is_cut = (folder / "cut").is_dir()
+    has_trained = is_cut or any((folder / "prune").glob("CKPT*"))
+    if is_training and not has_trained:
         shutil.rmtree(folder / "dense", ignore_errors=True)
-    return (folder / "dense").is_dir(), (folder / "cut").is_dir()
-
-
-def has_trained(folder):
-    """Whether a run has saved its first checkpoint.
-
-    Arguments
-    ---------
-    folder : Path
-        Folder of the recipe's checkpointer.
-
-    Returns
-    -------
-    bool
-    """
-    return (folder / "cut").is_dir() or any((folder / "prune").glob("CKPT*"))
+    return has_trained, (folder / "dense").is_dir(), is_cut
 
 
 class FreshStart:

@@ -104,7 +104,9 @@ def find_snapshot(folder):
     return Checkpointer(folder).find_checkpoint()
 
 
-def load_dense(folder, recoverables, min_key=None, max_key=None):
+def load_dense(
+    folder, recoverables, min_key=None, max_key=None, key="start_from"
+):
     """Loads the modules of a finished dense run, without its training state.
 
     Arguments
@@ -116,6 +118,8 @@ def load_dense(folder, recoverables, min_key=None, max_key=None):
     min_key, max_key : str, optional
         Chooses the checkpoint with the lowest or highest value of this key in
         its meta data, as `Brain.evaluate` does; by default the newest.
+    key : str
+        Key of the YAML that names the folder, for error messages.
 
     Returns
     -------
@@ -134,7 +138,7 @@ def load_dense(folder, recoverables, min_key=None, max_key=None):
     if folder.is_dir():
         inside = folder.name.startswith("CKPT")
         save_folder = folder.parent if inside else folder
-        _check_metas(save_folder)
+        _check_metas(save_folder, key)
         checkpoints = Checkpointer(save_folder).find_checkpoints(
             ckpt_predicate=lambda c: (
                 recoverables.keys() <= c.paramfiles.keys()
@@ -143,9 +147,9 @@ def load_dense(folder, recoverables, min_key=None, max_key=None):
         )
     if not checkpoints:
         raise FileNotFoundError(
-            f"start_from: {folder} has no checkpoint with "
+            f"{key}: {folder} has no checkpoint with "
             f"{sorted(recoverables)}; write the save folder of a finished "
-            "dense run, e.g. results/train/7775/save"
+            "dense run, e.g. results/train/7775/save, or an export"
         )
     chosen = _best(checkpoints, min_key, max_key)
     loader = Checkpointer(chosen.path.parent, recoverables)
@@ -153,7 +157,7 @@ def load_dense(folder, recoverables, min_key=None, max_key=None):
         loader.load_checkpoint(chosen)
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
-            f"start_from: {chosen.path} does not fit the model in "
+            f"{key}: {chosen.path} does not fit the model in "
             f"this YAML, or is damaged; use the YAML values of the dense run "
             f"({reason(error)})"
         ) from error
@@ -178,7 +182,7 @@ def _best(checkpoints, min_key, max_key):
     )
 
 
-def _check_metas(folder):
+def _check_metas(folder, key):
     """Refuses a damaged meta file, which SpeechBrain would fail to read.
 
     To choose a checkpoint it reads the meta files of all in the folder.
@@ -191,6 +195,6 @@ def _check_metas(folder):
             readable = False
         if not readable:
             raise ValueError(
-                f"start_from: {path} is damaged; move {path.parent} away, and "
+                f"{key}: {path} is damaged; move {path.parent} away, and "
                 "the others in that folder can be used"
             )

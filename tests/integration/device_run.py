@@ -146,7 +146,7 @@ class Recipe(sb.Brain):
         spare = Spare.current
         before = len(spare.waits)
         loss = super().fit_batch(batch)
-        if self.pruning is not None and self.pruning.pruner is not None:
+        if self.pruning.steps.pruner is not None:
             self.waits += (spare.waits[before:],)
             self.steps += 1
             if self.steps == self.interrupt_at:

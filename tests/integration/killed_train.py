@@ -14,10 +14,11 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 
-from sb_prune import PruningMixin, PruningRun
+from sb_prune import PruningMixin
+from sb_prune.run.prune import FineTune
 
 stock_start = PruningMixin.on_stage_start
-stock_finetuning = PruningRun.start_finetuning_
+stock_finetuning = FineTune.begin_
 stock_save = torch.save
 
 
@@ -31,10 +32,10 @@ def start(self, stage, epoch=None):
     stock_start(self, stage, epoch)
 
 
-def start_finetuning(self, brain):
+def start_finetuning(self, run):
     if os.environ.get("KILL_PHASE") == "cut":
         kill()
-    stock_finetuning(self, brain)
+    stock_finetuning(self, run)
 
 
 def save(state, path, **kwargs):
@@ -47,7 +48,7 @@ def save(state, path, **kwargs):
 
 if __name__ == "__main__":
     PruningMixin.on_stage_start = start
-    PruningRun.start_finetuning_ = start_finetuning
+    FineTune.begin_ = start_finetuning
     torch.save = save
     sys.argv[0] = os.environ.get("TRAIN", "train.py")
     sys.path.insert(0, str(Path(sys.argv[0]).parent))

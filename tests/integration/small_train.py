@@ -50,7 +50,7 @@ class RecordedRecipe(PruningMixin, Recipe):
 
     def optimizers_step(self):
         super().optimizers_step()
-        pruner = self.pruning.pruner
+        pruner = self.pruning.steps.pruner
         if pruner is not None and pruner.logits.grad is not None:
             step = {
                 "gates": pruner._sample.detach().clone(),

@@ -182,7 +182,7 @@ def test_two_processes(train, tmp_path):
         ({"label": "wrd"}, "label: 'wrd'; write word or spk_id"),
         ({"layer_pruning": "{labels: wrd}"}, "data have no key 'wrd'; write s"),
         ({"layer_pruning": "{sample: 5}"}, "neighbours: 10 of 5 points"),
-        ({"layer_pruning": "{sampel: 5}"}, "sampel: LayerPruning has no such"),
+        ({"layer_pruning": "{sampel: 5}"}, "sampel: LayerSettings has no such"),
     ],
 )
 def test_wrong_values_are_named(train, tmp_path, more, message):

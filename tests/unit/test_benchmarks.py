@@ -11,7 +11,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 
 from sb_prune import (
-    LayerPruning,
+    LayerSettings,
     MACBudget,
     ParameterBudget,
     magnitude_score,
@@ -20,7 +20,7 @@ from sb_prune import (
 )
 from sb_prune.architectures.parts import INSIDE_HEADS
 from sb_prune.demo.encoder import encoder_shape, write_untrained
-from sb_prune.run.pruning import PruningRun
+from sb_prune.run.settings import PruningSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +67,7 @@ def block(methods, tmp_path, monkeypatch):
 def test_every_method_makes_a_run(methods, block):
     for method in methods.all_methods():
         if method != "small_dense":
-            PruningRun(**block(method))
+            PruningSettings(**block(method))
 
 
 def test_methods_differ_in_what_their_names_say(block):
@@ -158,7 +158,7 @@ def test_variants_differ_in_what_their_names_say(
             text = variants.pruning_yaml(task, variant)
             monkeypatch.syspath_prepend(variants.SLURP)
             blocks[variant] = load_hyperpyyaml(text, values)["pruning"]
-            PruningRun(**blocks[variant])
+            PruningSettings(**blocks[variant])
 
     def kinds(variant):
         structures = blocks[variant]["structures"]
@@ -254,7 +254,7 @@ def compression(agnostic, tmp_path, monkeypatch):
 def test_pruned_models_differ_in_what_their_names_say(agnostic, compression):
     blocks = {m: compression(m)["pruning"] for m in agnostic.PRUNED}
     for block in blocks.values():
-        PruningRun(**block)
+        PruningSettings(**block)
     kinds = {m: b["structures"].keywords["kinds"] for m, b in blocks.items()}
     inside = {"query_key_dims", "value_dims"}
     assert inside < {*kinds["fine_grained"]}
@@ -326,7 +326,7 @@ def test_variants_of_a_depth_have_one_size(depths, load_depth):
     sizes = {}
     for what in ("2", *depths.VARIANTS):
         loaded = load_depth(what)
-        LayerPruning(**loaded["layer_pruning"])
+        LayerSettings(**loaded["layer_pruning"])
         model = loaded["wav2vec2"].model
         size = sum(p.numel() for p in model.parameters())
         assert size == depths.ALL
@@ -335,7 +335,7 @@ def test_variants_of_a_depth_have_one_size(depths, load_depth):
         removed = loaded["layer_pruning"]["criterion"].removed
         size -= removed * depths.LAYER
         if "pruning" in loaded:
-            PruningRun(**loaded["pruning"])
+            PruningSettings(**loaded["pruning"])
             size *= 1 - loaded["pruning"]["target"]
             assert loaded["pruning"]["prune_epochs"] == depths.EPOCHS // 2
         assert loaded["epoch_counter"].limit == depths.EPOCHS

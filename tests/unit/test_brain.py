@@ -20,6 +20,7 @@ from sb_prune import (
 )
 from sb_prune.cut.masking import attach_
 from sb_prune.distillation import nearest_surviving
+from sb_prune.run.steps import PruneSteps
 
 STEPS = 10  # batches in an epoch
 
@@ -192,20 +193,19 @@ def test_phases_start_with_fresh_optimizer_and_scheduler(tmp_path):
     assert state == 2 * STEPS
 
 
-def test_accumulated_batches_share_a_sample(tmp_path):
+def test_accumulated_batches_share_a_sample(tmp_path, monkeypatch):
     brain, counter = make(tmp_path, pruning=block(schedule_steps=2))
     brain.grad_accumulation_factor = 5
     samples = []
-    stock = brain.pruning.begin_batch_
+    stock = PruneSteps.begin_batch_
 
-    def spy():
-        stock()
-        samples.append(brain.pruning.pruner and brain.pruning.pruner.step)
+    def spy(steps):
+        stock(steps)
+        samples.append(steps.pruner.step)
 
-    brain.pruning.begin_batch_ = spy
+    monkeypatch.setattr(PruneSteps, "begin_batch_", spy)
     fit(brain, counter)
-    prune_phase = [step for step in samples if step is not None]
-    assert prune_phase == [step for step in range(4) for _ in range(5)]
+    assert samples == [step for step in range(4) for _ in range(5)]
 
 
 @pytest.mark.parametrize("match", [None, nearest_surviving])
@@ -275,7 +275,7 @@ def test_export_before_pruning_is_refused(tmp_path):
     settings = block(inference="a.yaml", export_folder=str(tmp_path / "out"))
     brain, _ = make(tmp_path, pruning=settings)
     with pytest.raises(RuntimeError, match="not pruned yet; call fit"):
-        brain.pruning.export(brain)
+        brain.pruning.export_()
 
 
 def test_mixin_behind_the_recipe_is_refused():

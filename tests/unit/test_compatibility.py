@@ -353,7 +353,7 @@ def test_testing_in_the_prune_phase_sees_the_plan(tmp_path):
     brain.test_only = True
     fit(brain)
     evaluate(brain)
-    pruner = brain.pruning.pruner
+    pruner = brain.pruning.steps.pruner
     assert pruner.step == STEPS
     assert set(pruner._sample.tolist()) == {0.0, 1.0}
 
@@ -385,7 +385,7 @@ def make_stopping(folder, recipe=StopsEarly):
     counter = EpochCounterWithStopper(9, 1, 0, "min")
     brain.checkpointer.add_recoverable("counter", counter)
     brain.hparams.epoch_counter = counter
-    brain.pruning.prune_epochs = 3
+    brain.pruning.settings.prune_epochs = 3
     return brain
 
 
@@ -515,7 +515,7 @@ def test_statistics_outside_modules_are_warned_about(tmp_path, monkeypatch):
         return brain
 
     said = []
-    monkeypatch.setattr("sb_prune.run.pruning.logger.warning", said.append)
+    monkeypatch.setattr("sb_prune.run.start.logger.warning", said.append)
     fit(make_normalised(tmp_path / "dense"))
     fit(make_normalised(tmp_path / "ours", start_from=str(tmp_path / "dense")))
     assert any("normalizer: update_until_epoch: 4" in text for text in said)

@@ -129,7 +129,7 @@ def test_export_is_what_was_evaluated(
 ):
     source = dense_folder(family, norms_first=norms_first)
     brain = prune(tmp_path, source, family)
-    assert brain.pruning.cut_difference <= 1e-5
+    assert brain.pruning.facts["cut_max_abs_diff"] <= 1e-5
     export = tmp_path / "export"
     ours = encode(brain.modules.wav2vec2)
     theirs = load_export(export).hparams
@@ -146,7 +146,7 @@ def test_unequal_heads_are_exported(tmp_path, dense_folder, family, inside):
     structures = partial(wav2vec2_structures, kinds=["heads", *inside])
     source = dense_folder(family)
     brain = prune(tmp_path, source, family, structures=structures, target=0.15)
-    assert brain.pruning.cut_difference <= 1e-5
+    assert brain.pruning.facts["cut_max_abs_diff"] <= 1e-5
     layers = brain.modules.wav2vec2.model.encoder.layers
     assert any(isinstance(layer.attention, UnequalHeads) for layer in layers)
     ours = encode(brain.modules.wav2vec2)

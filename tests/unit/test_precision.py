@@ -22,8 +22,8 @@ class Recorded(PrunedRecipe):
 
     def optimizers_step(self):
         super().optimizers_step()
-        if self.pruning.pruner is not None:
-            state = self.pruning.pruner.state_dict()
+        if self.pruning.steps.pruner is not None:
+            state = self.pruning.steps.pruner.state_dict()
             flat = torch.utils._pytree.tree_leaves(state)
             tensors = [leaf for leaf in flat if torch.is_tensor(leaf)]
             learnt = torch.cat([t.detach().flatten() for t in tensors])
@@ -178,7 +178,7 @@ def test_bf16_run_is_exact_in_fp32(tmp_path):
     assert all(moves(brain))
     assert finite(brain)
     assert {p.dtype for p in brain.modules.parameters()} == {torch.float32}
-    assert brain.pruning.cut_difference <= 1e-5
+    assert brain.pruning.facts["cut_max_abs_diff"] <= 1e-5
 
 
 def test_compiled_run_is_the_eager_one(tmp_path, monkeypatch):

@@ -129,7 +129,7 @@ def test_the_package_imports_nothing_that_is_not_asked_for():
 
 
 def test_a_run_needs_neither_matplotlib_nor_transformers():
-    names = "PruningMixin, PruningRun, LayerPruning, cut_, ExactBudget"
+    names = "PruningMixin, PruningSettings, LayerSettings, cut_, ExactBudget"
     loaded = loaded_after(f"from sb_prune import {names}")
     assert "torch" in loaded
     assert not loaded & {"matplotlib", "transformers"}

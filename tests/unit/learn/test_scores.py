@@ -17,7 +17,7 @@ from sb_prune import (
     taylor_score,
 )
 from sb_prune.declare.cost import parameter_cost
-from sb_prune.run.pruning import PruningRun
+from sb_prune.run.settings import PruningSettings
 
 LEAVES = ("ffn_units", "heads", "conv_channels")
 SCORES = (random_score, magnitude_score, taylor_score)
@@ -230,7 +230,7 @@ def test_bad_every(make_pruner):
 
 def test_a_block_with_score_and_gates():
     with pytest.raises(ValueError, match="leave out `gates`"):
-        PruningRun(
+        PruningSettings(
             "model",
             conformer_structures,
             0.5,

@@ -19,7 +19,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from sb_prune import (
-    LayerPruning,
+    LayerSettings,
     conformer_structures,
     encoder_decoder_structures,
     lobes,
@@ -42,6 +42,8 @@ from sb_prune.depth.representations import (
 from sb_prune.depth.similarity import cosine_similarity, mutual_neighbours
 from sb_prune.export.loading import load_export
 from sb_prune.report.pictures import draw_layers
+from sb_prune.run.data import Data
+from sb_prune.run.run import Run
 
 INFERENCE = Path(__file__).parents[1] / "tiny_wav2vec2.yaml"
 LAYERS = 4
@@ -146,6 +148,13 @@ def make(folder, dense, pruning=None, epochs=2, module="wav2vec2", **block):
     return brain
 
 
+def begin(brain, dataset=None):
+    """All that comes before training."""
+    loader = ({"batch_size": 4}, {})
+    train = Data(brain, dataset or data(), None, *loader)
+    brain.pruning.begin_(brain, brain.counter, train)
+
+
 def fit(brain):
     loader = {"batch_size": 4, "shuffle": True}
     brain.fit(brain.counter, data(), train_loader_kwargs=loader)
@@ -231,7 +240,7 @@ def test_a_kill_right_after_the_choice(run, dense, tmp_path):
     """No checkpoint stands, so nothing does: another may be made."""
     folder, brain = run
     other = make(tmp_path / "killed", dense, criterion=LastLayers(1))
-    other.layer_pruning.cut_(other, data())
+    begin(other)
     assert layers_of(other) != layers_of(brain)
     again = fit(make(tmp_path / "killed", dense))
     assert layers_of(again) == layers_of(brain)
@@ -245,7 +254,7 @@ def test_of_a_dense_run(run, dense, tmp_path):
     first = fit(make(tmp_path / "dense", dense, criterion=LastLayers(0)))
     block = {"start_from": str(tmp_path / "dense/save")}
     brain = make(tmp_path / "cut", dense, criterion=LastLayers(2), **block)
-    brain.layer_pruning.cut_(brain, data())
+    begin(brain)
     whole = dict(first.modules.named_parameters())
     for name, tensor in brain.modules.named_parameters():
         assert torch.equal(tensor, whole[name])
@@ -260,9 +269,9 @@ def test_of_a_dense_run(run, dense, tmp_path):
 def test_the_folder_of_another_run(dense, tmp_path):
     """Its checkpoints are neither used nor lost."""
     fit(make(tmp_path, dense, criterion=LastLayers(0)))
-    (tmp_path / "save/layers.json").unlink()
+    (tmp_path / "save/run.json").unlink()
     before = sorted((tmp_path / "save").iterdir())
-    with pytest.raises(ValueError, match="holds checkpoints, of another run"):
+    with pytest.raises(ValueError, match="holds checkpoints of another run"):
         fit(make(tmp_path, dense))
     assert sorted((tmp_path / "save").iterdir()) == before
 
@@ -302,7 +311,7 @@ def test_layers_first_then_gates(dense, tmp_path):
     brain = fit(make(tmp_path, dense, pruning={}, **block))
     left = layers_of(brain)
     assert len(left) == 3
-    assert brain.pruning.cut_difference <= 1e-5
+    assert brain.pruning.facts["cut_max_abs_diff"] <= 1e-5
     expected = encode(brain.modules.wav2vec2)
     loaded = load_export(tmp_path / "export")
     assert_same_but_for_rounding(encode(loaded.hparams["wav2vec2"]), expected)
@@ -465,6 +474,14 @@ class OtherRecipe(sb.Brain):
         return self.modules.latent_encoder(latents, lengths)["embeddings"]
 
 
+def begin_alone(brain, settings, dataset):
+    """All that comes before training, without a YAML."""
+    counter = EpochCounter(1)
+    brain.checkpointer.add_recoverable("counter", counter)
+    data = Data(brain, dataset, None, {}, {})
+    Run(layers=settings).begin_(brain, counter, data)
+
+
 @pytest.mark.parametrize("family", ["conformer", "SpeechBrain wav2vec2"])
 def test_layers_of_speechbrains_own(family, make_asr, make_wav2vec2, tmp_path):
     if family == "conformer":
@@ -489,13 +506,13 @@ def test_layers_of_speechbrains_own(family, make_asr, make_wav2vec2, tmp_path):
         run_opts={"device": "cpu"},
         checkpointer=Checkpointer(tmp_path / "save", {"model": model}),
     )
-    layers = LayerPruning(
+    settings = LayerSettings(
         module, structures, ConvexityPeak(neighbours=2), labels="spk_id"
     )
     with torch.no_grad():
         batch = PaddedBatch([dataset[0]])
         before = brain.compute_forward(batch, sb.Stage.VALID)
-    layers.cut_(brain, dataset)
+    begin_alone(brain, settings, dataset)
     choice = json.loads((tmp_path / "save/layers.json").read_text())
     assert len(choice["curves"]["spk_id"]["scores"]) == 4
     with torch.no_grad():
@@ -538,7 +555,7 @@ def test_one_class_only(dense, tmp_path):
     rows = data()
     rows = rows.filtered_sorted(key_test={"word": lambda word: word == "up"})
     with pytest.raises(ValueError, match=r"labels: \['up'\] alone"):
-        brain.layer_pruning.cut_(brain, rows)
+        begin(brain, rows)
 
 
 def test_weights_that_are_not_numbers(dense, tmp_path):
@@ -547,13 +564,13 @@ def test_weights_that_are_not_numbers(dense, tmp_path):
     weight.weight.data[0] = torch.nan
     message = "utterance 0: layer 2 gives values that are not finite"
     with pytest.raises(ValueError, match=message):
-        brain.layer_pruning.cut_(brain, data())
+        begin(brain)
 
 
 def test_classes_of_one_are_counted(dense, tmp_path, caplog):
     brain = make(tmp_path, dense, labels="number")
     with pytest.raises(ValueError, match="every class has one point"):
-        brain.layer_pruning.cut_(brain, data())
+        begin(brain)
     assert "24 of 24 in the sample are alone" in caplog.text
 
 
@@ -562,10 +579,10 @@ def test_a_flat_curve_is_said_to_be(dense, tmp_path, caplog, flat):
     brain = make(tmp_path, dense, labels="word")
     scores = [0.5] * 5 if flat else [0.5, 0.1, 0.2, 0.9, 0.5]
     choice = LayerChoice([True] * LAYERS, scores, [0.1] * 5)
-    brain.layer_pruning.criterion.__class__ = type(
+    brain.pruning.settings.criterion.__class__ = type(
         "Fixed", (ConvexityPeak,), {"__call__": lambda *_: choice}
     )
-    brain.layer_pruning.cut_(brain, data())
+    begin(brain)
     assert ("all layers score alike" in caplog.text) == flat
     choice = json.loads((tmp_path / "save/layers.json").read_text())
     assert choice["curves"]["word"]["points"] == UTTERANCES
@@ -579,11 +596,11 @@ def test_more_than_one_stack(make_asr, tmp_path):
         run_opts={"device": "cpu"},
         checkpointer=Checkpointer(tmp_path / "save", {"model": model}),
     )
-    layers = LayerPruning(
+    settings = LayerSettings(
         "Transformer", encoder_decoder_structures, LastLayers(1)
     )
     with pytest.raises(ValueError, match="one depth is chosen"):
-        layers.cut_(brain, data())
+        begin_alone(brain, settings, data())
 
 
 @pytest.mark.parametrize(
@@ -606,28 +623,33 @@ def test_blocks_that_do_not_fit(dense, tmp_path, pruning, block, message):
 def test_another_criterion_in_the_same_folder(run, dense):
     folder, _ = run
     brain = make(folder, dense, criterion=ConvexityPeak(neighbours=4))
-    with pytest.raises(ValueError, match="choice made with criterion: Conv"):
+    with pytest.raises(
+        ValueError, match="another layer_pruning: criterion: Con"
+    ):
         fit(brain)
     brain = make(folder, dense, pooling=max_over_time)
-    with pytest.raises(ValueError, match="made with pooling: mean_over_t"):
+    with pytest.raises(ValueError, match="layer_pruning: pooling: mean_over_t"):
         fit(brain)
 
 
 def test_a_damaged_choice(run, dense, tmp_path):
     folder, _ = run
-    text = (folder / "save/layers.json").read_text()
-    (tmp_path / "save").mkdir()
+    shutil.copytree(folder / "save", tmp_path / "save")
+    choice = tmp_path / "save/layers.json"
+    text = choice.read_text()
     short = {**json.loads(text), "keep": [True]}
-    other = {**json.loads(text), "settings": 3}
-    for bad in (text[: len(text) // 2], json.dumps(short), json.dumps(other)):
-        (tmp_path / "save/layers.json").write_text(bad)
-        with pytest.raises(ValueError, match="layers.json is damaged; delete"):
+    for bad in (text[: len(text) // 2], json.dumps(short), "[]"):
+        choice.write_text(bad)
+        with pytest.raises(ValueError, match="layers.json is missing or damag"):
             fit(make(tmp_path, dense))
+    choice.unlink()
+    with pytest.raises(ValueError, match="layers.json is missing or damaged"):
+        fit(make(tmp_path, dense))
 
 
 def test_evaluation_without_a_choice(dense, tmp_path):
     brain = make(tmp_path, dense)
-    with pytest.raises(ValueError, match="holds no choice of layers; train"):
+    with pytest.raises(ValueError, match="holds no run of sb_prune; train fir"):
         brain.evaluate(data(), test_loader_kwargs={"batch_size": 4})
 
 

@@ -7,9 +7,12 @@ import speechbrain as sb
 import torch
 from speechbrain.lobes.models.wav2vec import W2VTargetQuantiser
 from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
 
 from sb_prune import wav2vec2_structures
-from sb_prune.run.pruning import PruningRun
+from sb_prune.run.data import Data
+from sb_prune.run.run import Run
+from sb_prune.run.settings import PruningSettings
 
 LISTED = ["latent_extractor", "latent_encoder"]
 
@@ -18,21 +21,22 @@ def begin(folder, encoder, module, **structures):
     """Begins a run on a recipe of wav2vec 2.0's pre-training."""
     quantiser = W2VTargetQuantiser(in_dim=4, out_dim=6, num_vars=4)
     modules = {**dict(encoder.items()), "target_quantiser": quantiser}
+    counter = EpochCounter(2)
     saved = torch.nn.ModuleList(modules.values())
     brain = sb.Brain(
         modules,
         hparams={},
-        checkpointer=Checkpointer(folder, {"model": saved}),
+        checkpointer=Checkpointer(folder, {"model": saved, "counter": counter}),
     )
-    run = PruningRun(
+    settings = PruningSettings(
         module=module,
         structures=partial(wav2vec2_structures, **structures),
         target=0.5,
         prune_epochs=1,
-        schedule_steps=1,
+        schedule_steps=9,
     )
     with pytest.raises(ValueError) as refusal:
-        run.begin_(brain)
+        Run(settings).begin_(brain, counter, Data(brain, [1], None, {}, {}))
     return str(refusal.value)
 
 
@@ -46,9 +50,9 @@ def test_a_quantiser_must_be_listed(make_wav2vec2, tmp_path):
 
 
 def test_where_it_reads_nothing_that_is_cut(make_wav2vec2, tmp_path):
-    """Both then get as far as asking for a run to go on with."""
+    """Both then get as far as the lengths of the phases."""
     encoder = make_wav2vec2("SpeechBrain")
     every = [*LISTED, "target_quantiser"]
     for module, structures in ((LISTED, {"kinds": ["heads"]}), (every, {})):
         refusal = begin(tmp_path, encoder, module, **structures)
-        assert "holds no pruning run; train first" in refusal
+        assert "schedule_steps: 9 is longer than the prune phase" in refusal

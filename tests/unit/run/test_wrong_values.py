@@ -13,10 +13,12 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
+from torch.utils.data import DataLoader
 
 import sb_prune
 from sb_prune import pruned
 from sb_prune.depth import criteria
+from sb_prune.run.data import Data
 from sb_prune.support.values import Kind
 
 CRITERIA = ("ConvexityPeak", "LastLayers", "RandomLayers", "SimilarBlock")
@@ -68,11 +70,10 @@ def begin(make_asr):
                 },
             ),
         )
-        if brain.layer_pruning is not None:
-            brain.layer_pruning.cut_(brain, [])
-        if brain.pruning is not None:
-            brain.pruning.begin_(brain, counter, steps_per_epoch=100)
-            brain.pruning.start_pruning_(brain)
+        if brain.pruning.has_phases:
+            data = Data(brain, DataLoader(range(100)), None, {}, {})
+            brain.pruning.begin_(brain, counter, data)
+            next(brain.pruning.phases())
         return brain
 
     return run
@@ -177,10 +178,16 @@ SPARSITY = "write a number between 0 and 1, e.g. 0.5 to cut half"
             "milestones: [0.3]\ntarget: {encoder: 0.5}",
             "`target` names several; leave `milestones` out",
         ),
-        ("prune_epoch: 3", "pruning: prune_epoch: PruningRun has no such arg"),
+        (
+            "prune_epoch: 3",
+            "pruning: prune_epoch: PruningSettings has no such arg",
+        ),
         ("prune_epoch: 3", "; write prune_epochs"),
         ("schedule_step: 3", "; write schedule_steps"),
-        ("bound: 3", "pruning: bound: PruningRun has no such argument; write"),
+        (
+            "bound: 3",
+            "pruning: bound: PruningSettings has no such argument; write",
+        ),
         # ------------------------------------------------------- of structures
         ("structures:", "structures: None; write !name: and a function, e.g."),
         ("structures: conformer", "structures: 'conformer'; write !name: and"),
@@ -505,7 +512,7 @@ PEAK = "!new:sb_prune.depth.ConvexityPeak"
         ),
         (
             "sampel: 5",
-            "sampel: LayerPruning has no such argument; write sample",
+            "sampel: LayerSettings has no such argument; write sample",
         ),
         ("module: encoder", "layer_pruning: module: 'encoder' is not in"),
         ("structures: conformer", "structures: 'conformer'; write !name: and"),
@@ -567,12 +574,12 @@ def test_wrong_values_of_criteria_are_heard_where_they_are_made(written, told):
         sb_prune.CubicSchedule,
         sb_prune.ExactBudget,
         sb_prune.HardConcrete,
-        sb_prune.LayerPruning,
+        sb_prune.LayerSettings,
         sb_prune.LayerwiseDistillation,
         sb_prune.LinearSchedule,
         sb_prune.MACBudget,
         sb_prune.ParameterBudget,
-        sb_prune.PruningRun,
+        sb_prune.PruningSettings,
         *(getattr(criteria, name) for name in CRITERIA),
         *(getattr(sb_prune, name) for name in STRUCTURES),
     ],
@@ -639,7 +646,10 @@ def test_a_start_that_is_not_there(refused):
     "written, told",
     [
         ("gates: {bound: -1}", "pruning: gates: bound: -1; write a number ab"),
-        ("targt: 0.5", "targt: PruningRun has no such argument; write target"),
+        (
+            "targt: 0.5",
+            "targt: PruningSettings has no such argument; write target",
+        ),
         ("schedule: {start: '0.1'}", "pruning: schedule: start: '0.1'; write"),
         ("score: !name:sb_prune.taylor_score", "a score leaves nothing to le"),
     ],
@@ -705,7 +715,7 @@ def test_what_is_no_block(begin, tmp_path, hparams, told):
 )
 def test_keys_of_a_recipe_are_its_own(begin, tmp_path, hparams):
     brain = begin(tmp_path, **load_hyperpyyaml(hparams))
-    assert brain.pruning is brain.layer_pruning is None
+    assert not brain.pruning.has_phases
 
 
 # -------------------------------------------------- what users write themselves
@@ -747,7 +757,7 @@ def test_parts_of_a_users_own(begin, tmp_path):
         "first_score": ByName(),
         "gate_optimizer": partial(make_optimizer, rate="fast"),
     }
-    pruner = begin(tmp_path, pruning=block).pruning.pruner
+    pruner = begin(tmp_path, pruning=block).pruning.steps.pruner
     assert pruner.schedule.power == 2
     assert isinstance(pruner.optimizer, torch.optim.SGD)
 
@@ -755,7 +765,7 @@ def test_parts_of_a_users_own(begin, tmp_path):
 def test_whole_numbers_are_numbers(begin, tmp_path):
     gates = "gates: !name:sb_prune.HardConcrete {bound: 12, temperature: 1}"
     block = load_hyperpyyaml(PRUNING + gates)
-    assert begin(tmp_path, pruning=block).pruning.pruner.gates.bound == 12
+    assert begin(tmp_path, pruning=block).pruning.steps.pruner.gates.bound == 12
 
 
 @pytest.mark.parametrize(
@@ -773,11 +783,11 @@ def test_scores_that_are_none(begin, tmp_path, score, told):
     block = {**load_hyperpyyaml(PRUNING), "score": score}
     brain = begin(tmp_path, pruning=block)
     with pytest.raises(ValueError) as caught:
-        brain.pruning.pruner.plan(0.3)
+        brain.pruning.steps.pruner.plan(0.3)
     assert told in str(caught.value)
 
 
 def test_how_often_a_score_chooses(begin, tmp_path):
     score = "score: !name:sb_prune.taylor_score\n"
     block = load_hyperpyyaml(PRUNING + score + "score_every: 7")
-    assert begin(tmp_path, pruning=block).pruning.pruner.every == 7
+    assert begin(tmp_path, pruning=block).pruning.steps.pruner.every == 7
