@@ -82,6 +82,18 @@ def test_a_mask_beyond_its_axis_is_refused():
         attach_(Declaration(linear, ("",), (inputs,), None))
 
 
+def test_units_of_several_widths_multiply_their_entries():
+    """-1 fills their rows, and the last column belongs to none."""
+    linear = torch.nn.Linear(4, 2, bias=False)
+    stock = linear.weight.detach().clone()
+    mask = Slices("weight", 1, torch.tensor([[0, 2], [1, -1]]))
+    inputs = Structure("inputs", "inputs", 2, masks=(mask,))
+    gates = attach_(Declaration(linear, ("",), (inputs,), None))
+    gates.set_(torch.tensor([2.0, 3.0]))
+    expected = stock * torch.tensor([2.0, 3.0, 2.0, 1.0])
+    assert torch.equal(linear.weight, expected)
+
+
 def test_scattered_units_multiply_their_entries():
     linear = torch.nn.Linear(6, 2, bias=False)
     stock = linear.weight.detach().clone()
