@@ -9,6 +9,7 @@ dict gives it its weights.
 
 import copy
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Callable
 
 import torch
@@ -239,6 +240,21 @@ class Step:
 
     declaration: Declaration
     plan: Plan
+
+
+def before_cuts(edits):
+    """The edits before the first cut: they make the original dense model.
+
+    Arguments
+    ---------
+    edits : list of Edit
+
+    Returns
+    -------
+    list of Edit
+        Of a student its `StudentShape`, of other models none.
+    """
+    return list(takewhile(lambda edit: not isinstance(edit, Cut), edits))
 
 
 def steps_of(factory, edits):

@@ -51,16 +51,16 @@ def past_of_lobe(module):
     -------
     edits : list of Edit
         Empty if it is a stock lobe or none.
-    stock : torch.nn.Module or None
-        The lobe with a stock model, on the meta device.
+    dense : torch.nn.Module or None
+        The lobe with the model before the first cut, on the meta device.
     """
     if not _is_lobe(module):
         return [], None
     from sb_prune.export import hugging_face
 
     edits = hugging_face.edits_of(module.model.config)
-    stock = hugging_face.stock_of(module) if edits else None
-    return [edit.within("model") for edit in edits], stock
+    dense = hugging_face.dense_of(module, edits) if edits else None
+    return [edit.within("model") for edit in edits], dense
 
 
 def _is_lobe(module):

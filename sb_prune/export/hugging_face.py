@@ -21,7 +21,6 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -32,6 +31,7 @@ from sb_prune.cut.edits import (
     FORMAT,
     Cut,
     Fold,
+    before_cuts,
     check_format,
     rebuild,
 )
@@ -134,25 +134,27 @@ def describe(lobe):
     return _plain(config), _plain(lobe.feature_extractor.to_dict())
 
 
-def stock_of(lobe):
-    """Makes a lobe as it was before anything was done to its model.
+def dense_of(lobe, edits):
+    """Makes a lobe as it was before its model was cut.
 
     Arguments
     ---------
     lobe : torch.nn.Module
         A Hugging Face lobe.
+    edits : list of Edit
+        What was done to its model.
 
     Returns
     -------
     torch.nn.Module
-        Of the same class, with a stock model on the meta device.
+        Of the same class, with a dense model on the meta device.
     """
     config = type(lobe.model.config).from_dict(describe(lobe)[0])
-    stock = copy.copy(lobe)
-    stock._modules = dict(lobe._modules)
-    with torch.device("meta"):
-        stock.model = AutoModel.from_config(config)
-    return stock
+    dense = copy.copy(lobe)
+    dense._modules = dict(lobe._modules)
+    stock = partial(AutoModel.from_config, config)
+    dense.model = rebuild(stock, before_cuts(edits))
+    return dense
 
 
 def _plain(settings):

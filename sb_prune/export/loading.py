@@ -12,7 +12,12 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 
-from sb_prune.cut.edits import check_format, rebuild, steps_of
+from sb_prune.cut.edits import (
+    before_cuts,
+    check_format,
+    rebuild,
+    steps_of,
+)
 from sb_prune.declare.roots import side_by_side
 from sb_prune.export.build import Pretrainer
 from sb_prune.export.document import BUILDER
@@ -55,6 +60,10 @@ class History:
     def rebuild(self):
         """Builds the edited module, on the meta device."""
         return rebuild(self.factory, self.edits)
+
+    def original(self):
+        """Builds the dense module before the first cut, on the meta device."""
+        return rebuild(self.factory, before_cuts(self.edits))
 
     def stock(self):
         """Builds the stock module, on the meta device."""

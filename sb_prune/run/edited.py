@@ -32,12 +32,12 @@ class Edited:
         self._parts = {e: unwrap(modules[e]) for e in entries_of(module)}
         self.root = root_of(self._parts, module)
         self._edits = []
-        self._stock = {}  # entry -> the stock module, on the meta device
+        self._dense = {}  # entry -> the original module, on the meta device
         for entry, part in self._parts.items():
-            edits, stock = past_of_lobe(part)
+            edits, dense = past_of_lobe(part)
             self._edits += [e.within(self._path(entry)) for e in edits]
             if edits:
-                self._stock[entry] = stock
+                self._dense[entry] = dense
 
     def _path(self, entry):
         """Path of an entry from the root."""
@@ -64,16 +64,15 @@ class Edited:
             If it is that of other modules.
         """
         path, live = self._place_of(history.module)
-        stock = history.stock()
         if shapes(live) != shapes(history.rebuild()):
-            _check_stock(shapes(stock), shapes(live))
+            _check_stock(shapes(history.stock()), shapes(live))
             for edit in history.edits:
                 edit.apply_(live)
         others = [e for e in self._edits if not below(e.module, path)]
         self._edits = others + [edit.within(path) for edit in history.edits]
+        dense, several = history.original(), not isinstance(history.module, str)
         for entry in entries_of(history.module):
-            several = not isinstance(history.module, str)
-            self._stock[entry] = stock[entry] if several else stock
+            self._dense[entry] = dense[entry] if several else dense
 
     def _place_of(self, module):
         """Path from the root, and the live module, of what was edited."""
@@ -97,7 +96,7 @@ class Edited:
             The function that made it.
         plan : Plan
         """
-        self.remember_stock_()
+        self.remember_dense_()
         cut_(declaration, plan)
         self.record_(structures, plan)
 
@@ -105,11 +104,11 @@ class Edited:
         """Records a cut that the modules have had."""
         self._edits.append(Cut(structures=structures, plan=plan.to_dict()))
 
-    def remember_stock_(self):
-        """Remembers the shapes of modules that were not edited so far."""
+    def remember_dense_(self):
+        """Remembers the shapes of modules that were not cut so far."""
         for entry, part in self._parts.items():
-            if entry not in self._stock:
-                self._stock[entry] = outline(part)
+            if entry not in self._dense:
+                self._dense[entry] = outline(part)
 
     def original(self, structures):
         """Declares the original dense modules, which targets count from.
@@ -124,9 +123,9 @@ class Edited:
         Declaration or None
             None if the modules are the original ones.
         """
-        if not self._edits:
+        if not any(isinstance(edit, Cut) for edit in self._edits):
             return None
-        parts = {e: self._stock.get(e, p) for e, p in self._parts.items()}
+        parts = {e: self._dense.get(e, p) for e, p in self._parts.items()}
         return structures(root_of(parts, self.module))
 
 

@@ -129,7 +129,7 @@ class Prune(Phase):
         # all take the plan of one process, as their rounding may differ
         plan = ddp_broadcast(pruner.plan(final=True))
         pruner.binarise_(plan)
-        run.edited.remember_stock_()
+        run.edited.remember_dense_()
         difference = difference_around(
             lambda: pruner.cut_(plan),
             brain,
@@ -155,7 +155,7 @@ class Prune(Phase):
         meta = read_meta(run.folder / "cut")
         if run.plan is None:
             plan = Plan.from_dict(meta["plan"])
-            run.edited.remember_stock_()
+            run.edited.remember_dense_()
             cut_(run.declaration, plan)
             self._set_cut_(run, plan)
         run.facts["cut_max_abs_diff"] = meta["difference"]
