@@ -106,6 +106,48 @@ def test_unit_tests_mirror_the_rooms():
         assert list((tests / room).rglob("test_*.py")), room
 
 
+def outgrown(source):
+    """What is too large in a file of the run: its length, or a class."""
+    lines = len(source.splitlines())
+    if lines > 350:
+        yield f"{lines} lines"
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ClassDef) or node.name in YAML_BLOCKS:
+            continue
+        methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
+        public = [m for m in methods if not m.name.startswith("_")]
+        if len(public) > 8:
+            yield f"{node.name} has {len(public)} public methods"
+        for m in methods:
+            given = m.args.posonlyargs + m.args.args + m.args.kwonlyargs
+            if m.name == "__init__" and len(given) > 1 + 8:
+                yield f"{node.name} takes {len(given) - 1} arguments"
+
+
+# Their arguments are the keys of a YAML.
+YAML_BLOCKS = ("PruningSettings", "LayerSettings")
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("run.")])
+def test_a_run_has_small_parts(name):
+    assert list(outgrown(FILES[name].read_text(encoding="utf-8"))) == []
+
+
+def test_a_part_that_has_outgrown_its_place_is_seen():
+    arguments = ", ".join(f"a{i}" for i in range(9))
+    methods = "".join(f"    def m{i}(self): pass\n" for i in range(9))
+    source = (
+        f"class C:\n{methods}    def __init__(self, {arguments}): pass\n"
+        + "\n" * 350
+    )
+    assert list(outgrown(source)) == [
+        f"{len(source.splitlines())} lines",
+        "C has 9 public methods",
+        "C takes 9 arguments",
+    ]
+    assert not list(outgrown("class C:\n    def m(self): pass\n"))
+
+
 @pytest.mark.parametrize("name", sb_prune.__all__)
 def test_public_names_are_there_and_documented(name):
     assert getattr(sb_prune, name).__doc__
