@@ -7,7 +7,7 @@ from functools import partial
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.tag import Tag
 
-import sb_prune
+from sb_prune.support.names import public_name
 
 
 def tag_of(node):
@@ -53,7 +53,7 @@ def named(value):
     if not isinstance(value, partial):
         value = partial(value)
     arguments = {key: named(item) for key, item in value.keywords.items()}
-    return tagged(f"!name:{_stable_name(value.func)}", **arguments)
+    return tagged(f"!name:{public_name(value.func)}", **arguments)
 
 
 def written_edit(edit):
@@ -72,19 +72,7 @@ def written_edit(edit):
         for f in fields(edit)
         if getattr(edit, f.name) != f.default
     }
-    return tagged(f"!new:{_stable_name(type(edit))}", **arguments)
-
-
-def _stable_name(function):
-    """Returns the path of a function as an export may refer to it.
-
-    For functions of sb_prune this is the public name, which does not change
-    when a module moves.
-    """
-    name = function.__name__
-    if getattr(sb_prune, name, None) is function:
-        return f"sb_prune.{name}"
-    return f"{function.__module__}.{name}"
+    return tagged(f"!new:{public_name(type(edit))}", **arguments)
 
 
 def factory_of(stock):

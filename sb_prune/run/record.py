@@ -5,8 +5,8 @@ change the result, and how the model that the run started from was made.
 """
 
 import json
-from functools import partial
 
+from sb_prune.run.descriptions import described
 from sb_prune.support.disk import naming_what_fails, rename_
 
 RECORD = "run.json"
@@ -35,38 +35,6 @@ def identity_of(given, without):
     """
     gone = {"self", *without}
     return {k: described(v) for k, v in given.items() if k not in gone}
-
-
-def described(value):
-    """Describes a value of a YAML, equally in every process and run.
-
-    Memory addresses, for example, do not appear in the description.
-
-    Arguments
-    ---------
-    value : object
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> described(partial(max, key=abs))
-    'max(key: abs)'
-    """
-    if isinstance(value, partial):
-        given = [*map(described, value.args), described(value.keywords)]
-        return f"{described(value.func)}({', '.join(filter(None, given))})"
-    if isinstance(value, dict):
-        return ", ".join(f"{k}: {described(v)}" for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(described, value))}]"
-    if hasattr(value, "__name__"):
-        return value.__name__
-    if hasattr(value, "__dict__"):
-        return f"{type(value).__name__}({described(vars(value))})"
-    return str(value)
 
 
 def units_of(declaration):
@@ -126,9 +94,10 @@ def read_record(folder):
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         version = int(record["version"])
-        for identity in record["blocks"].values():
-            identity.items()
-        record["units"].items(), record["history"].strip()
+        if version <= VERSION:
+            for identity in record["blocks"].values():
+                identity.items()
+            record["units"].items(), record["history"].strip()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged, so nobody knows what the run beside it is; "
@@ -136,8 +105,8 @@ def read_record(folder):
         ) from error
     if version > VERSION:
         raise ValueError(
-            f"{path} was written by a later sb_prune: pip install --upgrade "
-            "sb_prune"
+            f"{path} has version {version}, which a later sb_prune writes; "
+            "finish the run with that one (pip install --upgrade sb_prune)"
         )
     return record
 
