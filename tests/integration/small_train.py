@@ -135,8 +135,9 @@ def train(folder, batches_per_step, **run_opts):
 
     # what is exported is tested elsewhere; here, by which process
     with patch.multiple(
-        "sb_prune.run.pruning",
+        "sb_prune.run.publication",
         prepare_document=lambda *arguments: None,
+        check_fits=lambda *arguments: None,
         export_model=export_model,
     ):
         brain.fit(counter, Batches(), train_loader_kwargs={"batch_size": None})
