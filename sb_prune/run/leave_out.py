@@ -19,7 +19,7 @@ from sb_prune.report.pictures import draw_layers
 from sb_prune.run.checks import declared
 from sb_prune.run.edited import whole_layers
 from sb_prune.run.phases import Phase
-from sb_prune.support.disk import rename_
+from sb_prune.support.disk import naming_what_fails, rename_
 
 logger = get_logger(__name__)
 
@@ -179,9 +179,10 @@ def _read(path):
 
 def _write(folder, choice):
     """Writes the picture, and after it the choice, by which a run is known."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if choice["curves"]:
-        draw_layers(folder / PICTURE, choice)
-    aside = folder / f"{CHOICE}.incomplete"
-    aside.write_text(json.dumps(choice, indent=1) + "\n", encoding="utf-8")
-    rename_(aside, folder / CHOICE)
+    with naming_what_fails(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if choice["curves"]:
+            draw_layers(folder / PICTURE, choice)
+        aside = folder / f"{CHOICE}.incomplete"
+        aside.write_text(json.dumps(choice, indent=1) + "\n", encoding="utf-8")
+        rename_(aside, folder / CHOICE)

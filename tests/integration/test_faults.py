@@ -29,7 +29,7 @@ PLACES = {
     "finetune, saving": r"(mkdir|open|save) save/finetune" + CHECKPOINT,
     "finetune, deleting": r"remove save/finetune",
     "export": r"(mkdir|open|save|rename) export",
-    "export, deleting": r"remove export",
+    "record": r"\w+ save/run.json",
     "evaluation": r"batch finetune TEST",
 }
 HALVED = rf"(open|save|remove) save/(prune|finetune){CHECKPOINT}"
@@ -114,17 +114,119 @@ def test_killed_twice_it_continues(number, runs, undisturbed, tmp_path):
     assert epochs_begun(folder) <= EPOCHS + 2
 
 
-def test_killed_between_two_exports(runs, undisturbed, tmp_path):
+def test_an_export_is_written_once_per_result(undisturbed):
+    """The last epoch is the best one here."""
+    assert undisturbed.events.count("rename export") == 1
+
+
+@pytest.fixture(scope="module")
+def rerun(runs, undisturbed, tmp_path_factory):
+    """The same command once more replaces the export."""
+    folder = tmp_path_factory.mktemp("rerun") / "run"
+    shutil.copytree(undisturbed.folder, folder)
+    assert runs.start(folder) == 0, log_of(folder)
+    return ending(folder)
+
+
+@pytest.mark.parametrize(
+    "event", ["rename export.earlier", "rename export", "remove export.*"]
+)
+def test_killed_between_two_exports(event, runs, undisturbed, rerun, tmp_path):
     """An export stands whole, or not at all."""
-    events = undisturbed.events
-    assert not [e for e in events if e.startswith("remove export/")]
-    at = max(i for i, e in enumerate(events) if e == "rename export")
+    at = max(i for i, e in enumerate(rerun.events) if re.match(event + "$", e))
     folder = tmp_path / "run"
+    shutil.copytree(undisturbed.folder, folder)
     assert runs.start(folder, at) == SIGKILLED
-    assert not (folder / "export").exists()
+    if (folder / "export").exists():
+        load_export(folder / "export")
     assert runs.start(folder) == 0, log_of(folder)
     assert_mended(folder, undisturbed)
-    assert epochs_begun(folder) == EPOCHS
+    assert epochs_begun(folder) == 0
+
+
+# ------------------------------------- layers left out, and pruning once more
+
+START = {
+    "record": r"\w+ save/run.json",
+    "choice": r"\w+ save/layers.json",
+    "dense snapshot": PLACES["dense snapshot"],
+    "prune, training": PLACES["prune, training"],
+    "cut": PLACES["cut"],
+    "finetune, training": PLACES["finetune, training"],
+    "export": PLACES["export"],
+}
+
+
+@pytest.fixture(scope="module")
+def variants(runs, tmp_path_factory):
+    """What else a run may begin with, as changes in its block."""
+    first = tmp_path_factory.mktemp("first") / "run"
+    assert runs.start(first, target=0.3) == 0, log_of(first)
+    return {
+        "again": {"start_from": str(first / "export")},
+        "layers": {"layers_removed": 1, "target": 0.6},
+    }
+
+
+@pytest.fixture(scope="module")
+def endings(runs, variants, tmp_path_factory):
+    """What a run of each variant ends with if nothing happens."""
+    found = {}
+    for name, block in variants.items():
+        folder = tmp_path_factory.mktemp(name) / "run"
+        assert runs.start(folder, **block) == 0, log_of(folder)
+        assert len(load_export(folder / "export").steps) == 2
+        found[name] = ending(folder)
+    return found
+
+
+@pytest.mark.parametrize("place", START)
+@pytest.mark.parametrize("name", ["again", "layers"])
+def test_a_variant_killed_anywhere_continues(
+    name, place, runs, variants, endings, tmp_path
+):
+    events = endings[name].events
+    found = [i for i, e in enumerate(events) if re.match(START[place], e)]
+    if place == "choice" and name == "again":
+        assert not found
+        return
+    at = random.Random(f"{name} {place}").choice(found)
+    folder = tmp_path / "run"
+    assert runs.start(folder, at, **variants[name]) == SIGKILLED
+    assert runs.start(folder, **variants[name]) == 0, log_of(folder)
+    assert_mended(folder, endings[name])
+    assert epochs_begun(folder) <= EPOCHS + 1
+
+
+@pytest.mark.parametrize("name", ["again", "layers"])
+def test_a_disk_that_is_full_at_the_start(
+    name, runs, variants, endings, tmp_path
+):
+    file = {"again": "run.json", "layers": "layers.json"}[name]
+    events = endings[name].events
+    at = next(i for i, e in enumerate(events) if file in e)
+    folder = tmp_path / "run"
+    assert runs.start(folder, at, fill_disk, **variants[name]) == 1
+    said = log_of(folder).strip().splitlines()[-1]
+    assert re.match(rf"OSError: {folder}/save cannot be written", said)
+    assert runs.start(folder, **variants[name]) == 0, log_of(folder)
+    assert_mended(folder, endings[name])
+
+
+def test_the_start_may_go_once_the_run_has_begun(
+    runs, variants, endings, tmp_path
+):
+    """What was done to the model stands in run.json, its weights in dense."""
+    export = tmp_path / "first"
+    shutil.copytree(variants["again"]["start_from"], export)
+    block = {"start_from": str(export)}
+    events = endings["again"].events
+    at = places(events, "finetune, training")[-1]
+    folder = tmp_path / "run"
+    assert runs.start(folder, at, **block) == SIGKILLED
+    shutil.rmtree(export)
+    assert runs.start(folder, **block) == 0, log_of(folder)
+    assert_mended(folder, endings["again"])
 
 
 OFTEN = {"ckpt_interval_steps": 1}  # SpeechBrain saves after every batch

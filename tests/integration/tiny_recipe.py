@@ -32,6 +32,7 @@ from sb_prune import (
     PruningMixin,
     conformer_structures,
 )
+from sb_prune.depth import LastLayers
 
 torch.set_num_threads(1)
 
@@ -82,7 +83,7 @@ class PrunedRecipe(PruningMixin, Recipe):
     """The same recipe, pruned."""
 
 
-def train(folder, dense=None, options=None, **block):
+def train(folder, dense=None, options=None, layers_removed=0, **block):
     """What a train.py does.
 
     Arguments
@@ -93,12 +94,19 @@ def train(folder, dense=None, options=None, **block):
         Output folder of a dense run; pruning starts from it.
     options : dict, optional
         Run options of the Brain.
+    layers_removed : int
+        If any, the model has two layers more, none of them trained before, and
+        a `layer_pruning` block leaves so many out.
     block : dict
         Changes in the `pruning` block.
     """
     sb.utils.seed.seed_everything(0)
-    with open(INFERENCE) as file:
-        built = load_hyperpyyaml(file)
+    inference, text = INFERENCE, INFERENCE.read_text()
+    if layers_removed:
+        inference = folder / "inference.yaml"
+        text = text.replace("num_encoder_layers: 1", "num_encoder_layers: 3")
+        inference.write_text(text)
+    built = load_hyperpyyaml(text)
     counter, scheduler = EpochCounter(4), NoamScheduler(0.002, 10)
     hparams = {"scheduler": scheduler, "model": built["model"]}
     if dense is not None:
@@ -111,9 +119,16 @@ def train(folder, dense=None, options=None, **block):
             "start_from": str(dense / "save"),
             "gate_optimizer": partial(torch.optim.Adam, lr=0.1),
             "distillation": partial(LayerwiseDistillation, outputs=["lin"]),
-            "inference": str(INFERENCE),
+            "inference": str(inference),
             "export_folder": str(folder / "export"),
             **block,
+        }
+    if layers_removed:
+        del hparams["pruning"]["start_from"]
+        hparams["layer_pruning"] = {
+            "module": "Transformer",
+            "structures": conformer_structures,
+            "criterion": LastLayers(removed=layers_removed),
         }
     brain = PrunedRecipe(
         modules={name: built[name] for name in ("Transformer", "lin")},
