@@ -11,8 +11,7 @@ from torch.nn.utils import parametrize
 def fold_(root):
     """Turns every parametrized tensor below a module into a plain parameter.
 
-    Must not be called on a model of which there are copies: torch gives a
-    parametrized module and its copies one class, which this changes.
+    Copies of the model stay parametrized.
 
     Arguments
     ---------
@@ -29,8 +28,24 @@ def fold_(root):
     """
     for module in list(root.modules()):
         if parametrize.is_parametrized(module):
+            _give_class_of_its_own_(module)
             for tensor in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, tensor)
+
+
+def _give_class_of_its_own_(module):
+    """Torch gives a parametrized module and its copies one class.
+
+    Removing parametrizations changes that class, which would leave the copies
+    without their tensors.
+    """
+    shared = type(module)
+    own = {
+        name: value
+        for name, value in vars(shared).items()
+        if name not in ("__dict__", "__weakref__")
+    }
+    module.__class__ = type(shared.__name__, shared.__bases__, own)
 
 
 @torch.no_grad()

@@ -413,6 +413,22 @@ def test_the_teacher_is_a_dense_run(first, tmp_path):
     check(brain, model, 0.5, 2)
 
 
+def test_an_encoder_learns_from_the_dense_run(tmp_path, dense_folder):
+    """Its teacher is under weight norm, the student is folded already."""
+    model = encoder(dense_folder())
+    small_runs.fit(_dense_run(tmp_path / "dense", model), model)
+    prune(tmp_path / "first", model, 0.3)
+    brain = prune(
+        tmp_path / "again",
+        model,
+        0.5,
+        start_from=str(tmp_path / "first/export"),
+        distillation=DISTILLATION,
+        teacher=str(tmp_path / "dense/save"),
+    )
+    check(brain, model, 0.5, 2)
+
+
 def test_the_teacher_is_another_export(first, tmp_path):
     model = small_runs.conformer()
     start = {"start_from": str(first / "export")}
