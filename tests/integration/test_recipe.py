@@ -184,9 +184,9 @@ def test_bad_values_give_one_clear_error(changed, message, prune, tmp_path):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"target": 0.6}, r"another target 0.5, not 0.6; write"),
-        ({"d_ffn": 48}, r"another units; write another output_folder"),
-        ({"prune_epochs": 1}, r"another prune_epochs 2, not 1; write another"),
+        ({"target": 0.6}, r"another pruning: target: 0.5, not 0.6; write"),
+        ({"d_ffn": 48}, r"has 48 units, and had \d+; write another out"),
+        ({"prune_epochs": 1}, r"pruning: prune_epochs: 2, not 1; write anoth"),
     ],
 )
 def test_folder_of_another_run_is_refused(changed, message, prune, finished):
@@ -215,4 +215,4 @@ def test_refusals_leave_the_folder_free(prune, tmp_path):
 
 def test_evaluating_before_pruning_is_refused(prune, tmp_path):
     done = prune(tmp_path / "run", check=False, test_only=True)
-    assert "holds no pruning run; train first" in last_line(done)
+    assert "holds no run of sb_prune; train first" in last_line(done)

@@ -238,7 +238,7 @@ def check_yaml(text):
         return {}
     hparams = load_hyperpyyaml(KEYS + text)
     brain = pruned(Recipe)(hparams=hparams, run_opts={"device": "cpu"})
-    assert brain.pruning or brain.layer_pruning
+    assert brain.pruning.has_phases
     return hparams
 
 
