@@ -9,6 +9,7 @@ from speechbrain.utils.distributed import run_on_main
 from sb_prune.export.document import prepare_document
 from sb_prune.export.folder import check_fits, export_model
 from sb_prune.export.loadables import state_on_cpu
+from sb_prune.support.random_state import generators_untouched
 from sb_prune.support.values import Place
 
 DENSE_YAML = Place("the YAML of the dense model")
@@ -109,7 +110,8 @@ class Publication:
         facts : dict
             Measured figures for the model card.
         """
-        export_model(folder, self.inference, brain, module, edits, facts)
+        with generators_untouched():
+            export_model(folder, self.inference, brain, module, edits, facts)
 
 
 def fingerprint(modules):

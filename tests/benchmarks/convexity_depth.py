@@ -161,14 +161,7 @@ def recipe_yaml(what):
         "    criterion: !new:sb_prune.depth.LastLayers\n"
         f"        removed: {removed}\n",
         text,
-    ).replace("target: 0.5", f"target: {share_to_prune(what)}")
-
-
-def share_to_prune(what):
-    """Share of the parameters that gates remove, for a variant's size."""
-    small = ALL - (LAYERS - SMALL) * LAYER
-    before = ALL - (LAYERS - MIDDLE) * LAYER if what == "both" else ALL
-    return round(1 - small / before, 4)
+    )
 
 
 def training(what):
@@ -178,7 +171,8 @@ def training(what):
     options = {"total_steps": total, "cooldown_steps": total // 2}
     if what in VARIANTS:
         options["freeze_feature_extractor"] = False
-    if what in GATED:
+    if what in GATED:  # to the size of SMALL layers
+        options["target"] = round((LAYERS - SMALL) * LAYER / ALL, 4)
         options["prune_epochs"] = EPOCHS // 2
         options["schedule_steps"] = total - STEPS
     return options

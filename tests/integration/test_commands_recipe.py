@@ -26,7 +26,7 @@ BOTH = {
     "number_of_epochs": 2,
     "prune_epochs": 1,
     "schedule_steps": 2,
-    "target": 0.3,
+    "target": 0.5,
 }
 
 

@@ -70,7 +70,7 @@ def test_the_whole_model_is_pruned(whole_yaml, corpus, tmp_path):
     export = load_export(pruned / "export")
     gone = {
         name.split(".")[0] + "." + name.split(".")[1]
-        for name, kept in export.plan.keep.items()
+        for name, kept in export.steps[-1].plan.keep.items()
         if not kept.all()
     }
     assert {"Transformer.encoder", "Transformer.decoder"} <= gone

@@ -624,11 +624,11 @@ def test_another_criterion_in_the_same_folder(run, dense):
     folder, _ = run
     brain = make(folder, dense, criterion=ConvexityPeak(neighbours=4))
     with pytest.raises(
-        ValueError, match="another layer_pruning: criterion: Con"
+        ValueError, match="layer_pruning: criterion: .*Con"
     ):
         fit(brain)
     brain = make(folder, dense, pooling=max_over_time)
-    with pytest.raises(ValueError, match="layer_pruning: pooling: mean_over_t"):
+    with pytest.raises(ValueError, match="layer_pruning: pooling: .*mean_over_t"):
         fit(brain)
 
 

@@ -41,7 +41,7 @@ class Compression(sb.Brain):
 
     def on_fit_start(self):
         """Lets a student's run survive a kill, as a pruned encoder's does."""
-        if self.pruning is None:
+        if not self.pruning.has_phases:
             self.resume_point = make_resumable_(self.checkpointer)
         super().on_fit_start()
 
