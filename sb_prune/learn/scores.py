@@ -49,7 +49,7 @@ def magnitude_score(pruner):
     declaration = pruner.declaration
     parameters = dict(declaration.root.named_parameters())
     found = {
-        s.name: _mean_square(s, parameters).cpu()
+        s.name: _mean_square(s, parameters)
         for s in declaration.structures
         if not s.holds
     }
@@ -66,7 +66,8 @@ def magnitude_score(pruner):
                 if s.parent == holder.name
             ]
             found[holder.name] = torch.stack(inside).mean(0)
-    return torch.cat([found[s.name] for s in declaration.structures]).sqrt()
+    scores = torch.cat([found[s.name] for s in declaration.structures])
+    return scores.sqrt().cpu()  # the only wait for the device
 
 
 def taylor_score(pruner):

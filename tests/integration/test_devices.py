@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from fork_server import run_forked
 
+from sb_prune.export.loading import load_export
+
 SCRIPT = Path(__file__).with_name("device_run.py")
 
 
@@ -18,8 +20,9 @@ WAITS = {"conformer": 5, "decoder": 5, "wav2vec2": 8}
 def test_a_whole_run_on_one_device(family, tmp_path):
     done = run_forked(SCRIPT, family, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "pruned/export/hyperparams.yaml").is_file()
-    assert (tmp_path / "pruned/export_0.2/hyperparams.yaml").is_file()
+    for export in ("pruned/export", "pruned/export_0.2", "again/export_0.5"):
+        assert (tmp_path / export / "hyperparams.yaml").is_file()
+    assert len(load_export(tmp_path / "again/export").steps) == 2
     waits = json.loads(done.stdout.splitlines()[-1])["waits"]
     assert waits
     for step in waits:
