@@ -62,7 +62,9 @@ def export(folder, shape):
     (folder / "small").mkdir()
     weights = write_weights(folder / "small", lobe)
     kinds = sorted({s.kind for s in declaration.structures})
-    write_config(folder / "small", lobe, plan, kinds)
+    cut = {"structures": "wav2vec2_structures", "kinds": kinds}
+    edits = [{"cut": {**cut, "plan": plan.to_dict()}}, {"fold": {}}]
+    write_config(folder / "small", lobe, edits)
     return (folder / "small" / weights).stat().st_size
 
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
+from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from sb_prune import (
     LayerSettings,
     MACBudget,
     ParameterBudget,
+    lobes,
     magnitude_score,
     taylor_score,
     wav2vec2_structures,
@@ -587,3 +589,15 @@ def test_a_model_that_is_rebuilt_otherwise_shows(reprune, monkeypatch):
     monkeypatch.setattr(reprune, "folded_state", scaled)
     _, rebuilt, _ = reprune.prune(*case, (0.3, 0.5), 0)
     assert min(rebuilt) > 1e-3
+
+
+def test_what_load_memory_measures_can_be_loaded(benchmark_module, tmp_path):
+    tiny = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
+    tiny |= {"intermediate_size": 1024, "conv_dim": (16,) * 7}
+    size = benchmark_module("load_memory").export(tmp_path, tiny)
+    assert size == (tmp_path / "small/model.safetensors").stat().st_size
+    lobe = lobes.Wav2Vec2(str(tmp_path / "small"), str(tmp_path / "small"))
+    loaded = sum(p.numel() for p in lobe.model.parameters())
+    assert loaded < sum(
+        p.numel() for p in Wav2Vec2Model(Wav2Vec2Config(**tiny)).parameters()
+    )
