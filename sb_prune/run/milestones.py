@@ -5,7 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
-from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.distributed import MainProcessContext, if_main_process
 
 from sb_prune.cut.edits import Cut
 from sb_prune.cut.masking import detach_
@@ -117,7 +117,6 @@ class Milestones:
         return [self.folder(sparsity) for sparsity in self.sparsities]
 
 
-@main_process_only
 def export_milestone(run, settings, batch, plan, sparsity):
     """Exports what the model would be if it were cut now.
 
@@ -136,6 +135,12 @@ def export_milestone(run, settings, batch, plan, sparsity):
     sparsity : float
         The milestone.
     """
+    if if_main_process():
+        with MainProcessContext():  # so no barrier waits for the others
+            _export(run, settings, batch, plan, sparsity)
+
+
+def _export(run, settings, batch, plan, sparsity):
     twin, declaration = twin_of(run.brain, run.declaration)
     twin.modules.eval()
 

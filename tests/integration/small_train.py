@@ -1,20 +1,22 @@
 """A small pruned recipe that writes down what each process saw.
 
-    python small_train.py FOLDER BATCHES_PER_STEP
+    python small_train.py FOLDER BATCHES_PER_STEP [find_unused] [EXPORT]
 
-or the same under torchrun. FOLDER gets, per rank, `steps<rank>.pt` and, from
-whoever exports, `exported<rank>`.
+or the same under torchrun. EXPORT is that of an earlier such run, which is
+pruned further, past a milestone. FOLDER gets, per rank, `steps<rank>.pt` and,
+from whoever writes `export`, `export_by<rank>`.
 """
 
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import speechbrain as sb
 import torch
-from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import ddp_init_group
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -25,8 +27,13 @@ from sb_prune import (
     PruningMixin,
     conformer_structures,
 )
+from sb_prune.export.folder import export_model
 
+INFERENCE = Path(__file__).with_name("tiny_inference.yaml")
+SCALARS = {"layers": 2, "dropout": 0.0}
 RANK = int(os.environ.get("RANK", 0))
+ALONE = os.environ.get("WORLD_SIZE", "1") == "1"
+PATIENCE = 60  # seconds
 BATCHES = 16
 BAD_BATCH = 13  # rank 1 of 2 gets it: the last step of 4 in each epoch
 
@@ -44,9 +51,19 @@ class Recipe(sb.Brain):
 
 
 class RecordedRecipe(PruningMixin, Recipe):
-    """The same recipe, pruned; every step of its gates is kept."""
+    """The same recipe, pruned; it keeps every step of its gates."""
 
     steps = ()
+    begun = 0  # batches
+
+    def on_fit_batch_start(self, batch, should_step):
+        self.begun += 1
+        self.mark_of(RANK, self.begun).touch()
+        super().on_fit_batch_start(batch, should_step)
+
+    def mark_of(self, rank, batches):
+        """A file that is there once a process has begun so many batches."""
+        return Path(self.hparams.folder, f"begun_{batches}_by{rank}")
 
     def optimizers_step(self):
         super().optimizers_step()
@@ -58,6 +75,22 @@ class RecordedRecipe(PruningMixin, Recipe):
                 "logits": pruner.logits.detach().clone(),
             }
             self.steps += (step,)
+
+    def export(self, folder, *arguments, **facts):
+        """Says who exports; a milestone only once the other has gone on."""
+        place = Path(folder)
+        place.with_name(f"{place.name}_by{RANK}").touch()
+        if place.name != "export" and not ALONE:
+            wait_for(self.mark_of(1, self.begun + 1))
+        return export_model(folder, *arguments, **facts)
+
+
+def wait_for(file):
+    """Until another process has made it."""
+    end = time.monotonic() + PATIENCE
+    while not file.exists():
+        assert time.monotonic() < end, f"nobody makes {file}"
+        time.sleep(0.01)
 
 
 class Batches(torch.utils.data.Dataset):
@@ -75,31 +108,13 @@ class Batches(torch.utils.data.Dataset):
         }
 
 
-def make_modules():
-    transformer = TransformerASR(
-        tgt_vocab=4,
-        input_size=6,
-        d_model=16,
-        nhead=4,
-        num_encoder_layers=2,
-        num_decoder_layers=0,
-        d_ffn=32,
-        kernel_size=5,
-        dropout=0.0,
-        encoder_module="conformer",
-        attention_type="RelPosMHAXL",
-        normalize_before=True,
-        causal=False,
-    )
-    return {"Transformer": transformer, "lin": torch.nn.Linear(16, 3)}
-
-
-def train(folder, batches_per_step, **run_opts):
+def train(folder, batches_per_step, start_from=None, **run_opts):
     """Runs all phases; returns the Brain."""
     torch.manual_seed(RANK)  # what one process starts from, all must
-    modules = make_modules()
+    built = load_hyperpyyaml(INFERENCE.read_text(), SCALARS)
+    modules = {name: built[name] for name in ("Transformer", "lin")}
+    model = built["model"]
     counter = EpochCounter(3)
-    model = torch.nn.ModuleList(modules.values())
     checkpointer = Checkpointer(
         Path(folder, "save"), {"model": model, "counter": counter}
     )
@@ -113,14 +128,23 @@ def train(folder, batches_per_step, **run_opts):
         # linear in the gradient: rounding stays rounding
         "gate_optimizer": partial(torch.optim.SGD, lr=1.0),
         "distillation": partial(LayerwiseDistillation, outputs=["lin"]),
-        "inference": "inference.yaml",
+        "inference": str(INFERENCE),
         "export_folder": str(Path(folder, "export")),
     }
+    if start_from is not None:
+        more = {"target": 0.7, "milestones": [0.6], "start_from": start_from}
+        pruning.update(more)
     brain = RecordedRecipe(
         modules=modules,
         opt_class=partial(torch.optim.SGD, lr=0.01),
         # `sorting` keeps the order: rank r of n takes batches r, r + n, ...
-        hparams={"pruning": pruning, "sorting": "ascending"},
+        hparams={
+            "pruning": pruning,
+            "sorting": "ascending",
+            "model": model,
+            "folder": folder,
+            **SCALARS,
+        },
         run_opts={
             "device": "cpu",
             "noprogressbar": True,
@@ -130,16 +154,7 @@ def train(folder, batches_per_step, **run_opts):
         checkpointer=checkpointer,
     )
 
-    def export_model(folder, *arguments, **facts):
-        Path(folder).with_name(f"exported{RANK}").touch()
-
-    # what is exported is tested elsewhere; here, by which process
-    with patch.multiple(
-        "sb_prune.run.publication",
-        prepare_document=lambda *arguments: None,
-        check_fits=lambda *arguments: None,
-        export_model=export_model,
-    ):
+    with patch("sb_prune.run.publication.export_model", brain.export):
         brain.fit(counter, Batches(), train_loader_kwargs={"batch_size": None})
     teacher = brain.pruning.distiller.teacher._copies["lin"]
     found = {
@@ -155,9 +170,12 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     backend = {"distributed_backend": "gloo"}
     ddp_init_group(backend)
+    folder, batches_per_step, *more = sys.argv[1:]
+    find_unused = "find_unused" in more
     train(
-        sys.argv[1],
-        int(sys.argv[2]),
-        find_unused_parameters="find_unused" in sys.argv,
+        folder,
+        int(batches_per_step),
+        *(word for word in more if word != "find_unused"),
+        find_unused_parameters=find_unused,
         **backend,
     )

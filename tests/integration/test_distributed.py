@@ -22,27 +22,50 @@ TWO = {
 
 
 @pytest.fixture(scope="module")
-def of_one(tmp_path_factory):
-    """What one process saw: 4 batches for each step."""
+def first(tmp_path_factory):
+    """Where one process was: 4 batches for each step."""
     folder = tmp_path_factory.mktemp("one")
     train(folder, batches_per_step=4)
-    return torch.load(folder / "steps0.pt", weights_only=False)
+    return folder
 
 
-# DistributedDataParallel hands on copies of the outputs with `find_unused`
-@pytest.fixture(scope="module", params=["", "find_unused"])
-def folder_of_two(request, tmp_path_factory):
+# DistributedDataParallel hands on copies of the outputs with `find_unused`;
+# "again" prunes what was pruned in `first`
+@pytest.fixture(scope="module", params=["usual", "find_unused", "again"])
+def way(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder_of_one(way, first, tmp_path_factory):
+    """Where one process was, with the same start as the two."""
+    if way != "again":
+        return first
+    folder = tmp_path_factory.mktemp("one")
+    train(folder, 4, str(first / "export"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder_of_two(way, first, tmp_path_factory):
     """Where two processes were, with 2 x 2 of the same batches a step."""
     folder = tmp_path_factory.mktemp("two")
+    options = {"find_unused": [way], "again": [first / "export"]}
     run_python(
         HERE / "small_train.py",
         folder,
         2,
-        request.param,
+        *options.get(way, []),
         processes=2,
-        new_process=True,
+        new_process=way == "usual",
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def of_one(folder_of_one):
+    """What one process saw."""
+    return torch.load(folder_of_one / "steps0.pt", weights_only=False)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +116,25 @@ def test_modules_are_unwrapped_in_the_end(of_two):
     assert of_two[0]["lin"] is torch.nn.Linear
 
 
-def test_the_main_process_alone_exports(folder_of_two):
-    assert [f.name for f in folder_of_two.glob("exported*")] == ["exported0"]
+def test_the_main_process_alone_exports(way, folder_of_two):
+    """At a milestone it waits until the other one has gone on."""
+    again = way == "again"
+    exports = ["export", "export_0.6"] if again else ["export"]
+    found = {f.name for f in folder_of_two.glob("export*_by*")}
+    assert found == {f"{name}_by0" for name in exports}
+    for name in exports:
+        export = load_export(folder_of_two / name)
+        assert len(export.steps) == (2 if again else 1)
+
+
+def test_the_export_keeps_the_units_of_one_process(
+    folder_of_one, folder_of_two
+):
+    one, two = (
+        [step.plan.to_dict() for step in load_export(folder / "export").steps]
+        for folder in (folder_of_one, folder_of_two)
+    )
+    assert one == two
 
 
 @pytest.fixture(scope="module")

@@ -101,14 +101,10 @@ def train(folder, dense=None, options=None, layers_removed=0, **block):
         Changes in the `pruning` block.
     """
     sb.utils.seed.seed_everything(0)
-    inference, text = INFERENCE, INFERENCE.read_text()
-    if layers_removed:
-        inference = folder / "inference.yaml"
-        text = text.replace("num_encoder_layers: 1", "num_encoder_layers: 3")
-        inference.write_text(text)
-    built = load_hyperpyyaml(text)
+    scalars = {"layers": 3 if layers_removed else 1, "dropout": 0.1}
+    built = load_hyperpyyaml(INFERENCE.read_text(), scalars)
     counter, scheduler = EpochCounter(4), NoamScheduler(0.002, 10)
-    hparams = {"scheduler": scheduler, "model": built["model"]}
+    hparams = {"scheduler": scheduler, "model": built["model"], **scalars}
     if dense is not None:
         hparams["pruning"] = {
             "module": "Transformer",
@@ -119,7 +115,7 @@ def train(folder, dense=None, options=None, layers_removed=0, **block):
             "start_from": str(dense / "save"),
             "gate_optimizer": partial(torch.optim.Adam, lr=0.1),
             "distillation": partial(LayerwiseDistillation, outputs=["lin"]),
-            "inference": str(inference),
+            "inference": str(INFERENCE),
             "export_folder": str(folder / "export"),
             **block,
         }

@@ -623,12 +623,12 @@ def test_blocks_that_do_not_fit(dense, tmp_path, pruning, block, message):
 def test_another_criterion_in_the_same_folder(run, dense):
     folder, _ = run
     brain = make(folder, dense, criterion=ConvexityPeak(neighbours=4))
-    with pytest.raises(
-        ValueError, match="layer_pruning: criterion: .*Con"
-    ):
+    with pytest.raises(ValueError, match="layer_pruning: criterion: .*Con"):
         fit(brain)
     brain = make(folder, dense, pooling=max_over_time)
-    with pytest.raises(ValueError, match="layer_pruning: pooling: .*mean_over_t"):
+    with pytest.raises(
+        ValueError, match="layer_pruning: pooling: .*mean_over_t"
+    ):
         fit(brain)
 
 
