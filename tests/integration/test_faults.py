@@ -71,7 +71,8 @@ def torn(folder):
 
 
 def places(events, name):
-    return [i for i, e in enumerate(events) if re.match(PLACES[name], e)]
+    place = {**PLACES, **PLACES_OF_LAYERS}[name]
+    return [i for i, e in enumerate(events) if re.match(place, e)]
 
 
 def assert_mended(folder, undisturbed):
@@ -146,14 +147,18 @@ def test_killed_between_two_exports(event, runs, undisturbed, rerun, tmp_path):
 
 # ------------------------------------- layers left out, and pruning once more
 
-START = {
-    "record": r"\w+ save/run.json",
+PLACES_OF_LAYERS = {
     "choice": r"\w+ save/layers.json",
-    "dense snapshot": PLACES["dense snapshot"],
-    "prune, training": PLACES["prune, training"],
-    "cut": PLACES["cut"],
-    "finetune, training": PLACES["finetune, training"],
-    "export": PLACES["export"],
+    "train, training": r"batch save TRAIN",
+    "train, saving": rf"(mkdir|open|save) save{CHECKPOINT}",
+    "train, deleting": r"remove save/CKPT",
+    "train, evaluation": r"batch save TEST",
+}
+PRUNES = ("dense snapshot", "prune, training", "cut", "finetune, training")
+VARIANTS = {
+    "again": ("record", *PRUNES, "export"),
+    "layers": ("record", "choice", *PRUNES, "export"),
+    "layers alone": ("record", *PLACES_OF_LAYERS, "export"),
 }
 
 
@@ -165,6 +170,7 @@ def variants(runs, tmp_path_factory):
     return {
         "again": {"start_from": str(first / "export")},
         "layers": {"layers_removed": 1, "target": 0.6},
+        "layers alone": {"layers_removed": 1, "alone": True},
     }
 
 
@@ -175,21 +181,20 @@ def endings(runs, variants, tmp_path_factory):
     for name, block in variants.items():
         folder = tmp_path_factory.mktemp(name) / "run"
         assert runs.start(folder, **block) == 0, log_of(folder)
-        assert len(load_export(folder / "export").steps) == 2
+        cuts = 1 if name == "layers alone" else 2
+        assert len(load_export(folder / "export").steps) == cuts
         found[name] = ending(folder)
     return found
 
 
-@pytest.mark.parametrize("place", START)
-@pytest.mark.parametrize("name", ["again", "layers"])
+@pytest.mark.parametrize(
+    "name, place",
+    [(name, place) for name in VARIANTS for place in VARIANTS[name]],
+)
 def test_a_variant_killed_anywhere_continues(
     name, place, runs, variants, endings, tmp_path
 ):
-    events = endings[name].events
-    found = [i for i, e in enumerate(events) if re.match(START[place], e)]
-    if place == "choice" and name == "again":
-        assert not found
-        return
+    found = places(endings[name].events, place)
     at = random.Random(f"{name} {place}").choice(found)
     folder = tmp_path / "run"
     assert runs.start(folder, at, **variants[name]) == SIGKILLED
@@ -198,17 +203,25 @@ def test_a_variant_killed_anywhere_continues(
     assert epochs_begun(folder) <= EPOCHS + 1
 
 
-@pytest.mark.parametrize("name", ["again", "layers"])
-def test_a_disk_that_is_full_at_the_start(
-    name, runs, variants, endings, tmp_path
+@pytest.mark.parametrize(
+    "name, event, named",
+    [
+        ("again", r"\w+ save/run.json", "save"),
+        ("layers", r"\w+ save/layers.json", "save"),
+        ("layers alone", r"\w+ save/layers.json", "save"),
+        ("layers alone", rf"save save{CHECKPOINT}", "save"),
+        ("layers alone", "open export", "export"),
+    ],
+)
+def test_a_variant_whose_disk_is_full(
+    name, event, named, runs, variants, endings, tmp_path
 ):
-    file = {"again": "run.json", "layers": "layers.json"}[name]
     events = endings[name].events
-    at = next(i for i, e in enumerate(events) if file in e)
+    at = next(i for i, e in enumerate(events) if re.match(event, e))
     folder = tmp_path / "run"
     assert runs.start(folder, at, fill_disk, **variants[name]) == 1
     said = log_of(folder).strip().splitlines()[-1]
-    assert re.match(rf"OSError: {folder}/save cannot be written", said)
+    assert re.match(rf"OSError: {folder}/{named} cannot be written", said)
     assert runs.start(folder, **variants[name]) == 0, log_of(folder)
     assert_mended(folder, endings[name])
 

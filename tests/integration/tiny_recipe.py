@@ -83,7 +83,9 @@ class PrunedRecipe(PruningMixin, Recipe):
     """The same recipe, pruned."""
 
 
-def train(folder, dense=None, options=None, layers_removed=0, **block):
+def train(
+    folder, dense=None, options=None, layers_removed=0, alone=False, **block
+):
     """What a train.py does.
 
     Arguments
@@ -97,6 +99,8 @@ def train(folder, dense=None, options=None, layers_removed=0, **block):
     layers_removed : int
         If any, the model has two layers more, none of them trained before, and
         a `layer_pruning` block leaves so many out.
+    alone : bool
+        Without a `pruning` block beside that one.
     block : dict
         Changes in the `pruning` block.
     """
@@ -105,7 +109,11 @@ def train(folder, dense=None, options=None, layers_removed=0, **block):
     built = load_hyperpyyaml(INFERENCE.read_text(), scalars)
     counter, scheduler = EpochCounter(4), NoamScheduler(0.002, 10)
     hparams = {"scheduler": scheduler, "model": built["model"], **scalars}
-    if dense is not None:
+    publication = {
+        "inference": str(INFERENCE),
+        "export_folder": str(folder / "export"),
+    }
+    if dense is not None and not alone:
         hparams["pruning"] = {
             "module": "Transformer",
             "structures": conformer_structures,
@@ -115,16 +123,16 @@ def train(folder, dense=None, options=None, layers_removed=0, **block):
             "start_from": str(dense / "save"),
             "gate_optimizer": partial(torch.optim.Adam, lr=0.1),
             "distillation": partial(LayerwiseDistillation, outputs=["lin"]),
-            "inference": str(INFERENCE),
-            "export_folder": str(folder / "export"),
+            **publication,
             **block,
         }
     if layers_removed:
-        del hparams["pruning"]["start_from"]
+        hparams.get("pruning", {}).pop("start_from", None)
         hparams["layer_pruning"] = {
             "module": "Transformer",
             "structures": conformer_structures,
             "criterion": LastLayers(removed=layers_removed),
+            **(publication if alone else {}),
         }
     brain = PrunedRecipe(
         modules={name: built[name] for name in ("Transformer", "lin")},
