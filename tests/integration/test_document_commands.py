@@ -1,5 +1,6 @@
 """Every command of every page runs, at debug size, and so does its Python."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 from documents import PAGES, blocks, commands, name_of
 from recipe_runs import (
     ALL_SPLITS,
@@ -27,12 +29,19 @@ from recipe_runs import (
     options,
     run_python,
 )
+from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
+
+from sb_prune import lobes
+from sb_prune.export.lineage import size_table
+from sb_prune.export.loading import load_export
 
 CORPUS = ["--train_utterances=24", "--dev_utterances=8", "--test_utterances=8"]
 TEST = "[results/{}/1234/test-clean.csv]"
 TWO_EPOCHS = {"number_of_epochs": 2, "prune_epochs": 1, "schedule_steps": 2}
 SHORT_ANSWERS = {"max_decode_ratio": 0.2}  # of models that know nothing yet
 SMALL_ENCODER = {"wav2vec2_hub": "/path/to/small_wav2vec2"}
+COMPRESSION = "LibriSpeech/self-supervised-learning/compression"
+COMPRESSED = "--output_folder=results/finetune_small/1234"
 CTC, SLURP = "train_with_wav2vec.py", "train_with_wav2vec2.py"
 CONVEXITY = "train.py hparams/convexity.yaml"
 # What tests/unit/test_documents.py looks at.
@@ -77,11 +86,30 @@ SMALLER = {
     f"{CTC} hparams/demo_prune.yaml": options(
         TINY_CTC, **TWO_EPOCHS, encoder_dim=128
     ),
+    f"{CTC} hparams/finetune.yaml {COMPRESSED}": options(
+        TINY_CTC,
+        number_of_epochs=1,
+        test_csv=TEST.format("finetune_small"),
+        test_splits="[test-clean]",
+    ),
+    f"{CTC} hparams/prune_size.yaml": options(
+        TINY_CTC,
+        **TWO_EPOCHS,
+        target=0.5,
+        test_csv=TEST.format("prune_small"),
+        test_splits="[test-clean]",
+    ),
     f"{SLURP} hparams/finetune.yaml": options(
         TINY_SLURP, **SMALL_ENCODER, **SHORT_ANSWERS, number_of_epochs=1
     ),
     f"{SLURP} hparams/prune_mac.yaml": options(
         TINY_SLURP, **SMALL_ENCODER, **SHORT_ANSWERS, **TWO_EPOCHS
+    ),
+    f"{SLURP} hparams/finetune.yaml {COMPRESSED}": options(
+        TINY_SLURP, **SHORT_ANSWERS, number_of_epochs=1
+    ),
+    f"{SLURP} hparams/prune_size.yaml": options(
+        TINY_SLURP, **SHORT_ANSWERS, **TWO_EPOCHS, target=0.5
     ),
     f"{SLURP} hparams/demo_finetune.yaml": options(
         TINY_SLURP, **SHORT_ANSWERS, number_of_epochs=1
@@ -90,7 +118,7 @@ SMALLER = {
         TINY_SLURP, **SHORT_ANSWERS, **TWO_EPOCHS
     ),
     "train.py hparams/prune_fine_grained.yaml": options(
-        TINY_COMPRESSION, **TINY_UNEQUAL, **SMALL_ENCODER
+        TINY_COMPRESSION, **TINY_UNEQUAL, **SMALL_ENCODER, target=0.3
     ),
     "train.py hparams/armhubert.yaml": options(
         TINY_COMPRESSION, **TINY_STUDENT, **SMALL_ENCODER
@@ -140,13 +168,32 @@ class Checkout:
         """
         first, *words = shlex.split(line)
         if first == "cd":
-            return self.root / words[0]
+            return Path(os.path.normpath(cwd / words[0]))
         if line.startswith(ELSEWHERE):
             return cwd
         assert first == "python", f"no test knows how to run: {line}"
         if (line, cwd) not in self._done:
             self._done.add((line, cwd))
             run_python(*self._at_debug_size(line, words), cwd=cwd)
+        return cwd
+
+    def run_page(self, page):
+        """Runs the commands of a page, from where it tells to.
+
+        Arguments
+        ---------
+        page : Path
+
+        Returns
+        -------
+        Path
+            Where the last one ran.
+        """
+        cwd = self.root
+        if page.is_relative_to(ROOT / "recipes"):
+            cwd /= page.relative_to(ROOT).parent
+        for line in commands(page):
+            cwd = self.run(line, cwd)
         return cwd
 
     def _at_debug_size(self, line, words):
@@ -194,11 +241,7 @@ def checkout(
 )
 def test_page_does_what_it_says(page, checkout, tmp_path):
     """Its commands, then the Python that uses what they have made."""
-    cwd = checkout.root
-    if page.is_relative_to(ROOT / "recipes"):
-        cwd /= page.relative_to(ROOT).parent
-    for line in commands(page):
-        cwd = checkout.run(line, cwd)
+    cwd = checkout.run_page(page)
     if page.parent == ROOT / "docs":
         return  # tests/unit/test_documents.py runs the Python of these
     for block in blocks(page, "python"):
@@ -207,6 +250,35 @@ def test_page_does_what_it_says(page, checkout, tmp_path):
         audio = f'"{checkout.root}/speech.flac"'
         script.write_text(text.replace('"speech.flac"', audio))
         run_python(script, cwd=cwd)
+
+
+@pytest.mark.parametrize(
+    "recipe, interface",
+    [
+        ("LibriSpeech/ASR/CTC", EncoderASR),
+        ("SLURP/direct", EncoderDecoderASR),
+    ],
+)
+def test_a_compressed_encoder_is_pruned_further(
+    recipe, interface, checkout, tiny_wav2vec2, tmp_path
+):
+    """What the commands in the README of the compression have made."""
+    checkout.run_page(ROOT / "recipes" / COMPRESSION / "README.md")
+    export = checkout.root / "recipes" / recipe / "results/prune_small/1234"
+    export /= "export"
+    dense = lobes.Wav2Vec2(str(tiny_wav2vec2), str(tmp_path))
+    header, *rows = size_table(load_export(export))
+    assert header[1:3] == ["parameters", "gone"]
+    assert [row[0] for row in rows] == ["dense", "after cut 1", "after cut 2"]
+    original = sum(p.numel() for p in dense.parameters())
+    assert rows[0][1] == f"{original:,}"
+    first, second = (float(row[2].rstrip("%")) for row in rows[1:])
+    assert 30 <= first < 50 <= second < 55
+    assert "after cut 2" in (export / "README.md").read_text()
+    system = interface.from_hparams(
+        source=str(export), savedir=str(tmp_path / "hub")
+    )
+    system.transcribe_batch(torch.randn(1, 4000), torch.ones(1))
 
 
 def test_documentation_builds_without_a_warning(tmp_path):
