@@ -12,7 +12,7 @@ demo_prune.yaml, with parameters as the budget:
                     which is the teacher too
     twice_taught    the same, but the dense model is the teacher
     dense_longer    0%: the encoder, fine-tuned for as many steps as `one` has,
-                    by demo_finetune.yaml, under a new linear layer
+                    by demo_finetune.yaml, under a new head
 
 Half of the steps of a pruning fine-tune what is left. A cell is one of these
 runs; `cells.py` keeps them. Without --full: one seed.
@@ -215,19 +215,18 @@ def summarise(cells):
 
 def as_markdown(summary):
     """The table for a page, with mean ± half the range over seeds."""
-    rows = [["model", *(column for column, _ in FIGURES.values())]]
-    for model, name in MODELS.items():
-        figures = summary[model].items()
-        rows.append([name, *(_spread(f, values) for f, values in figures)])
+    rows = [["model", "seeds", *(column for column, _ in FIGURES.values())]]
+    for model, figures in summary.items():
+        if seeds := len(figures["wer"]):
+            row = [_spread(f, values) for f, values in figures.items()]
+            rows.append([MODELS[model], str(seeds), *row])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|:--|" + "--:|" * len(FIGURES))
+    lines.insert(1, "|:--|" + "--:|" * (1 + len(FIGURES)))
     return "\n".join(lines)
 
 
 def _spread(figure, values):
     """Mean ± half the range, where there is one."""
-    if not values:
-        return "-"
     _, digits = FIGURES[figure]
     text = f"{mean(values):,.{digits}f}"
     half = (max(values) - min(values)) / 2

@@ -555,6 +555,116 @@ def test_readmes_say_what_the_demos_gave(headline, cells):
         assert pruned["encoder_params"] <= dense["encoder_params"] / 2
 
 
+# --------------------------------------------------------------- demo_twice
+
+
+@pytest.fixture
+def twice(benchmark_module):
+    return benchmark_module("demo_twice")
+
+
+def test_two_prunings_have_the_steps_of_one(twice):
+    one, first, second = map(twice.schedule, ("one", "first", "twice"))
+    assert first == {**second, "target": twice.FIRST}
+    assert one["target"] == second["target"] > first["target"]
+    for key in one.keys() - {"target", "warmup_steps"}:
+        assert one[key] == first[key] + second[key]
+    for run in (one, first, second):  # each phase has steps of its own
+        tuned = run["number_of_epochs"] - run["prune_epochs"]
+        assert tuned == run["prune_epochs"]
+        assert run["total_steps"] == twice.STEPS * tuned
+        assert run["schedule_steps"] == run["total_steps"] // 2
+    longer = twice.schedule("dense_longer")
+    assert longer["number_of_epochs"] == one["number_of_epochs"]
+    assert longer["total_steps"] == 2 * one["total_steps"]
+
+
+def test_the_second_pruning_starts_from_the_export_of_the_first(
+    twice, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_untrained(str(tmp_path / "encoder"), **encoder_shape(16))
+    values = {
+        "dense_folder": "dense",
+        "data_folder": "data",
+        "wav2vec2_hub": str(tmp_path / "encoder"),
+        "encoder_dim": 16,
+    }
+    blocks = {}
+    for model in ("one", "first", "twice", "twice_taught"):
+        if model.startswith("twice"):
+            values["first_folder"] = "first"
+        text = twice.pruning_yaml(model)
+        block = load_hyperpyyaml(text, values)["pruning"]
+        PruningSettings(**block)
+        assert block.get("budget", ParameterBudget) is ParameterBudget
+        keys = ("start_from", "start_min_key", "teacher")
+        blocks[model] = [block.get(key) for key in keys]
+    assert blocks["one"] == blocks["first"] == ["dense/save", "WER", None]
+    assert blocks["twice"] == ["first/export", None, None]
+    assert blocks["twice_taught"] == ["first/export", None, "dense/save"]
+
+
+@pytest.fixture
+def twice_runs(twice, tmp_path, monkeypatch):
+    """Cells whose encoder is untrained, and name of a run -> its options."""
+    done = {}
+
+    def run(self, name, script, yaml, last, options):
+        output = self.folder / name
+        if name not in done:
+            output.mkdir()
+            done[name] = options
+            write_untrained(str(output / "export"), **encoder_shape(8))
+            (output / last).write_text(f"%WER {len(done)}.00 [ 1 / 9 ]")
+        return output
+
+    def small_encoder(self, speech):
+        output = self.folder / "encoder"
+        if not output.is_dir():
+            write_untrained(str(output / "encoder"), **encoder_shape(16))
+            (output / "wer_test-clean.txt").write_text("%WER 9.00 [ 1 / 9 ]")
+            rows = "".join(f"{row}\n" for row in ["ID", *range(12)])
+            (output / "train.csv").write_text(rows)
+        return output / "encoder"
+
+    monkeypatch.setattr(twice.Runs, "run", run)
+    monkeypatch.setattr(twice.Runs, "small_encoder", small_encoder)
+    monkeypatch.setattr(twice, "synthesise_librispeech", lambda *_, **__: None)
+    return twice.Cells(tmp_path), done
+
+
+def test_both_second_prunings_start_from_one_first(twice, twice_runs):
+    cells, done = twice_runs
+    found = {key: cells.run(key) for key in twice.plan_cells(full=False)}
+    assert {*done} == {f"{key.replace('/', '-')}" for key in found} - {"dense"}
+    epochs = {key.partition("/")[0]: c["epochs"] for key, c in found.items()}
+    assert epochs.pop("dense") == 0 and epochs.pop("first") == twice.EPOCHS / 2
+    assert {*epochs.values()} == {twice.EPOCHS}
+    for name in ("twice-1", "twice_taught-1"):
+        assert done[name]["first_folder"].name == "first-1"
+        assert done[name]["dense_folder"] == done["one-1"]["dense_folder"]
+    (part,) = {options["train_csv"] for options in done.values()}
+    assert part.read_text().split() == ["ID", "0", "5", "10"]
+    assert found["dense"]["wer"] == 9
+    assert found["dense"]["params"] == found["dense_longer/1"]["params"]
+    assert found["one/1"]["params"] < found["dense"]["params"]
+
+
+def test_figures_of_two_prunings_are_means_over_seeds(twice):
+    cell = {"params": 700.0, "gmacs_per_second": 0.1, "epochs": 4}
+    cells = {f"one/{seed}": {**cell, "wer": 1.0 + seed} for seed in (1, 2, 3)}
+    cells["dense"] = {**cell, "wer": 2.5, "epochs": 0}
+    rows = twice.as_markdown(twice.summarise(cells)).splitlines()
+    assert rows[2:] == [
+        "| dense | 1 | 2.50 | 700 | 0.1000 | 0 |",
+        "| 50% in one run | 3 | 3.00 ± 1.00 | 700 | 0.1000 | 4 |",
+    ]
+
+
+# ------------------------------------------------------------------ reprune
+
+
 @pytest.fixture
 def reprune(benchmark_module):
     return benchmark_module("reprune")

@@ -173,6 +173,7 @@ def test_presets_are_all_described():
 TABLES = {
     "conformer_methods": "docs/results/conformer_methods.md",
     "convexity_depth": "docs/results/convexity_depth.md",
+    "demo_twice": "docs/results/pruned_twice.md",
     "headline": "README.md",
     "hj_variants": "docs/results/hj_variants.md",
     "task_agnostic": "docs/results/task_agnostic.md",
