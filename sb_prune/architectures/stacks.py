@@ -12,6 +12,7 @@ from sb_prune.architectures.parts import (
     Part,
     no_operations,
 )
+from sb_prune.cut.surgery import Absent, FewerLayers
 from sb_prune.declare.structure import Declaration, Structure, dotted
 from sb_prune.support.values import ListOf, Text
 
@@ -184,7 +185,7 @@ def declare(root, architectures, known, kinds=None, only=""):
         for name, layer in layers.items()
         for structure in layer.structures(name, wanted)
     ]
-    check_matched(structures, kinds or ())
+    check_matched(structures, kinds or (), root)
     return Declaration(
         root=root,
         scope=tuple(stacks),
@@ -299,8 +300,11 @@ def check_cuttable(layers, wanted):
     )
 
 
-def check_matched(structures, kinds):
+def check_matched(structures, kinds, root):
     """Refuses kinds that a model does not have.
+
+    An earlier cut may have removed all that was of a kind. So nothing is
+    refused where it removed modules; the original is declared as well.
 
     Arguments
     ---------
@@ -308,6 +312,8 @@ def check_matched(structures, kinds):
         Structures of the model.
     kinds : list of str
         Kinds that the user named.
+    root : torch.nn.Module
+        The model.
 
     Raises
     ------
@@ -315,7 +321,8 @@ def check_matched(structures, kinds):
         If no structure is of one of the kinds.
     """
     missing = set(kinds) - {s.kind for s in structures}
-    if missing:
+    removed = (Absent, FewerLayers)
+    if missing and not any(isinstance(m, removed) for m in root.modules()):
         raise ValueError(
             f"kinds: {sorted(missing)} match nothing in this model; remove "
             "them"
@@ -349,8 +356,8 @@ def select(structures, only):
     """
     if not structures:
         raise ValueError(
-            "module: nothing that could be cut is left; start from the dense "
-            "model"
+            "module: nothing that could be cut is left of the declared kinds; "
+            "declare others, or start from the dense model"
         )
     chosen = [s for s in structures if re.search(only, s.name)]
     if not chosen:

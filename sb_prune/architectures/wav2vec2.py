@@ -146,7 +146,7 @@ def wav2vec2_structures(
         )
     for name, layer in encoder.layers.items():
         structures += layer.structures(name, wanted)
-    check_matched(structures, kinds or ())
+    check_matched(structures, kinds or (), root)
     return Declaration(
         root=root,
         scope=encoder.scope,

@@ -19,6 +19,7 @@ from sb_prune.cut.modules import attention as unequal_heads
 from sb_prune.cut.modules.attention import UnequalHeads
 from sb_prune.cut.surgery import cut_
 from sb_prune.declare.cost import mac_cost, parameter_cost
+from sb_prune.declare.plan import full_plan
 from sb_prune.declare.structure import below
 
 WAVLM = [row for row in ROWS if row.startswith("WavLM")]
@@ -141,6 +142,28 @@ def kinds_left(build, model):
     except ValueError as error:
         assert "nothing that could be cut is left" in str(error)
         return set()
+
+
+@each_build
+def test_kinds_of_which_nothing_is_left(
+    make_model, compute, masked_and_cut, build
+):
+    """All kinds may be named again; the others are declared still."""
+    kinds = {s.kind for s in build.declare(build.make(make_model)).structures}
+    for gone in kinds:
+        model = build.make(make_model)
+        declaration = build.declare(model)
+        plan = full_plan(declaration)
+        for structure in declaration.structures:
+            if structure.kind == gone and structure.removes:
+                plan.keep[structure.name][:] = False
+        if gone == "layers" or plan.kept_counts(declaration).all():
+            continue  # no module of its own
+        assert_exact(*masked_and_cut(declaration, plan, compute))
+        if not kinds_left(build, model):
+            continue
+        left = build.declare(model, build.kinds)
+        assert gone not in {s.kind for s in left.structures}
 
 
 @each_build
