@@ -24,6 +24,10 @@ FORMAT = 3  # of lists of edits on disk
 ENTRY = "sb_prune"  # key with them in the config.json of a Hugging Face model
 
 
+class LaterFormat(ValueError):
+    """Says that a later version of sb_prune wrote what is read."""
+
+
 @dataclass(frozen=True)
 class Edit:
     """Base of edits. A subclass defines `change_`.
@@ -290,17 +294,17 @@ def check_format(found):
 
     Raises
     ------
-    ValueError
+    LaterFormat
         If this version cannot read the format.
 
     Example
     -------
     >>> check_format(4)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: format: 4 was written by a later sb_prune; ...
+    sb_prune.cut.edits.LaterFormat: format: 4 was written by a later ...
     """
     if found not in range(1, FORMAT + 1):
-        raise ValueError(
+        raise LaterFormat(
             f"format: {found} was written by a later sb_prune; this one reads "
             f"1 to {FORMAT}: pip install --upgrade sb_prune"
         )

@@ -9,6 +9,7 @@ from speechbrain.utils.checkpoints import (
 )
 
 from sb_prune.export.loadables import is_plain_module
+from sb_prune.support.disk import reason
 from sb_prune.support.hashes import check_hash
 
 
@@ -62,8 +63,8 @@ def _assign_weights(module, path):
         module.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
         raise ValueError(
-            f"{path} does not fit the model in hyperparams.yaml (was it "
-            f"edited?): {error}"
+            f"{path} does not fit the model in hyperparams.yaml (was one of "
+            f"them edited?): {reason(error)}; copy the whole folder again"
         ) from error
     tensors = [*module.named_parameters(), *module.named_buffers()]
     empty = [name for name, tensor in tensors if tensor.is_meta]

@@ -13,6 +13,9 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.utils.checkpoints import PARAMFILE_EXT
 
 from sb_prune.cut.edits import (
+    Cut,
+    Edit,
+    LaterFormat,
     before_cuts,
     check_format,
     rebuild,
@@ -120,7 +123,8 @@ class Export:
     @property
     def scope(self):
         """The modules whose cost the budget counted."""
-        module = self.hparams[self.key]
+        cuts = [e for e in self.history.edits if isinstance(e, Cut)]
+        module = self.hparams[self.key].get_submodule(cuts[-1].module)
         names = self.steps[-1].declaration.scope
         return [module.get_submodule(name) for name in names]
 
@@ -159,10 +163,13 @@ def load_export(folder):
             hparams = load_hyperpyyaml(file)
         torch.nn.ModuleDict(hparams["modules"]).eval()
         pretrainer = hparams["pretrainer"]
-    files = getattr(pretrainer, "files", {})
-    for name in pretrainer.loadables:
-        file = files.get(name, f"{name}{PARAMFILE_EXT}")
-        _load_file(yaml_file.with_name(file), name, pretrainer)
+        own = getattr(pretrainer, "files", {})
+        files = {
+            name: yaml_file.with_name(own.get(name, f"{name}{PARAMFILE_EXT}"))
+            for name in pretrainer.loadables
+        }
+    for name, file in files.items():
+        _load_file(file, name, pretrainer)
     if any(p.is_meta for p in hparams[history.key].parameters()):
         raise ExportError(
             f"{yaml_file}: no loadable of its pretrainer holds {history.key}; "
@@ -179,12 +186,16 @@ def _blaming(path):
         yield
     except ExportError:
         raise
+    except LaterFormat as error:
+        raise ExportError(f"{path}: {error}") from error
     except Exception as error:  # a damaged file can raise anything
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise ExportError(str(error)) from error  # names the file already
         said = reason(error)
-        if isinstance(error, ValueError) and str(path) in said:
-            raise ExportError(said) from error  # names the file already
+        if isinstance(error, KeyError):
+            said = f"it has no {said}"
         raise ExportError(
-            f"{path} cannot be read (truncated or edited?): {said[:200]}; "
+            f"{path} cannot be read (truncated or edited?): {said}; "
             "copy the whole export folder again, or rerun train.py to write "
             "it anew"
         ) from error
@@ -225,17 +236,26 @@ def read_history(text, name="this"):
             f"{BUILDER}; name the export_folder of a pruning run"
         )
     node = document[keys[0]]
-    check_format(node.get("format", 1))
+    format = node.get("format", 1)
+    check_format(format)
     alone = io.StringIO()
     ruamel.yaml.YAML().dump({keys[0]: node}, alone)
     parts = ("factory", "edits", "structures", "plan")
     written = io.StringIO()
     ruamel.yaml.YAML().dump({p: node[p] for p in parts if p in node}, written)
     parts = load_hyperpyyaml(written.getvalue())
-    edits = parts.get("edits")
-    if edits is None:  # of formats 1 and 2
+    if format < 3:
         edits = edits_of_plan(parts["structures"], parts["plan"])
+    else:
+        edits = parts["edits"]
+        _check_edits(edits)
     return History(keys[0], parts["factory"], edits, alone.getvalue())
+
+
+def _check_edits(edits):
+    is_list = isinstance(edits, list)
+    if not (is_list and all(isinstance(edit, Edit) for edit in edits)):
+        raise ValueError("edits: is no list of edits, such as sb_prune.Cut")
 
 
 def _load_file(path, key, pretrainer):

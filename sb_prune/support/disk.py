@@ -15,6 +15,7 @@ from speechbrain.utils.logger import get_logger
 logger = get_logger(__name__)
 
 MARK = "complete"  # last file of a checkpoint, with the sizes of the others
+LONGEST = 300  # characters; torch lists all keys of a model
 
 
 def guard_(checkpointer):
@@ -200,7 +201,7 @@ def reason(error):
     Returns
     -------
     str
-        One line.
+        One line, cut off where it is very long.
 
     Example
     -------
@@ -211,4 +212,5 @@ def reason(error):
     """
     lines = (str(error) or type(error).__name__).strip().splitlines()
     detail = lines[1:2] if lines[0].endswith(":") else []
-    return " ".join(line.strip() for line in lines[:1] + detail)
+    said = " ".join(line.strip() for line in lines[:1] + detail)
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -254,6 +255,23 @@ def test_units_are_of_those_in_the_original(thrice):
     ):
         norm = 2 * SIZES["d_model"]  # of the encoder, outside of all layers
         assert number(table[-1][-1].split("/")[0]) == size - norm
+
+
+def test_the_last_cut_may_be_of_a_part_of_the_module(thrice):
+    """An edit names its module; the structures of the cut start there."""
+    loaded = load_export(thrice)
+    *edits, last = loaded.history.edits
+    plan = {n.removeprefix("encoder."): k for n, k in last.plan.items()}
+    edits.append(replace(last, module="encoder", plan=plan))
+    inside = replace(loaded, history=replace(loaded.history, edits=edits))
+    assert inside.steps[-1].declaration.scope == ("",)
+    assert inside.scope == loaded.scope
+    assert size_table(inside, frames=40) == size_table(loaded, frames=40)
+    for (_, table), (_, expected) in zip(
+        unit_tables(inside), unit_tables(loaded), strict=True
+    ):
+        cells = [row[1:] for row in table]
+        assert cells == [row[1:] for row in expected]
 
 
 def test_cuts_of_different_kinds(tmp_path):
