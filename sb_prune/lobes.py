@@ -24,6 +24,7 @@ from sb_prune.export.hugging_face import (
     build_model,
     check_weights,
     edits_of,
+    naming_source,
     skeleton,
 )
 
@@ -82,15 +83,18 @@ class _PrunedLobe:
     def _from_pretrained(
         self, source, save_path, cache_dir, device=None, **kwargs
     ):
-        if not edits_of(self.config):
+        with naming_source(source):
+            edits = edits_of(self.config)
+        if not edits:
             super()._from_pretrained(
                 source, save_path, cache_dir, device, **kwargs
             )
             return
-        self.model = build_model(self.config, **attention_of(kwargs))
-        weights = cached_file(source, WEIGHTS, cache_dir=save_path)
-        check_weights(self.config, weights)
-        assign(self.model, weights)
+        with naming_source(source):
+            self.model = build_model(self.config, **attention_of(kwargs))
+            weights = cached_file(source, WEIGHTS, cache_dir=save_path)
+            check_weights(self.config, weights)
+            assign(self.model, weights)
         if device is not None:
             self.model.to(device)
 

@@ -52,8 +52,18 @@ def prepare_document(folder, inference, brain, module):
     _check_ours(Path(folder))
     document = _read(inference)
     _fill_placeholders(document, brain.hparams, inference)
+    if any(tag_of(node) == BUILDER for node in document.values()):
+        raise ValueError(
+            f"inference: {inference} is the YAML of an export; write that of "
+            "the dense model, as when it was pruned first"
+        )
     for entry in entries_of(module):
-        if not tag_of(document.get(entry)).startswith("!new:"):
+        if entry not in document:
+            raise ValueError(
+                f"inference: {inference} has no {entry}, which is pruned; "
+                f"write the YAML of this model, with {entry} as in training"
+            )
+        if not tag_of(document[entry]).startswith("!new:"):
             raise ValueError(
                 f"inference: {inference}: {entry} must be a !new: of the "
                 "stock class, as in the training YAML"

@@ -63,6 +63,11 @@ def past_of_lobe(module):
     return [edit.within("model") for edit in edits], dense
 
 
+def holds_lobe(module):
+    """Whether a module is a Hugging Face lobe, or one lies below it."""
+    return any(_is_lobe(part) for part in module.modules())
+
+
 def _is_lobe(module):
     lobes = sys.modules.get("speechbrain.integrations.huggingface.huggingface")
     # without that module no lobe was made, and transformers may be missing

@@ -11,10 +11,12 @@ too (see `encoders`).
 
 import io
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import ruamel.yaml
 import torch
+from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml.comments import CommentedMap
 from speechbrain.utils.logger import get_logger
 
@@ -24,6 +26,7 @@ from sb_prune.export.document import MARK, prepare_document, wrap_cut_modules
 from sb_prune.export.encoders import (
     describe_encoder,
     encoders_of,
+    holds_lobe,
     save_encoder_config,
     save_encoder_weights,
 )
@@ -37,6 +40,7 @@ from sb_prune.export.loading import load_export, read_history
 from sb_prune.export.yaml_nodes import tagged
 from sb_prune.support.disk import naming_what_fails, reason, rename_
 from sb_prune.support.hashes import file_hash
+from sb_prune.support.parallel import unwrap
 from sb_prune.support.random_state import generators_untouched
 
 logger = get_logger(__name__)
@@ -123,24 +127,51 @@ def check_fits(document, inference, brain, edited):
     for entry, lobe in encoders.items():
         describe_encoder(document, entry, lobe)
     wrap_cut_modules(document, edited.module, edited.edits)
+    text = _dumped(document)
+    with _building(edited.module, inference):
+        built = read_history(text).rebuild()
+    _check_shapes(built, edited.root, inference)
+    resolved = ruamel.yaml.YAML().load(resolve_references(text))
+    for reference in document["pretrainer"]["loadables"].values():
+        name = reference.value.strip("<>")
+        ours = find_object(brain, name, inference)
+        if not is_plain_module(ours) or holds_lobe(ours):
+            continue  # lobes would be downloaded
+        with _building(name, inference):
+            built = load_hyperpyyaml(_dumped({name: resolved[name]}))[name]
+        _check_shapes(built, unwrap(ours), inference, f"{name}.")
+
+
+def _dumped(document):
     text = io.StringIO()
     ruamel.yaml.YAML().dump(document, text)
+    return text.getvalue()
+
+
+@contextmanager
+def _building(what, inference):
+    """Context that names what the YAML cannot build, and leaves no trace."""
     try:
         with generators_untouched():
-            built = read_history(text.getvalue()).rebuild().state_dict()
+            yield
     except Exception as error:  # what the YAML makes can raise anything
         raise ValueError(
-            f"inference: {inference}: {edited.module} cannot be built from it "
+            f"inference: {inference}: {what} cannot be built from it "
             f"({reason(error)}); write the values of the training YAML"
         ) from error
-    ours = folded_state(edited.root)
+
+
+def _check_shapes(built, ours, inference, prefix=""):
+    """Refuses a module with other tensors than that of the recipe."""
+    built, ours = folded_state(built), folded_state(ours)
     for name in [*built, *ours]:
         theirs = _shape(built.get(name))
         if theirs != _shape(ours.get(name)):
             raise ValueError(
-                f"inference: {inference}: it builds another model: {name} "
-                f"has the shape {theirs}, and {_shape(ours.get(name))} in the "
-                "recipe; write the values of the training YAML"
+                f"inference: {inference}: it builds another model: "
+                f"{prefix}{name} has the shape {theirs}, and "
+                f"{_shape(ours.get(name))} in the recipe; write the values of "
+                "the training YAML"
             )
 
 

@@ -18,6 +18,7 @@ the edits that were made to the model, and the hash of the weights. The lobes in
 import copy
 import json
 import tempfile
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from sb_prune.cut.edits import (
     FORMAT,
     Cut,
     Fold,
+    LaterFormat,
     before_cuts,
     check_format,
     rebuild,
@@ -40,6 +42,7 @@ from sb_prune.declare.plan import Plan, full_plan
 from sb_prune.declare.structure import below, dotted
 from sb_prune.export.old_configs import OLD_KEYS, old_entry
 from sb_prune.students import StudentShape
+from sb_prune.support.disk import reason
 from sb_prune.support.hashes import check_hash, file_hash
 
 WEIGHTS = "model.safetensors"
@@ -301,7 +304,7 @@ def _as_edits(described):
         elif kind == "fold":
             edits.append(Fold())
         else:
-            raise ValueError(
+            raise LaterFormat(
                 f"{CONFIG}: {ENTRY}: edits: {kind!r} is none of cut, fold and "
                 "student; pip install --upgrade sb_prune"
             )
@@ -342,6 +345,38 @@ def _upgraded(config, entry):
         return entry["edits"]
     keep = Plan.from_dict(entry["plan"]).keep
     return [_cut_of(config, [], keep, entry["kinds"]), {"fold": {}}]
+
+
+@contextmanager
+def naming_source(source):
+    """Context in which a damaged export is named as the source of a lobe.
+
+    Arguments
+    ---------
+    source : str
+        As the YAML names it.
+
+    Raises
+    ------
+    ValueError
+        In place of any error but that of a later format, or of the hub.
+    """
+    try:
+        yield
+    except LaterFormat:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        if isinstance(error, OSError) and not Path(source).is_dir():
+            raise
+        if isinstance(error, ValueError) and str(source) in str(error):
+            raise ValueError(f"source: {error}") from error
+        said = reason(error)
+        if isinstance(error, KeyError):
+            said = f"it has no {said}"
+        raise ValueError(
+            f"source: {source} cannot be loaded (was its {CONFIG} edited?): "
+            f"{said}; copy the whole folder again"
+        ) from error
 
 
 def build_model(config, **attention):
@@ -389,7 +424,8 @@ def assign(model, path):
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"{path} does not fit the encoder that {CONFIG} describes (was "
-            f"one of them truncated or edited?): {error}"
+            f"one of them truncated or edited?): {reason(error)}; copy the "
+            "whole folder again"
         ) from error
 
 
