@@ -31,6 +31,7 @@ class Edited:
         self.module = module
         self._parts = {e: unwrap(modules[e]) for e in entries_of(module)}
         self.root = root_of(self._parts, module)
+        self._known = set(modules)
         self._edits = []
         self._dense = {}  # entry -> the original module, on the meta device
         for entry, part in self._parts.items():
@@ -48,7 +49,7 @@ class Edited:
         """What was done to the stock modules, as an export lists it."""
         return folded(self._edits, self.root)
 
-    def adopt_(self, history):
+    def adopt_(self, history, told):
         """Takes over what an earlier run did to the modules, without weights.
 
         Modules that are stock are edited. Those that the recipe made in the
@@ -57,15 +58,17 @@ class Edited:
         Arguments
         ---------
         history : History
+        told : str
+            Key and value of the YAML that name it, for error messages.
 
         Raises
         ------
         ValueError
             If it is that of other modules.
         """
-        path, live = self._place_of(history.module)
+        path, live = self._place_of(history.module, told)
         if shapes(live) != shapes(history.rebuild()):
-            _check_stock(shapes(history.stock()), shapes(live))
+            _check_stock(history.stock(), live, told)
             for edit in history.edits:
                 edit.apply_(live)
         others = [e for e in self._edits if not below(e.module, path)]
@@ -74,15 +77,18 @@ class Edited:
         for entry in entries_of(history.module):
             self._dense[entry] = dense[entry] if several else dense
 
-    def _place_of(self, module):
+    def _place_of(self, module, told):
         """Path from the root, and the live module, of what was edited."""
         if module == self.module:
             return "", self.root
         if isinstance(module, str) and module in self._parts:
             return self._path(module), self._parts[module]
+        remedy = "write an export of a recipe with the same modules"
+        if all(entry in self._known for entry in entries_of(module)):
+            remedy = f"write module: {module}"
         raise ValueError(
-            f"start_from: it is {module!r} that was pruned there, and "
-            f"{self.module!r} that `module` names; write module: {module}"
+            f"{told}: it is {module!r} that was pruned there, and "
+            f"{self.module!r} that `module` names; {remedy}"
         )
 
     def cut_(self, declaration, structures, plan):
@@ -139,13 +145,15 @@ def shapes(module):
     return {n: tuple(t.shape) for n, t in module.state_dict().items()}
 
 
-def _check_stock(theirs, ours):
+def _check_stock(stock, live, told):
     """Refuses the history of a module with other tensors."""
+    theirs, ours = shapes(stock), shapes(live)
     for name in [*theirs, *ours]:
         if theirs.get(name) != ours.get(name):
             raise ValueError(
-                "start_from: it was made from another model: "
-                f"{name} has the shape {theirs.get(name, 'of no tensor')} "
-                f"there and {ours.get(name, 'of no tensor')} in this recipe; "
-                "write the values of the YAML it was made with"
+                f"{told}: it was made from another model: {name} has the "
+                f"shape {theirs.get(name, 'of no tensor')} there (a "
+                f"{type(stock).__name__}) and {ours.get(name, 'of no tensor')} "
+                f"in this recipe (a {type(live).__name__}); write the values "
+                "of the YAML it was made with"
             )

@@ -156,16 +156,19 @@ class Run:
         )
         anew = is_training and not has_trained
         self.brain, self.counter, self.data = brain, counter, data
-        self.teacher = load_teacher(self.settings.teacher, brain)
-        self.edited = Edited(brain.modules, self.settings.module)
+        module = self.settings.module
+        self.teacher = load_teacher(self.settings.teacher, brain, module)
+        self.edited = Edited(brain.modules, module)
         if not anew:
             check_same_run(self.folder, self.record, blocks, has_trained)
-        if anew or not self.has_start:
+        if anew:
             history = self._start.load_(brain, self.edited)
+        elif not self.has_start:
+            history = self._load_again_()
         else:
             history = self.record["history"]
             if history:
-                self.edited.adopt_(read_history(history))
+                self.edited.adopt_(read_history(history), self._told)
         for phase in self._phases:
             phase.prepare_(self, anew)
         if anew:
@@ -173,6 +176,28 @@ class Run:
                 write_record,
                 [self.folder, blocks, units_of(self.declaration), history],
             )
+
+    @property
+    def _told(self):
+        return f"output_folder: {self.folder}"
+
+    def _load_again_(self):
+        """Loads the start of a run that goes on but has lost `dense`."""
+        lost = f"{self._told} has lost its dense/, the model at the start"
+        try:
+            history = self._start.load_(self.brain, self.edited)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{lost}, and it cannot be read again ({error}); put back what "
+                "start_from names, or write another output_folder"
+            ) from error
+        if history != self.record["history"]:
+            raise ValueError(
+                f"{lost}, and start_from: {self._start.folder} is another "
+                "model now; put back the one that the run began with, or write "
+                "another output_folder"
+            )
+        return history
 
     def _blocks(self):
         """Name of each block -> identity of its phase."""

@@ -81,25 +81,26 @@ class Start:
         """
         if self.folder is None:
             return ""
-        if not Path(self.folder, "hyperparams.yaml").is_file():
+        _check_folder(self.folder, "start_from")
+        if not _is_export(self.folder):
             modules = saved_modules(brain)
             source = load_dense(self.folder, modules, **self._chosen)
             logger.info(f"The run starts from {source}")
             _warn_about_updates(brain)
             return ""
-        for key in self._keys:
+        for key, name in self._keys.items():
             raise ValueError(
-                f"{key}: {self.folder} is an export, which has no "
-                f"checkpoints to choose from; leave {key} out"
+                f"{key}: {name!r} chooses among checkpoints, and start_from: "
+                f"{self.folder} is an export, which has none; leave {key} out"
             )
         export = _load_export(self.folder, "start_from")
-        edited.adopt_(export.history)
+        edited.adopt_(export.history, f"start_from: {self.folder}")
         _copy_weights_(brain, export, entries_of(edited.module))
         _warn_about_updates(brain)
         return export.history.text
 
 
-def load_teacher(folder, brain):
+def load_teacher(folder, brain, module):
     """Loads another model as the teacher, before the recipe's is changed.
 
     Arguments
@@ -108,6 +109,8 @@ def load_teacher(folder, brain):
         Save folder of a dense run of the recipe, or one checkpoint in it, or
         an export.
     brain : Brain
+    module : str or list of str
+        Keys of the modules that learn from it.
 
     Returns
     -------
@@ -123,8 +126,15 @@ def load_teacher(folder, brain):
     """
     if folder is None:
         return None
-    if Path(folder, "hyperparams.yaml").is_file():
+    _check_folder(folder, "teacher")
+    if _is_export(folder):
         found = _load_export(folder, "teacher").hparams
+        for entry in entries_of(module):
+            if entry not in found:
+                raise ValueError(
+                    f"teacher: {folder} has no {entry}, which is to learn from "
+                    "it; write a dense run of this recipe, or an export of it"
+                )
         return {n: found[n] for n in brain.modules if n in found}
     saved = saved_modules(brain)
     trained = {id(p) for m in saved.values() for p in m.parameters()}
@@ -140,7 +150,47 @@ def _load_export(folder, key):
         with generators_untouched():
             return load_export(folder)
     except ExportError as error:
+        if Path(folder, "save").is_dir():  # the recipe's YAML is beside it
+            raise ValueError(f"{key}: {folder} {_IS_OUTPUT}") from error
         raise ValueError(f"{key}: {error}") from error
+
+
+_IS_OUTPUT = (
+    "is the output_folder of a run; write its `save` if it is a dense run, its "
+    "export_folder if it pruned"
+)
+
+
+def _is_export(folder):
+    return Path(folder, "hyperparams.yaml").is_file()
+
+
+def _check_folder(folder, key):
+    """Refuses what is neither a run nor an export, and says what it is."""
+    place = Path(folder)
+    if place.is_dir() and (_is_export(folder) or list(place.glob("CKPT*"))):
+        return
+    instead = "write the save folder of a dense run, or an export"
+    if not place.exists():
+        what = f"does not exist; {instead}"
+    elif not place.is_dir():
+        what = f"is a file; {instead}"
+    elif not any(place.iterdir()):
+        what = f"is empty; {instead}"
+    elif (place / "run.json").is_file():
+        what = "has the checkpoints of a pruning; write its export_folder"
+    elif (place / "save").is_dir():
+        what = _IS_OUTPUT
+    elif (place / "config.json").is_file():
+        what = f"is a Hugging Face folder; {instead}"
+        if key == "start_from":
+            what = (
+                "is a Hugging Face folder; write it as `source` of the lobe, "
+                "and leave start_from out"
+            )
+    else:
+        return  # one checkpoint, or something else
+    raise FileNotFoundError(f"{key}: {folder} {what}")
 
 
 @torch.no_grad()

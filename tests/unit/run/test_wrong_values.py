@@ -636,7 +636,7 @@ def test_an_export_folder_inside_a_file(refused, tmp_path):
 def test_a_start_that_is_not_there(refused):
     for name, block in (("pruning", PRUNING), ("layer_pruning", LAYERS)):
         told = refused(name, block, "start_from: TMP/no", FileNotFoundError)
-        assert "start_from: TMP/no has no checkpoint" in told
+        assert "start_from: TMP/no does not exist; write the save" in told
 
 
 # ------------------------------------------------------------- blocks as such
