@@ -166,7 +166,10 @@ def last_line(done):
             {"pruning": "{distillation: {outputs: [seq_lin]}}"},
             r"outputs: \['seq_lin'\] are not in `modules`",
         ),
-        ({"pruning": "{start_from: /nowhere}"}, r"start_from: /nowhere has no"),
+        (
+            {"pruning": "{start_from: /nowhere}"},
+            r"start_from: /nowhere does not exist",
+        ),
         ({"d_ffn": 48}, r"start_from: .* does not fit the model in this YAML"),
         (
             {"pruning": "{inference: none.yaml}"},
