@@ -16,6 +16,7 @@ _ROOMS = {
         "transformer_structures",
     ],
     "architectures.wav2vec2": ["wav2vec2_structures"],
+    "architectures.whisper": ["whisper_structures"],
     "architectures.whole_layers": ["layer_structures"],
     "brain": ["PruningMixin", "pruned"],
     "cut.edits": ["Cut", "Fold", "rebuild"],

@@ -25,12 +25,14 @@ from sb_prune import (
     encoder_decoder_structures,
     transformer_structures,
     wav2vec2_structures,
+    whisper_structures,
 )
 from sb_prune.architectures import (
     branchformer,
     conformer,
     transformer,
     wav2vec2,
+    whisper,
 )
 from sb_prune.architectures.parts import INSIDE_HEADS
 from sb_prune.cut.masking import attach_, detach_
@@ -41,6 +43,7 @@ from sb_prune.declare.plan import Plan, full_plan
 
 FRAMES, TOKENS = 13, 6
 SAMPLES = 700
+MEL_FRAMES = 26
 TOLERANCE = 1e-5
 
 reproducible = settings(max_examples=60, derandomize=True, deadline=None)
@@ -132,6 +135,17 @@ def wav2vec2_build(family, **options):
     )
 
 
+def whisper_build(kinds, attention, **options):
+    return Build(
+        partial(whisper_structures, tokens_per_frame=TOKENS / MEL_FRAMES),
+        kinds,
+        0,
+        {"family": "Whisper", "attention": attention, **options},
+        MEL_FRAMES,
+        "encoder.conv2.bias",
+    )
+
+
 PRE_NORM = transformer_build("regularMHA", True)
 POST_NORM = transformer_build("regularMHA", False)
 CONFORMER = conformer_build("RelPosMHAXL", False)
@@ -176,6 +190,13 @@ BUILDS = {
         options={"family": "toy"},
         probe="inputs.weight",
     ),
+    **{
+        f"Whisper {attention}": whisper_build(whisper.KINDS, attention)
+        for attention in ("eager", "sdpa")
+    },
+    "Whisper encoder": whisper_build(
+        whisper.ENCODER_KINDS, "sdpa", decoder=False
+    ),
     "SpeechBrain wav2vec2": replace(
         wav2vec2_build("SpeechBrain", norms_first=True),
         probe="latent_encoder.input_projector.bias",
@@ -192,6 +213,8 @@ for row in (
     "Hubert eager large",
     "WavLM eager",
     "WavLM eager large",
+    "Whisper eager",
+    "Whisper sdpa",
     "SpeechBrain wav2vec2",
 ):
     kinds = BUILDS[row].kinds + INSIDE_HEADS

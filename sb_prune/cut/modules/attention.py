@@ -267,6 +267,54 @@ class UnequalHeads:
         )
 
 
+class UnequalSelfAttention(UnequalHeads):
+    """Mixin for self-attention of transformers whose heads differ in width.
+
+    Shapes: B utterances, T frames, d model width, H kept heads.
+    """
+
+    def forward(
+        self,
+        hidden_states,
+        key_value_states=None,
+        attention_mask=None,
+        output_attentions=False,
+        **kwargs,
+    ):
+        """Has the arguments and results of the class that it replaces.
+
+        Arguments
+        ---------
+        hidden_states : torch.Tensor
+            (B, T, d)
+        key_value_states : None
+            Not used, as this is self-attention.
+        attention_mask : torch.Tensor, optional
+            (B, 1, T, T) or broadcastable: added to the scores, or bool, True
+            where attention is allowed.
+        output_attentions : bool
+            Whether to return the weights; eager attention always does.
+
+        Returns
+        -------
+        output : torch.Tensor
+            (B, T, d)
+        weights : torch.Tensor or None
+            (B, H, T, T)
+        """
+        q, k, v = (
+            project(hidden_states)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        dropout = self.dropout if self.training else 0.0
+        options = (self.layout, self.scaling, attention_mask, dropout)
+        eager = self.config._attn_implementation == "eager"
+        if not (eager or output_attentions):
+            return self.out_proj(attend(q, k, v, *options)), None
+        output, weights = attend_with_weights(q, k, v, *options)
+        return self.out_proj(output), weights
+
+
 class FewerHeads(torch.nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention` whose heads no longer span embed_dim.
 
