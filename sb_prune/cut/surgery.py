@@ -220,8 +220,17 @@ def _replace_module(root, name, factory):
     if new is None:
         parent.__class__ = FewerLayers
         del parent._modules[child]
+        _renumber(parent)
     else:
         setattr(parent, child, new)
+
+
+def _renumber(layers):
+    """Tells decoder layers of transformers their place in a cache."""
+    for place, layer in enumerate(layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = place
 
 
 def _refresh_sizes(module):

@@ -191,7 +191,9 @@ BUILDS = {
         probe="inputs.weight",
     ),
     **{
-        f"Whisper {attention}": whisper_build(whisper.KINDS, attention)
+        f"Whisper + decoder {attention}": whisper_build(
+            whisper.KINDS, attention
+        )
         for attention in ("eager", "sdpa")
     },
     "Whisper encoder": whisper_build(
@@ -213,8 +215,8 @@ for row in (
     "Hubert eager large",
     "WavLM eager",
     "WavLM eager large",
-    "Whisper eager",
-    "Whisper sdpa",
+    "Whisper + decoder eager",
+    "Whisper + decoder sdpa",
     "SpeechBrain wav2vec2",
 ):
     kinds = BUILDS[row].kinds + INSIDE_HEADS

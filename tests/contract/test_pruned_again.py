@@ -14,7 +14,11 @@ from rounding import assert_exact
 from test_architectures import BUILDS, ROWS, count, counted_macs, each_build
 
 from sb_prune.architectures.parts import INSIDE_HEADS
-from sb_prune.architectures.whole_layers import layer_plan, layer_structures
+from sb_prune.architectures.whole_layers import (
+    layer_plan,
+    layer_structures,
+    stack_of,
+)
 from sb_prune.cut.modules import attention as unequal_heads
 from sb_prune.cut.modules.attention import UnequalHeads
 from sb_prune.cut.surgery import cut_
@@ -51,12 +55,15 @@ def draw_plan(random_plan):
 
 @pytest.fixture(scope="session")
 def some_plan(draw_plan):
-    """Function: declaration -> a plan that spares modules of the last layer."""
+    """Function: declaration -> a plan that spares modules of the last layers,
+    one of each stack.
+    """
 
     def draw(declaration, seed, keep=0.75):
         plan = draw_plan(declaration, seed, keep)
+        last = {stack_of(layer): layer for layer in declaration.layers}.values()
         for structure in declaration.structures:
-            inside = below(structure.name, declaration.layers[-1])
+            inside = any(below(structure.name, layer) for layer in last)
             if structure.removes and inside:
                 plan.keep[structure.name][:] = True
         return plan
