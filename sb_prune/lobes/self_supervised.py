@@ -1,37 +1,11 @@
-"""SpeechBrain's lobes of wav2vec 2.0, HuBERT and WavLM, for pruned ones too.
-
-In any recipe, one entry replaces a dense encoder by a pruned one:
-
-    wav2vec2: !new:sb_prune.lobes.Wav2Vec2
-        source: path/to/export    # or its name on the hub
-        save_path: !ref <save_folder>/wav2vec2_checkpoint
-
-The lobes have the arguments and outputs of the classes of the same names in
-`speechbrain.integrations.huggingface`, and load dense encoders as these do. A
-pruned encoder is a Hugging Face folder. In its `config.json` an entry
-`sb_prune` is added to the config of the dense model: it says what was cut, or
-for a student (`sb_prune.students`) which layers reuse an attention map.
-"""
+"""SpeechBrain's lobes of wav2vec 2.0, HuBERT and WavLM, for pruned ones too."""
 
 from speechbrain.integrations.huggingface import hubert, wav2vec2, wavlm
-from transformers.utils import cached_file
 
-from sb_prune.export.build import load_verified  # noqa: F401, of format 1
-from sb_prune.export.hugging_face import (
-    WEIGHTS,
-    assign,
-    attention_of,
-    build_model,
-    check_weights,
-    edits_of,
-    naming_source,
-    skeleton,
-)
-
-__all__ = ["HuBERT", "WavLM", "Wav2Vec2", "save_encoder", "skeleton"]
+from sb_prune.lobes.pruned import PrunedLobe
 
 
-class _PrunedLobe:
+class _MaskedLobe(PrunedLobe):
     """Mixin with everything that the lobes here change in SpeechBrain's."""
 
     def __init__(self, source, save_path, *args, layerdrop=None, **kwargs):
@@ -80,26 +54,8 @@ class _PrunedLobe:
             config.layerdrop = self._layerdrop
         return super().override_config(config)
 
-    def _from_pretrained(
-        self, source, save_path, cache_dir, device=None, **kwargs
-    ):
-        with naming_source(source):
-            edits = edits_of(self.config)
-        if not edits:
-            super()._from_pretrained(
-                source, save_path, cache_dir, device, **kwargs
-            )
-            return
-        with naming_source(source):
-            self.model = build_model(self.config, **attention_of(kwargs))
-            weights = cached_file(source, WEIGHTS, cache_dir=save_path)
-            check_weights(self.config, weights)
-            assign(self.model, weights)
-        if device is not None:
-            self.model.to(device)
 
-
-class Wav2Vec2(_PrunedLobe, wav2vec2.Wav2Vec2):
+class Wav2Vec2(_MaskedLobe, wav2vec2.Wav2Vec2):
     """`speechbrain.integrations.huggingface.wav2vec2.Wav2Vec2`, pruned or not.
 
     Arguments
@@ -117,14 +73,14 @@ class Wav2Vec2(_PrunedLobe, wav2vec2.Wav2Vec2):
     """
 
 
-class HuBERT(_PrunedLobe, hubert.HuBERT):
+class HuBERT(_MaskedLobe, hubert.HuBERT):
     """`speechbrain.integrations.huggingface.hubert.HuBERT`, pruned or not.
 
     Arguments are those of `Wav2Vec2`.
     """
 
 
-class WavLM(_PrunedLobe, wavlm.WavLM):
+class WavLM(_MaskedLobe, wavlm.WavLM):
     """`speechbrain.integrations.huggingface.wavlm.WavLM`, pruned or not.
 
     Arguments are those of `Wav2Vec2`.

@@ -1,0 +1,208 @@
+"""SpeechBrain's lobe of Whisper, for pruned models and shorter contexts."""
+
+import copy
+
+import torch
+from speechbrain.integrations.huggingface import whisper
+from speechbrain.integrations.huggingface.whisper import (
+    N_SAMPLES,
+    SAMPLE_RATE,
+)
+from transformers import GenerationConfig, WhisperForConditionalGeneration
+
+from sb_prune.lobes.pruned import PrunedLobe
+from sb_prune.support.values import Number
+
+FRAME = 320  # samples in a frame of the encoder
+LONGEST = N_SAMPLES / SAMPLE_RATE  # seconds
+UTTERANCE = "utterance"
+SECONDS = Number(above=0, example=", e.g. 10")
+MARGIN = Number(least=0)
+
+
+class Whisper(PrunedLobe, whisper.Whisper):
+    """`speechbrain.integrations.huggingface.whisper.Whisper`, pruned or not.
+
+    Whisper was trained on 30 s of audio, and pads what is shorter. A shorter
+    `context` saves the time that this takes. A model that was not fine-tuned
+    with it needs a margin of silence at the end, or it repeats itself.
+
+    Arguments
+    ---------
+    source : str
+        An export of sb_prune, as a folder or a name on the Hugging Face hub,
+        or any source that SpeechBrain's lobe takes.
+    save_path : str
+        Folder for files downloaded from the hub.
+    *args
+        Other arguments of SpeechBrain's lobe.
+    context : float or "utterance", optional
+        Seconds of audio that the encoder sees; "utterance": those of the
+        longest one in the batch, and the margin. By default 30.
+    margin : float
+        Seconds of silence after the longest utterance in a batch, if `context`
+        is "utterance".
+    **kwargs
+        Other arguments of SpeechBrain's lobe.
+
+    Raises
+    ------
+    ValueError
+        If the context is longer than 30 s, or the tokens that `language` and
+        `task` ask for do not exist in the model.
+    """
+
+    def __init__(
+        self, source, save_path, *args, context=None, margin=2.0, **kwargs
+    ):
+        if context not in (None, UTTERANCE):
+            SECONDS.check(context, "context")
+            if context > LONGEST:
+                raise ValueError(
+                    f"context: {context}; Whisper hears {LONGEST:g} s, write "
+                    "no more"
+                )
+        MARGIN.check(margin, "margin")
+        super().__init__(source, save_path, *args, **kwargs)
+        self.context = context
+        self.margin = margin
+        self.generation_config = _generation_config(source, save_path)
+        _check_tokens(self)
+        encoder = self.model.encoder
+        encoder.register_forward_pre_hook(_shorten, with_kwargs=True)
+        encoder.register_forward_hook(_restore, always_call=True)
+
+    def pad_or_trim(self, array, length=None, axis=-1):
+        """Pads waveforms to the context.
+
+        Arguments
+        ---------
+        array : torch.Tensor
+            (batch, samples)
+        length : int, optional
+            Number of samples; by default those of the context.
+        axis : int
+            The axis of the samples.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, length)
+
+        Raises
+        ------
+        ValueError
+            If an utterance is longer than the context.
+        """
+        if length is None:
+            length = self.samples_heard(array.shape[axis])
+        return super().pad_or_trim(array, length, axis)
+
+    def samples_heard(self, samples):
+        """Samples that the encoder sees of utterances of so many samples.
+
+        Arguments
+        ---------
+        samples : int
+
+        Returns
+        -------
+        int
+            A multiple of 320.
+
+        Raises
+        ------
+        ValueError
+            If the utterances are longer than the context.
+        """
+        if self.context is None:
+            return N_SAMPLES
+        seconds = self.context
+        if seconds == UTTERANCE:
+            seconds = min(samples / SAMPLE_RATE + self.margin, LONGEST)
+        heard = -(-round(seconds * SAMPLE_RATE) // FRAME) * FRAME
+        if samples > heard:
+            raise ValueError(
+                f"context: {self.context}: an utterance takes "
+                f"{samples / SAMPLE_RATE:.2f} s; write a longer context (30 s "
+                "at most), or leave such utterances out of the data"
+            )
+        return heard
+
+    def for_generation(self, seconds=None):
+        """Makes a model with the method `generate` of transformers.
+
+        Arguments
+        ---------
+        seconds : float, optional
+            What it hears at a time, to which it pads its input. By default the
+            context; 30 if that depends on the utterance.
+
+        Returns
+        -------
+        transformers.WhisperForConditionalGeneration
+            It shares all of its weights with the lobe, and generates as the
+            source's `generation_config.json` says.
+        """
+        if seconds is None:
+            fixed = self.context not in (None, UTTERANCE)
+            seconds = self.context if fixed else LONGEST
+        config = copy.deepcopy(self.model.config)
+        config.max_source_positions = round(seconds * SAMPLE_RATE / FRAME)
+        with torch.device("meta"):
+            model = WhisperForConditionalGeneration._from_config(config)
+        model.model = self.model
+        model.proj_out.weight = self.model.decoder.embed_tokens.weight
+        if self.generation_config is not None:
+            model.generation_config = self.generation_config
+        return model.train(self.model.training)
+
+
+def _generation_config(source, save_path):
+    """How the model generates, or None if the source does not say."""
+    try:
+        return GenerationConfig.from_pretrained(source, cache_dir=save_path)
+    except OSError:
+        return None
+
+
+def _shorten(encoder, args, kwargs):
+    """Lets the encoder take as many frames as it is given."""
+    mel = args[0] if args else kwargs["input_features"]
+    most = encoder.embed_positions.weight.shape[0]
+    frames = mel.shape[-1] // 2
+    if mel.shape[-1] % 2 or frames > most:
+        raise ValueError(
+            f"{mel.shape[-1]} frames of the log-mel; Whisper's encoder takes "
+            f"an even number of them, {2 * most} at most"
+        )
+    if mel.shape[1] != encoder.conv1.in_channels:
+        raise ValueError(
+            f"a log-mel of {mel.shape[1]} channels; this model takes "
+            f"{encoder.conv1.in_channels}, see its preprocessor_config.json"
+        )
+    encoder.embed_positions.num_embeddings = frames
+    encoder.config.max_source_positions = frames
+
+
+def _restore(encoder, *call):
+    most = encoder.embed_positions.weight.shape[0]
+    encoder.embed_positions.num_embeddings = most
+    encoder.config.max_source_positions = most
+
+
+def _check_tokens(lobe):
+    """Refuses a language or task that the model has no token for."""
+    if lobe.tokenizer is None:  # the encoder alone
+        return
+    if not lobe.is_multilingual:
+        if lobe.language not in (None, "en", "english"):
+            raise ValueError(
+                f"language: {lobe.language!r}; this Whisper knows English "
+                "only: leave `language` out, or name a multilingual model"
+            )
+        if lobe.task != "transcribe":
+            raise ValueError(
+                f"task: {lobe.task!r}; this Whisper knows English only and "
+                "can but transcribe"
+            )

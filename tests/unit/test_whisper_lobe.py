@@ -1,0 +1,144 @@
+"""The lobe of Whisper: dense models as SpeechBrain loads them, and contexts."""
+
+import pytest
+import torch
+from speechbrain.integrations.huggingface import whisper as stock
+from tiny_whisper import write_tiny_whisper
+
+from sb_prune import lobes
+
+SECONDS = 16_000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("whisper")
+    write_tiny_whisper(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory):
+    """That of a model without other languages."""
+    folder = tmp_path_factory.mktemp("english")
+    write_tiny_whisper(folder, english=True)
+    return str(folder)
+
+
+@pytest.fixture
+def load(folder):
+    """Function: options -> lobe in evaluation mode."""
+    return lambda **options: lobes.Whisper(folder, folder, **options).eval()
+
+
+@pytest.fixture
+def wav():
+    """(2, 3 s)"""
+    generator = torch.Generator().manual_seed(0)
+    return 0.1 * torch.randn(2, 3 * SECONDS, generator=generator)
+
+
+@pytest.fixture
+def prefix(load):
+    return torch.tensor([load().tokenizer.prefix_tokens] * 2)
+
+
+@torch.no_grad()
+def test_without_a_context_it_is_speechbrains(folder, load, wav, prefix):
+    theirs = stock.Whisper(folder, folder).eval()
+    for ours, expected in zip(load()(wav, prefix)[:2], theirs(wav, prefix)):
+        assert torch.equal(ours, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "context, seconds", [(10, 10), (3, 3), ("utterance", 5), (30, 30)]
+)
+def test_what_the_encoder_sees(load, wav, context, seconds):
+    lobe = load(context=context)
+    mel = lobe._get_mel(wav)
+    assert mel.shape == (2, 80, 100 * seconds)
+    assert lobe.forward_encoder(mel).shape == (2, 50 * seconds, 16)
+
+
+@torch.no_grad()
+def test_a_shorter_context_is_the_start_of_a_longer_one(load, wav):
+    """Positions are those that the model knows: up to attention, the same."""
+    lobe = load(context=10)
+    lobe.model.encoder.layers = torch.nn.ModuleList()
+    mel = lobe._get_mel(wav)
+    whole = lobe.forward_encoder(mel)
+    part = lobe.forward_encoder(mel[..., :600])
+    # the last frame of the second convolution looks at the next one
+    assert torch.equal(whole[:, :299], part[:, :299])
+
+
+def test_utterances_up_to_the_end(load):
+    """The margin is silence, so no utterance needs it to be heard."""
+    lobe = load(context="utterance", margin=2)
+    assert lobe.samples_heard(29 * SECONDS) == 30 * SECONDS
+    assert lobe.samples_heard(30 * SECONDS) == 30 * SECONDS
+    assert lobe.samples_heard(16_001) == 48_320  # a whole frame more
+    assert load(context="utterance", margin=0).samples_heard(1) == 320
+
+
+@torch.no_grad()
+def test_the_config_stays(load, wav):
+    lobe = load(context="utterance")
+    lobe.forward_encoder(lobe._get_mel(wav))
+    with pytest.raises(RuntimeError):
+        lobe.forward_encoder(lobe._get_mel(wav).double())
+    assert lobe.model.config.max_source_positions == 1500
+    assert lobe.model.encoder.embed_positions.num_embeddings == 1500
+
+
+@torch.no_grad()
+def test_generate(load, wav):
+    lobe = load(context="utterance")
+    model = lobe.for_generation(seconds=5)
+    found = model.generate(lobe._get_mel(wav), max_length=7, do_sample=False)
+    tokens = torch.tensor([[lobe.bos]] * 2)
+    for _ in range(found.shape[1]):
+        logits = lobe(wav, tokens)[1]
+        tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(found, tokens[:, 1:])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"context": 40}, "context: 40; Whisper hears 30 s"),
+        ({"context": 0}, "context: 0; write a number above 0"),
+        ({"context": "utterances"}, "context: 'utterances'; write"),
+        ({"margin": -1}, "margin: -1; write a number, 0 or more"),
+    ],
+)
+def test_wrong_options(load, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(**options)
+
+
+def test_longer_than_the_context(load, wav):
+    with pytest.raises(ValueError, match="context: 2: an utterance takes 3.00"):
+        load(context=2)(wav, None)
+    with pytest.raises(ValueError, match="takes 31.00 s; write a longer conte"):
+        load(context="utterance")(torch.zeros(1, 31 * SECONDS), None)
+
+
+def test_wrong_features(load):
+    lobe = load()
+    with pytest.raises(ValueError, match="128 channels; this model takes 80"):
+        lobe.forward_encoder(torch.zeros(1, 128, 3000))
+    for frames in (3001, 3002):
+        with pytest.raises(ValueError, match="even number of them, 3000 at m"):
+            lobe.forward_encoder(torch.zeros(1, 80, frames))
+
+
+def test_english_only(english):
+    lobe = lobes.Whisper(english, english, language="en")
+    assert not lobe.is_multilingual
+    with pytest.raises(ValueError, match="language: 'de'; this Whisper knows"):
+        lobes.Whisper(english, english, language="de")
+    with pytest.raises(ValueError, match="task: 'translate'; this Whisper kn"):
+        lobes.Whisper(english, english, task="translate")
