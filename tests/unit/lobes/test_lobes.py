@@ -22,7 +22,7 @@ from sb_prune.cut.modules.attention import UnequalHeads
 from sb_prune.export.loading import ExportError, load_export
 from sb_prune.support.hashes import file_hash
 
-INFERENCE = Path(__file__).with_name("tiny_wav2vec2.yaml")
+INFERENCE = Path(__file__).parents[1] / "tiny_wav2vec2.yaml"
 LOBES = {
     "Wav2Vec2": (wav2vec2.Wav2Vec2, lobes.Wav2Vec2),
     "Hubert": (hubert.HuBERT, lobes.HuBERT),
