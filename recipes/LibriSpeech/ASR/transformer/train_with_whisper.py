@@ -1,0 +1,217 @@
+#!/usr/bin/env python3
+"""Fine-tunes Whisper, encoder and decoder, on LibriSpeech.
+
+Words are scored after Whisper's own normaliser of English text, which spells
+numbers as digits and drops punctuation, as in the paper (2212.04356).
+
+To run this recipe:
+> python train_with_whisper.py hparams/train_whisper.yaml --data_folder=/path/to/LibriSpeech
+
+To score the model as it was published:
+> python train_with_whisper.py hparams/train_whisper.yaml --data_folder=/path/to/LibriSpeech --number_of_epochs=0
+"""  # noqa: E501
+
+import sys
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from librispeech_prepare import prepare_librispeech
+from speechbrain.dataio.dataio import length_to_mask
+from speechbrain.dataio.dataset import (
+    DynamicItemDataset,
+    add_dynamic_item,
+    set_output_keys,
+)
+from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.utils.distributed import if_main_process, run_on_main
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from sb_prune import pruned
+
+
+class ASR(sb.Brain):
+    """Cross-entropy of the tokens of a transcript."""
+
+    normalize = EnglishTextNormalizer()
+
+    def compute_forward(self, batch, stage):
+        """From waveforms to log-probabilities and, in evaluation, tokens."""
+        batch = batch.to(self.device)
+        wavs, wav_lens = batch.sig
+        if stage == sb.Stage.TRAIN and hasattr(self.hparams, "wav_augment"):
+            wavs, wav_lens = self.hparams.wav_augment(wavs, wav_lens)
+        tokens, lengths = batch.tokens_bos
+        real = length_to_mask((lengths * tokens.shape[1]).round()).bool()
+        tokens = tokens.masked_fill(~real, self.tokenizer.pad_token_id)
+        encoded, logits, _ = self.modules.whisper(wavs, tokens)
+        hyps = None
+        if stage != sb.Stage.TRAIN:
+            hyps, *_ = self.hparams.search(encoded.detach(), wav_lens)
+        return logits.log_softmax(dim=-1), hyps
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The loss, and the word errors in evaluation."""
+        p_seq, hyps = predictions
+        if stage != sb.Stage.TRAIN:
+            heard = self.tokenizer.batch_decode(hyps, skip_special_tokens=True)
+            self.wer_metric.append(
+                batch.id, self.words(heard), self.words(batch.wrd)
+            )
+        tokens, lengths = batch.tokens_eos
+        return self.hparams.seq_cost(p_seq, tokens, length=lengths)
+
+    def words(self, texts):
+        """Lists of normalised words."""
+        return [self.normalize(text).split() for text in texts]
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Sets the learning rate of the coming step."""
+        # Beyond total_steps the schedule would turn negative.
+        step = min(self.optimizer_step + 1, self.hparams.total_steps)
+        self.hparams.lr_annealing(self.optimizer, step)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Starts counting word errors."""
+        if stage != sb.Stage.TRAIN:
+            self.wer_metric = self.hparams.error_rate_computer()
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Logs, and keeps the checkpoint with the fewest word errors."""
+        stats = {"loss": stage_loss}
+        if stage == sb.Stage.TRAIN:
+            self.train_stats = stats
+            return
+        stats["WER"] = self.wer_metric.summarize("error_rate")
+        if stage == sb.Stage.VALID:
+            self.hparams.train_logger.log_stats(
+                {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]},
+                train_stats=self.train_stats,
+                valid_stats=stats,
+            )
+            self.checkpointer.save_and_keep_only(
+                meta={"WER": stats["WER"], "epoch": epoch},
+                min_keys=["WER"],
+            )
+            return
+        self.hparams.train_logger.log_stats(
+            {"Epoch loaded": self.hparams.epoch_counter.current},
+            test_stats=stats,
+        )
+        if if_main_process():
+            with open(self.test_wer_file, "w", encoding="utf-8") as fout:
+                self.wer_metric.write_stats(fout)
+
+
+def dataio_prepare(hparams, tokenizer):
+    """Datasets, and the sampler of training batches.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded YAML.
+    tokenizer : transformers.WhisperTokenizer
+        That of the model.
+
+    Returns
+    -------
+    train_data, valid_data : DynamicItemDataset
+        For `fit`.
+    test_data : dict of str to DynamicItemDataset
+        For `evaluate`, by split.
+    train_sampler : DynamicBatchSampler
+        Batches of utterances of about the same length.
+    """
+    before, after = tokenizer.prefix_tokens, [tokenizer.eos_token_id]
+
+    @sb.utils.data_pipeline.takes("wav")
+    @sb.utils.data_pipeline.provides("sig")
+    def audio_pipeline(wav):
+        return sb.dataio.dataio.read_audio(wav)
+
+    @sb.utils.data_pipeline.takes("wrd")
+    @sb.utils.data_pipeline.provides("tokens_bos", "tokens_eos")
+    def text_pipeline(wrd):
+        text = ASR.normalize(wrd)
+        text = tokenizer.encode(f" {text}", add_special_tokens=False)
+        tokens = torch.LongTensor([*before, *text, *after])
+        yield tokens[:-1]
+        yield tokens[1:]
+
+    def load(csv_file):
+        return DynamicItemDataset.from_csv(
+            csv_file, replacements={"data_root": hparams["data_folder"]}
+        ).filtered_sorted(sort_key="duration")
+
+    train_data = load(hparams["train_csv"])
+    valid_data = load(hparams["valid_csv"])
+    test_data = {Path(name).stem: load(name) for name in hparams["test_csv"]}
+
+    datasets = [train_data, valid_data, *test_data.values()]
+    add_dynamic_item(datasets, audio_pipeline)
+    add_dynamic_item(datasets, text_pipeline)
+    set_output_keys(datasets, ["id", "sig", "wrd", "tokens_bos", "tokens_eos"])
+    train_sampler = DynamicBatchSampler(
+        train_data, **hparams["dynamic_batch_sampler_train"]
+    )
+    return train_data, valid_data, test_data, train_sampler
+
+
+if __name__ == "__main__":
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    sb.utils.distributed.ddp_init_group(run_opts)
+    with open(hparams_file, encoding="utf-8") as fin:
+        hparams = load_hyperpyyaml(fin, overrides)
+
+    sb.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+    run_on_main(
+        prepare_librispeech,
+        kwargs={
+            "data_folder": hparams["data_folder"],
+            "save_folder": hparams["output_folder"],
+            "tr_splits": hparams["train_splits"],
+            "dev_splits": hparams["dev_splits"],
+            "te_splits": hparams["test_splits"],
+            "skip_prep": hparams["skip_prep"],
+        },
+    )
+    tokenizer = hparams["whisper"].tokenizer
+    train_data, valid_data, test_data, train_sampler = dataio_prepare(
+        hparams, tokenizer
+    )
+
+    asr_brain = pruned(ASR)(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    asr_brain.tokenizer = tokenizer
+    # Without this, one process repeats the same batches in each epoch.
+    asr_brain.train_sampler = train_sampler
+
+    asr_brain.fit(
+        asr_brain.hparams.epoch_counter,
+        train_data,
+        valid_data,
+        train_loader_kwargs={
+            "batch_sampler": train_sampler,
+            **hparams["train_dataloader_opts"],
+        },
+        valid_loader_kwargs=hparams["valid_dataloader_opts"],
+    )
+    for name, dataset in test_data.items():
+        asr_brain.test_wer_file = Path(
+            hparams["output_folder"], f"wer_{name}.txt"
+        )
+        asr_brain.evaluate(
+            dataset,
+            min_key="WER",
+            test_loader_kwargs=hparams["test_dataloader_opts"],
+        )
