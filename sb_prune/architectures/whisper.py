@@ -149,7 +149,7 @@ def whisper_structures(
             structures += side.channels
         for name, layer in side.layers.items():
             structures += layer.structures(name, wanted)
-    check_matched(structures, kinds or ())
+    check_matched(structures, kinds or (), root)
     return Declaration(
         root=root,
         scope=tuple(side.name for side in described),

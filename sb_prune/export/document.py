@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import ruamel.yaml
-from ruamel.yaml.comments import CommentedMap, TaggedScalar
-from ruamel.yaml.tag import Tag
+from ruamel.yaml.comments import CommentedMap
 
 from sb_prune.cut.edits import FORMAT
 from sb_prune.declare.roots import entries_of
@@ -12,6 +11,7 @@ from sb_prune.export.encoders import encoders_of, key_of
 from sb_prune.export.loadables import find_object, saver_of
 from sb_prune.export.yaml_nodes import (
     factory_of,
+    reference,
     references,
     tag_of,
     tagged,
@@ -75,8 +75,8 @@ def prepare_document(folder, inference, brain, module):
             f"inference: {inference} has no pretrainer with loadables; add "
             "one, as for any published SpeechBrain model"
         )
-    for key, reference in document["pretrainer"]["loadables"].items():
-        loaded = find_object(brain, reference.value.strip("<>"), inference)
+    for key, named in document["pretrainer"]["loadables"].items():
+        loaded = find_object(brain, named.value.strip("<>"), inference)
         saver_of(loaded, key, inference)
     for entry in encoders_of(brain, module, inference):
         if key_of(document, entry) is None:
@@ -184,9 +184,8 @@ def wrap_cut_modules(document, module, edits):
     together = tagged("!name:sb_prune.side_by_side", **factories)
     document.insert(place, TOGETHER, _builder(together, edits))
     for i, entry in enumerate(module, start=1):
-        part = f"<{TOGETHER}.{entry}>"
-        node = TaggedScalar(part, tag=Tag(suffix="!ref"))
-        document.insert(place + i, entry, node)
+        part = reference(f"{TOGETHER}.{entry}")
+        document.insert(place + i, entry, part)
 
 
 def _last_place(document, entries):

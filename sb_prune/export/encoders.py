@@ -11,7 +11,12 @@ from ruamel.yaml.tag import Tag
 
 from sb_prune.declare.roots import entries_of
 from sb_prune.export.loadables import find_object
-from sb_prune.export.yaml_nodes import factory_of, references, tagged
+from sb_prune.export.yaml_nodes import (
+    factory_of,
+    reference,
+    references,
+    tagged,
+)
 from sb_prune.support.hashes import file_hash
 from sb_prune.support.parallel import unwrap
 
@@ -90,15 +95,18 @@ def describe_encoder(document, entry, lobe):
     config in the YAML. Entries that only named the source are deleted.
     """
     from sb_prune.export import hugging_face
+    from sb_prune.export import tokens as tokenizers
 
     stock = document[entry]
     sources = [stock.pop(key, None) for key in ("source", "save_path")]
     config, preprocessor = hugging_face.describe(lobe)
+    tokens = tokenizers.describe_tokens(lobe)
     document[entry] = tagged(
         "!new:sb_prune.lobes.skeleton",
         lobe=factory_of(stock),
         config=config,
         preprocessor=preprocessor,
+        **({"tokens": tokens} if tokens else {}),
     )
     for key in references(sources) - references(document):
         del document[key]  # only the source was made of it
@@ -115,6 +123,20 @@ def save_encoder_weights(document, entry, lobe, folder):
     pretrainer["files"] = {key: file}
     pretrainer["custom_hooks"][key] = tagged(
         "!name:sb_prune.load_verified", sha256=file_hash(folder / file)
+    )
+    if getattr(lobe, "tokenizer", None) is not None:
+        _save_tokenizer(document, entry, lobe, folder)
+
+
+def _save_tokenizer(document, entry, lobe, folder):
+    from sb_prune.export import tokens as tokenizers
+
+    settings = tokenizers.save_tokenizer(lobe, folder)
+    pretrainer, key = document["pretrainer"], f"{entry}_tokenizer"
+    pretrainer["loadables"][key] = reference(entry)
+    pretrainer["files"][key] = tokenizers.TOKENIZER
+    pretrainer["custom_hooks"][key] = tagged(
+        "!name:sb_prune.load_tokenizer", settings=settings
     )
 
 

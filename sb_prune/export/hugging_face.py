@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -41,13 +42,15 @@ from sb_prune.cut.folding import folded_state
 from sb_prune.declare.plan import Plan, full_plan
 from sb_prune.declare.structure import below, dotted
 from sb_prune.export.old_configs import OLD_KEYS, old_entry
+from sb_prune.export.tokens import SpecialTokens, save_tokenizer
 from sb_prune.students import StudentShape
 from sb_prune.support.disk import reason
 from sb_prune.support.hashes import check_hash, file_hash
 
 WEIGHTS = "model.safetensors"
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-STRUCTURES = "wav2vec2_structures"  # declares what these encoders consist of
+STRUCTURES = {"whisper": "whisper_structures"}
+OTHERS = "wav2vec2_structures"  # declares what all other models consist of
 
 
 class _Skeleton:
@@ -56,12 +59,31 @@ class _Skeleton:
     def _from_pretrained(
         self, source, save_path, cache_dir, device=None, **kwargs
     ):
-        self.model = self.auto_class.from_config(
-            self.config, **attention_of(kwargs)
-        )
+        with torch.device(self._device):
+            self.model = self.auto_class.from_config(
+                self.config, **attention_of(kwargs)
+            )
+        if self._encoder_only:
+            drop_decoder_(self.model)
+
+    def load_tokenizer(self, source, **kwargs):
+        self.tokenizer = SpecialTokens(**self._tokens)
 
 
-def skeleton(lobe, config, preprocessor):
+def drop_decoder_(model):
+    """Removes the decoder before SpeechBrain's lobe does.
+
+    The lobe moves it to the CPU first, which fails on the meta device.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Of Whisper.
+    """
+    model.decoder = torch.nn.Identity()
+
+
+def skeleton(lobe, config, preprocessor, tokens=None):
     """Makes a dense lobe with random weights from its config alone.
 
     Nothing is downloaded. The YAML of an export calls this on the meta device
@@ -76,6 +98,8 @@ def skeleton(lobe, config, preprocessor):
         Content of the config.json of the dense model.
     preprocessor : dict
         Content of its preprocessor_config.json.
+    tokens : dict, optional
+        Arguments of `SpecialTokens`, for a lobe with a tokenizer.
 
     Returns
     -------
@@ -103,8 +127,14 @@ def skeleton(lobe, config, preprocessor):
     """
     lobe = partial(lobe)  # without arguments HyperPyYAML passes the bare class
     stock, arguments = lobe.func, lobe.keywords
-    unloaded = type(stock.__name__, (_Skeleton, stock), {})
-    with tempfile.TemporaryDirectory() as folder:
+    how = {
+        "_device": torch.get_default_device(),
+        "_encoder_only": arguments.get("encoder_only", False),
+        "_tokens": tokens,
+    }
+    unloaded = type(stock.__name__, (_Skeleton, stock), how)
+    # what a lobe has beside its model, such as filters, is in no file
+    with tempfile.TemporaryDirectory() as folder, torch.device("cpu"):
         _write_json(Path(folder, CONFIG), config)
         _write_json(Path(folder, PREPROCESSOR), preprocessor)
         made = unloaded(source=folder, save_path=folder, **arguments)
@@ -157,6 +187,8 @@ def dense_of(lobe, edits):
     dense._modules = dict(lobe._modules)
     stock = partial(AutoModel.from_config, config)
     dense.model = rebuild(stock, before_cuts(edits))
+    if getattr(lobe, "encoder_only", False):
+        dense.model.decoder = None
     return dense
 
 
@@ -187,7 +219,7 @@ def write_weights(folder, lobe):
 
 
 def write_config(folder, lobe, edits):
-    """Writes config.json and preprocessor_config.json beside the weights.
+    """Writes config.json and what else transformers reads beside the weights.
 
     Arguments
     ---------
@@ -199,6 +231,11 @@ def write_config(folder, lobe, edits):
         What was done to the Hugging Face model, from `edits_inside`.
     """
     config, preprocessor = describe(lobe)
+    if getattr(lobe, "tokenizer", None) is not None:
+        save_tokenizer(lobe, folder)
+    generation = getattr(lobe, "generation_config", None)
+    if generation is not None:
+        generation.save_pretrained(folder)
     config[ENTRY] = {
         "format": FORMAT,
         "edits": edits,
@@ -252,9 +289,10 @@ def _cut_of(config, earlier, keep, kinds):
     """Describes a cut. Units that it does not name stay."""
     kinds = list(dict.fromkeys(kinds))
     before = rebuild(partial(AutoModel.from_config, config), _as_edits(earlier))
-    declaration = structures_of(STRUCTURES, kinds)(before)
+    name = STRUCTURES.get(config.model_type, OTHERS)
+    declaration = structures_of(name, kinds)(before)
     plan = Plan({**full_plan(declaration).keep, **keep})
-    cut = {"structures": STRUCTURES, "kinds": kinds, "plan": plan.to_dict()}
+    cut = {"structures": name, "kinds": kinds, "plan": plan.to_dict()}
     return {"cut": cut}
 
 
@@ -404,7 +442,7 @@ def build_model(config, **attention):
     return rebuild(stock, edits_of(config))
 
 
-def assign(model, path):
+def assign(model, path, only=""):
     """Loads the weights of a model from a file.
 
     Arguments
@@ -413,6 +451,8 @@ def assign(model, path):
         Its parameters may be on the meta device.
     path : str
         A safetensors file, which is memory-mapped and assigned, not copied.
+    only : str
+        Start of the names of the tensors to load.
 
     Raises
     ------
@@ -420,7 +460,8 @@ def assign(model, path):
         If the file does not fit the model.
     """
     try:
-        model.load_state_dict(load_file(path), strict=True, assign=True)
+        state = {k: v for k, v in load_file(path).items() if k.startswith(only)}
+        model.load_state_dict(state, strict=True, assign=True)
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"{path} does not fit the encoder that {CONFIG} describes (was "

@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 from functools import partial
 
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, TaggedScalar
 from ruamel.yaml.tag import Tag
 
 from sb_prune.support.names import public_name
@@ -20,6 +20,11 @@ def tagged(tag, **items):
     node = CommentedMap(items)
     node.yaml_set_ctag(Tag(suffix=tag))
     return node
+
+
+def reference(entry):
+    """Makes a scalar that refers to an entry: `!ref <entry>`."""
+    return TaggedScalar(f"<{entry}>", tag=Tag(suffix="!ref"))
 
 
 def references(node):

@@ -10,6 +10,7 @@ from speechbrain.integrations.huggingface.whisper import (
 )
 from transformers import GenerationConfig, WhisperForConditionalGeneration
 
+from sb_prune.export.hugging_face import assign, drop_decoder_
 from sb_prune.lobes.pruned import PrunedLobe
 from sb_prune.support.values import Number
 
@@ -34,6 +35,9 @@ class Whisper(PrunedLobe, whisper.Whisper):
         or any source that SpeechBrain's lobe takes.
     save_path : str
         Folder for files downloaded from the hub.
+    sampling_rate : int
+    encoder_only : bool
+        Whether to load the encoder alone.
     *args
         Other arguments of SpeechBrain's lobe.
     context : float or "utterance", optional
@@ -53,7 +57,15 @@ class Whisper(PrunedLobe, whisper.Whisper):
     """
 
     def __init__(
-        self, source, save_path, *args, context=None, margin=2.0, **kwargs
+        self,
+        source,
+        save_path,
+        sampling_rate=SAMPLE_RATE,
+        encoder_only=False,
+        *args,
+        context=None,
+        margin=2.0,
+        **kwargs,
     ):
         if context not in (None, UTTERANCE):
             SECONDS.check(context, "context")
@@ -63,7 +75,10 @@ class Whisper(PrunedLobe, whisper.Whisper):
                     "no more"
                 )
         MARGIN.check(margin, "margin")
-        super().__init__(source, save_path, *args, **kwargs)
+        self._without_decoder = encoder_only
+        super().__init__(
+            source, save_path, sampling_rate, encoder_only, *args, **kwargs
+        )
         self.context = context
         self.margin = margin
         self.generation_config = _generation_config(source, save_path)
@@ -71,6 +86,13 @@ class Whisper(PrunedLobe, whisper.Whisper):
         encoder = self.model.encoder
         encoder.register_forward_pre_hook(_shorten, with_kwargs=True)
         encoder.register_forward_hook(_restore, always_call=True)
+
+    def _assign(self, weights):
+        if self._without_decoder:
+            drop_decoder_(self.model)
+            assign(self.model, weights, only="encoder.")
+        else:
+            assign(self.model, weights)
 
     def pad_or_trim(self, array, length=None, axis=-1):
         """Pads waveforms to the context.

@@ -1,0 +1,128 @@
+"""Tokenizers of Hugging Face lobes, such as Whisper's.
+
+A searcher in the YAML of an export asks for the ids of special tokens when it
+is made, before any file is loaded. So the YAML itself holds these ids, and the
+tokenizer follows from the file `tokenizer.json`.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+GENERATION = "generation_config.json"
+SPECIAL = (  # what lobe and searchers of SpeechBrain ask for
+    "<|startoftranscript|>",
+    "<|endoftext|>",
+    "<|transcribe|>",
+    "<|translate|>",
+    "<|startoflm|>",
+    "<|startofprev|>",
+    "<|notimestamps|>",
+    "<|0.00|>",
+)
+
+
+class SpecialTokens:
+    """Stands in for Whisper's tokenizer until its file is loaded.
+
+    Arguments
+    ---------
+    ids : dict
+        Special token -> id.
+    prefix : list of int
+        Tokens with which each transcript begins.
+
+    Example
+    -------
+    >>> tokens = SpecialTokens({"<|startoftranscript|>": 7}, prefix=[7])
+    >>> tokens.convert_tokens_to_ids(tokens.bos_token)
+    7
+    """
+
+    bos_token = "<|startoftranscript|>"
+
+    def __init__(self, ids, prefix):
+        self.ids = ids
+        self.prefix_tokens = prefix
+
+    def convert_tokens_to_ids(self, token):
+        """Id of a special token.
+
+        Arguments
+        ---------
+        token : str
+
+        Returns
+        -------
+        int
+        """
+        return self.ids[token]
+
+    def set_prefix_tokens(self, **kwargs):
+        """Does nothing, as the prefix is known."""
+
+
+def describe_tokens(lobe):
+    """The arguments of `SpecialTokens` for the tokenizer of a lobe.
+
+    Arguments
+    ---------
+    lobe : torch.nn.Module
+        A Hugging Face lobe.
+
+    Returns
+    -------
+    dict or None
+        None if the lobe has no tokenizer.
+    """
+    tokenizer = getattr(lobe, "tokenizer", None)
+    if tokenizer is None:
+        return None
+    return {
+        "ids": {t: tokenizer.convert_tokens_to_ids(t) for t in SPECIAL},
+        "prefix": list(tokenizer.prefix_tokens),
+    }
+
+
+def save_tokenizer(lobe, folder):
+    """Writes the tokenizer of a lobe beside its weights.
+
+    Arguments
+    ---------
+    lobe : torch.nn.Module
+        A Hugging Face lobe with a tokenizer.
+    folder : Path
+
+    Returns
+    -------
+    dict
+        Its settings, for `load_tokenizer`.
+    """
+    lobe.tokenizer.save_pretrained(folder)
+    return json.loads((folder / SETTINGS).read_text("utf-8"))
+
+
+def load_tokenizer(lobe, path, settings):
+    """Loads the tokenizer of a lobe; a hook of a Pretrainer.
+
+    Arguments
+    ---------
+    lobe : torch.nn.Module
+        SpeechBrain's lobe Whisper, or one of `sb_prune.lobes`.
+    path : str
+        The file `tokenizer.json`.
+    settings : dict
+        Content of the file `tokenizer_config.json`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(path, Path(folder, TOKENIZER))
+        Path(folder, SETTINGS).write_text(json.dumps(settings), "utf-8")
+        lobe.tokenizer = AutoTokenizer.from_pretrained(folder)
+    if lobe.is_multilingual:
+        lobe.tokenizer.set_prefix_tokens(
+            language=lobe.language or "en", task=lobe.task
+        )

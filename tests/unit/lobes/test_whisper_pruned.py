@@ -1,0 +1,211 @@
+"""A small Whisper, pruned: exported, loaded as SpeechBrain and others do."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import speechbrain as sb
+import torch
+from rounding import assert_same_but_for_rounding
+from speechbrain.decoders.seq2seq import (
+    S2SWhisperBeamSearcher,
+    S2SWhisperGreedySearcher,
+)
+from speechbrain.inference.ASR import WhisperASR
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
+from tiny_whisper import write_tiny_whisper
+
+from sb_prune import lobes, pruned, whisper_structures
+from sb_prune.export.loading import load_export
+
+ROOT = Path(__file__).parents[3]
+INFERENCE = (
+    ROOT / "recipes/LibriSpeech/ASR/transformer/hparams/inference_whisper.yaml"
+)
+OPTIONS = {"language": "en", "context": 2, "margin": 0}
+TEXTS = ["ab", "dec"]
+
+
+class Recipe(sb.Brain):
+    """Cross-entropy of letters."""
+
+    def compute_forward(self, batch, stage):
+        return self.modules.whisper(batch["wav"], batch["tokens"][:, :-1])[1]
+
+    def compute_objectives(self, predictions, batch, stage):
+        return torch.nn.functional.cross_entropy(
+            predictions.mT, batch["tokens"][:, 1:]
+        )
+
+
+def data(tokenizer):
+    generator = torch.Generator().manual_seed(1)
+    prefix = tokenizer.prefix_tokens
+    letters = torch.randint(60, 80, (4, 2, 5), generator=generator)
+    return [
+        {
+            "wav": 0.1 * torch.randn(2, 16_000, generator=generator),
+            "tokens": torch.cat(
+                [torch.tensor([prefix] * 2), letters[i]], dim=1
+            ),
+        }
+        for i in range(4)
+    ]
+
+
+def prune(folder, source, **block):
+    """Prunes a folder; returns the Brain, its export is in `export`."""
+    torch.manual_seed(0)
+    whisper = lobes.Whisper(str(source), str(source), **OPTIONS)
+    counter = EpochCounter(2)
+    brain = pruned(Recipe)(
+        modules={"whisper": whisper},
+        opt_class=partial(torch.optim.Adam, lr=0.001),
+        hparams={
+            "whisper": whisper,
+            "whisper_hub": str(source),
+            **OPTIONS,
+            "pruning": {
+                "module": "whisper",
+                "structures": whisper_structures,
+                "target": 0.02,  # embeddings of 51865 tokens stay
+                "prune_epochs": 1,
+                "schedule_steps": 3,
+                "inference": str(INFERENCE),
+                "export_folder": str(folder / "export"),
+                **block,
+            },
+        },
+        run_opts={"device": "cpu", "noprogressbar": True},
+        checkpointer=Checkpointer(
+            folder / "save", {"whisper": whisper, "counter": counter}
+        ),
+    )
+    loader = {"batch_size": None}
+    batches = data(whisper.tokenizer)
+    brain.fit(counter, batches, train_loader_kwargs=loader)
+    brain.evaluate(batches, test_loader_kwargs=loader)
+    brain.modules.eval()
+    return brain
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whisper")
+    write_tiny_whisper(folder, d_model=32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, source):
+    """The folder of an export, and the Brain that made it."""
+    folder = tmp_path_factory.mktemp("pruned")
+    brain = prune(folder, source, structures=NARROW, target=0.1)
+    return folder / "export", brain
+
+
+NARROW = partial(
+    whisper_structures, sides=["encoder"], kinds=["heads", "ffn_units"]
+)
+
+
+@torch.no_grad()
+def speak(lobe):
+    batch = data(lobe.tokenizer)[0]
+    return lobe.eval()(batch["wav"], batch["tokens"])[1]
+
+
+def test_export_is_what_was_evaluated(small, tmp_path):
+    export, brain = small
+    assert brain.pruning.facts["cut_max_abs_diff"] <= 1e-5
+    ours = speak(brain.modules.whisper)
+    loaded = load_export(export).hparams["whisper"]
+    assert_same_but_for_rounding(speak(loaded), ours)
+    swapped = lobes.Whisper(str(export), str(tmp_path), **OPTIONS)
+    assert_same_but_for_rounding(speak(swapped), ours)
+
+
+def test_it_transcribes_as_before(small, tmp_path):
+    """SpeechBrain's interface, with its tokenizer and both searchers."""
+    export, brain = small
+    ours = brain.modules.whisper
+    model = WhisperASR.from_hparams(source=str(export), savedir=str(tmp_path))
+    theirs = model.mods.whisper
+    assert type(theirs.tokenizer) is type(ours.tokenizer)
+    assert theirs.tokenizer.prefix_tokens == ours.tokenizer.prefix_tokens
+    assert theirs.tokenizer.encode("a b") == ours.tokenizer.encode("a b")
+    wav = data(ours.tokenizer)[0]["wav"]
+    words, tokens = model.transcribe_batch(wav, torch.ones(2))
+    ratios = {"min_decode_ratio": 0.0, "max_decode_ratio": 1.0}
+    search = S2SWhisperGreedySearcher(model=ours, **ratios)
+    with torch.no_grad():
+        encoded = ours.forward_encoder(ours._get_mel(wav))
+        expected, *_ = search(encoded, torch.ones(2))
+    assert [list(t) for t in tokens] == [list(t) for t in expected]
+
+
+@torch.no_grad()
+def test_beams(small, tmp_path):
+    export, brain = small
+    found = []
+    for lobe in (
+        brain.modules.whisper,
+        lobes.Whisper(str(export), str(tmp_path), **OPTIONS).eval(),
+    ):
+        search = S2SWhisperBeamSearcher(
+            module=[lobe],
+            min_decode_ratio=0.0,
+            max_decode_ratio=0.1,
+            beam_size=3,
+        )
+        wav = data(lobe.tokenizer)[0]["wav"]
+        hyps, _, scores, _ = search(
+            lobe.forward_encoder(lobe._get_mel(wav)), torch.ones(2)
+        )
+        found.append((hyps, scores))
+    assert found[0][0] == found[1][0]
+    assert_same_but_for_rounding(found[0][1], found[1][1])
+
+
+@torch.no_grad()
+def test_generate_of_an_export(small, source, tmp_path):
+    export, brain = small
+    config = json.loads((export / "generation_config.json").read_text())
+    assert config["max_length"] == 24  # as in the source
+    lobe = lobes.Whisper(str(export), str(tmp_path), **OPTIONS).eval()
+    mel = lobe._get_mel(data(lobe.tokenizer)[0]["wav"])
+    found = [
+        one.for_generation().generate(mel, max_length=8)
+        for one in (lobe, brain.modules.whisper)
+    ]
+    assert torch.equal(*found)
+
+
+def test_encoder_and_decoder(source, tmp_path):
+    """All kinds on both sides, one budget each."""
+    budget = {"model.encoder": 0.1, "model.decoder": 0.005}
+    brain = prune(
+        tmp_path,
+        source,
+        target=budget,
+    )
+    assert brain.pruning.facts["cut_max_abs_diff"] <= 1e-5
+    ours = speak(brain.modules.whisper)
+    export = load_export(tmp_path / "export")
+    assert_same_but_for_rounding(speak(export.hparams["whisper"]), ours)
+    cut = {name.split(".")[1] for name in export.steps[-1].plan.keep}
+    assert cut == {"encoder", "decoder"}
+
+
+@torch.no_grad()
+def test_the_encoder_of_an_export_alone(small, tmp_path):
+    export, brain = small
+    alone = lobes.Whisper(
+        str(export), str(tmp_path), encoder_only=True, context=2
+    ).eval()
+    assert alone.model.decoder is None
+    wav = data(brain.modules.whisper.tokenizer)[0]["wav"]
+    ours = brain.modules.whisper
+    assert torch.equal(alone(wav), ours.forward_encoder(ours._get_mel(wav)))
