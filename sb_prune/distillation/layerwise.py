@@ -9,6 +9,8 @@ ACL 2022.
 Shapes: B batch, T frames, d model width, V output classes.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch.nn import functional as F
 
@@ -16,10 +18,18 @@ from sb_prune.support.disk import reason
 from sb_prune.support.values import (
     Function,
     ListOf,
+    ListOrMapping,
     Number,
     Text,
+    Whole,
     checked,
     shown,
+)
+
+OUTPUTS = ListOrMapping(
+    ListOf(Text("keys of `modules`"), example="[ctc_lin]"),
+    Whole(0),
+    example="{whisper: 1}",
 )
 
 
@@ -80,11 +90,19 @@ class LayerwiseDistillation:
         and those of the decoder with those of the decoder.
     output_weight : float
         Weight of the KL divergence of outputs, a mean over frames (or tokens).
-    outputs : list of str
+    outputs : list of str, or dict
         Keys of the recipe's `modules` whose outputs are logits. The input of
-        such a module must be the unchanged output of another one.
+        such a module must be the unchanged output of another one. Of a module
+        that returns several things a mapping says which: {whisper: 1} is the
+        second.
     temperature : float
         Temperature of the softmax; the divergence is scaled by its square.
+    state_weight : float
+        Weight of the mean squared error of `states`, a mean over frames and
+        features.
+    states : list of str, or dict
+        Keys of `modules` whose outputs are features (B, T, d), e.g. the states
+        of the encoder that a decoder reads; written as `outputs`.
     match : callable
         `same_index` or `nearest_surviving`.
     task_weight : float
@@ -108,16 +126,20 @@ class LayerwiseDistillation:
         self,
         hidden_weight: Number(least=0) = 1.0,
         output_weight: Number(least=0) = 1.0,
-        outputs: ListOf(Text("keys of `modules`"), example="[ctc_lin]") = (),
+        outputs: OUTPUTS = (),
         temperature: Number(above=0) = 2.0,
         match: Function(
             "sb_prune.distillation.nearest_surviving", given=3
         ) = same_index,
         task_weight: Number(least=0) = 1.0,
+        state_weight: Number(least=0) = 1.0,
+        states: OUTPUTS = (),
     ):
         self.hidden_weight = hidden_weight
         self.output_weight = output_weight
-        self.outputs = tuple(outputs)
+        self.state_weight = state_weight
+        self._logits, self._states = _positions(outputs), _positions(states)
+        self.outputs = (*self._logits, *self._states)
         self.temperature = temperature
         self.match = match
         self.task_weight = task_weight
@@ -149,17 +171,17 @@ class LayerwiseDistillation:
         if self.hidden_weight:
             parts["distill_hidden"] = self._hidden_error(teacher, surviving)
         if self.output_weight:
-            for name in self.outputs:
-                _check_followed(teacher, name)
-                logits, goals = (
-                    teacher.student_outputs[name],
-                    teacher.outputs[name],
-                )
-                _check_shapes(name, logits, goals)
+            for name, position in self._logits.items():
                 divergence = self._divergence(
-                    logits, goals, teacher.pads.values()
+                    *_both(teacher, name, position), teacher.pads.values()
                 )
                 parts[f"distill_{name}"] = self.output_weight * divergence
+        if self.state_weight:
+            for name, position in self._states.items():
+                own, goal = _both(teacher, name, position)
+                error = (own.float() - goal.float()).square()
+                mean = _mean_over_frames(error, teacher.pads.values())
+                parts[f"distill_{name}_states"] = self.state_weight * mean
         return parts
 
     def _hidden_error(self, teacher, surviving):
@@ -200,6 +222,25 @@ class LayerwiseDistillation:
         goal = (goals.float() / self.temperature).log_softmax(-1)
         each = F.kl_div(own, goal, reduction="none", log_target=True).sum(-1)
         return self.temperature**2 * _mean_over_frames(each, pads)
+
+
+def _positions(outputs):
+    """Name -> which of several outputs, or None for the only one."""
+    if isinstance(outputs, Mapping):
+        return dict(outputs)
+    return dict.fromkeys(outputs)
+
+
+def _both(teacher, name, position):
+    """The output of a module of the student, and that of the teacher."""
+    _check_followed(teacher, name)
+    found = []
+    for output in (teacher.student_outputs[name], teacher.outputs[name]):
+        if position is not None:
+            output = output[position]
+        found.append(output)
+    _check_shapes(name, *found)
+    return found
 
 
 def _check_followed(teacher, name):

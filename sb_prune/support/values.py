@@ -275,6 +275,37 @@ class OneOrMapping(Kind):
             self.kind.check(each, f"{path}: {name}")
 
 
+class ListOrMapping(Kind):
+    """A list of names, or a mapping from names to values of one kind.
+
+    Arguments
+    ---------
+    names : ListOf
+    kind : Kind
+        Of the values.
+    example : str
+        What a mapping in YAML looks like.
+    """
+
+    def __init__(self, names, kind, example):
+        self.names = names
+        self.kind = kind
+        self.wanted = f"{names.wanted}; or a mapping, e.g. {example}"
+
+    def fits(self, value):
+        """Says whether it is one of the two."""
+        return isinstance(value, Mapping) or self.names.fits(value)
+
+    def check(self, value, path):
+        """Checks the value, then what is in it."""
+        super().check(value, path)
+        if not isinstance(value, Mapping):
+            self.names.check(value, path)
+            return
+        for name, each in value.items():
+            self.kind.check(each, f"{path}: {name}")
+
+
 class Function(Kind):
     """A function that a YAML names with `!name:` and that sb_prune calls.
 
