@@ -100,6 +100,40 @@ def test_outputs_of_the_decoder_under_its_mask(dense, student, teacher):
     assert loss.item() != pytest.approx(each.mean().item(), rel=1e-4)
 
 
+def test_one_of_several_outputs(dense, student, teacher):
+    """The Transformer returns encoder and decoder states."""
+    teacher.begin_()
+    forward(student)
+    losses = LayerwiseDistillation(
+        hidden_weight=0,
+        states={"Transformer": 0},
+        state_weight=3.0,
+        outputs={"Transformer": 1},
+        temperature=1.0,
+    ).losses(teacher)
+    (own, own_decoded), (goal, decoded) = (
+        record_calls([m["Transformer"]], lambda m=m: forward(m))[0].output
+        for m in (student, dense)
+    )
+    error = (own - goal).square()[SPOKEN["encoder"]].mean()
+    found = losses["distill_Transformer_states"].item()
+    assert found == pytest.approx(3 * error.item(), rel=1e-4)
+    goal = decoded.softmax(-1)
+    each = F.kl_div(own_decoded.log_softmax(-1), goal, reduction="none")
+    expected = each.sum(-1)[SPOKEN["decoder"]].mean().item()
+    assert losses["distill_Transformer"].item() == pytest.approx(
+        expected, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{"states": {"lin": -1}}, {"outputs": {"lin": "first"}}]
+)
+def test_which_output_must_be_a_number(options):
+    with pytest.raises(ValueError, match=": lin: .*; write a whole number, 0"):
+        LayerwiseDistillation(**options)
+
+
 def test_layers_are_matched_within_their_stack(student, teacher):
     seen = []
 
