@@ -52,8 +52,8 @@ class Whisper(PrunedLobe, whisper.Whisper):
     Raises
     ------
     ValueError
-        If the context is longer than 30 s, or the tokens that `language` and
-        `task` ask for do not exist in the model.
+        If the context is longer than 30 s, the source has no tokenizer, or the
+        model has no tokens for `language` and `task`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
         self.context = context
         self.margin = margin
         self.generation_config = _generation_config(source, save_path)
-        _check_tokens(self)
+        _check_tokens(self, source)
         encoder = self.model.encoder
         encoder.register_forward_pre_hook(_shorten, with_kwargs=True)
         encoder.register_forward_hook(_restore, always_call=True)
@@ -213,10 +213,15 @@ def _restore(encoder, *call):
     encoder.config.max_source_positions = most
 
 
-def _check_tokens(lobe):
+def _check_tokens(lobe, source):
     """Refuses a language or task that the model has no token for."""
     if lobe.tokenizer is None:  # the encoder alone
         return
+    if lobe.no_timestamps == lobe.eos:  # unknown tokens are ends
+        raise ValueError(
+            f"source: {source} has no tokenizer of Whisper; copy tokenizer.json"
+            " and tokenizer_config.json there, or write encoder_only: True"
+        )
     if not lobe.is_multilingual:
         if lobe.language not in (None, "en", "english"):
             raise ValueError(

@@ -302,7 +302,7 @@ def check_trainable(brain, module, declaration):
                 reason = "is frozen" if frozen else "is in no optimizer"
                 raise ValueError(
                     f"modules: {module}: {name} {reason}, so it cannot be "
-                    "pruned; let it train (freeze: False, "
-                    "freeze_feature_extractor: False), or leave "
+                    "pruned; let it train (freeze: False, as well as "
+                    "freeze_encoder or freeze_feature_extractor), or leave "
                     f"{structure.kind} out of `kinds` under `structures`"
                 )

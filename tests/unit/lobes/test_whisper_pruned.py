@@ -209,3 +209,19 @@ def test_the_encoder_of_an_export_alone(small, tmp_path):
     wav = data(brain.modules.whisper.tokenizer)[0]["wav"]
     ours = brain.modules.whisper
     assert torch.equal(alone(wav), ours.forward_encoder(ours._get_mel(wav)))
+
+
+def test_a_frozen_encoder_is_refused(source, tmp_path, monkeypatch):
+    frozen = {**OPTIONS, "freeze_encoder": True}
+    monkeypatch.setattr(f"{__name__}.OPTIONS", frozen)
+    with pytest.raises(ValueError, match="is frozen, so .*freeze_encoder"):
+        prune(tmp_path, source)
+
+
+def test_a_missing_tokenizer_is_named(source, tmp_path):
+    for file in source.iterdir():
+        if "token" not in file.name:
+            (tmp_path / file.name).symlink_to(file)
+    with pytest.raises(ValueError, match="source: .* has no tokenizer of Whis"):
+        lobes.Whisper(str(tmp_path), str(tmp_path))
+    lobes.Whisper(str(tmp_path), str(tmp_path), encoder_only=True)
