@@ -7,7 +7,7 @@ import transformers
 from sb_prune import ParameterBudget, parameter_cost, whisper_structures
 from sb_prune.architectures import whisper
 
-# name -> (width, layers, heads, mels, vocabulary, parameters with proj_out tied)
+# name -> width, layers, heads, mels, vocabulary, parameters (proj_out is tied)
 SHAPES = {
     "tiny": (384, 4, 6, 80, 51865, 37_760_640),
     "base": (512, 6, 8, 80, 51865, 72_593_920),
