@@ -13,6 +13,7 @@ from recipe_runs import (
     options,
     run_python,
 )
+from tiny_whisper import write_tiny_whisper
 from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
@@ -84,6 +85,12 @@ def commands_corpus(made_once):
         speakers=4,
         repetitions=1,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_whisper(made_once):
+    """A Hugging Face folder of Whisper, two layers of width 16 each side."""
+    return made_once("whisper", write_tiny_whisper)
 
 
 @pytest.fixture(scope="session")

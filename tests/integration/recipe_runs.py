@@ -145,6 +145,27 @@ TINY_COMMANDS = {
     "encoder_dim": 16,
     "output_neurons": 11,
 }
+# Those of Whisper; positions are most of what its tiny encoder has.
+TINY_WHISPER = {
+    "train_splits": "[train-clean-100]",
+    "test_splits": "[test-clean]",
+    "context": "utterance",
+    "margin": 0,
+    "lr": 0.005,
+    "total_steps": 20,
+    "warmup_steps": 2,
+    "cooldown_steps": 4,
+    "max_batch_length": 12,
+    "num_buckets": 4,
+    "num_workers": 0,
+}
+TINY_WHISPER_PRUNE = {
+    **TINY_WHISPER,
+    "number_of_epochs": 2,
+    "prune_epochs": 1,
+    "target": 0.1,
+    "schedule_steps": 2,
+}
 # Who speaks, of eight; and what few utterances allow.
 ALL_SPLITS = {"splits": "[train-clean-100, dev-clean, test-clean]"}
 FEW_NEIGHBOURS = "{criterion: {neighbours: 3}}"

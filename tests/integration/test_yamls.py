@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import ruamel.yaml
 from hyperpyyaml import load_hyperpyyaml
 from recipe_runs import ROOT
 
@@ -20,6 +21,9 @@ TRAINING = {
     "recipes/LibriSpeech/ASR/CTC/hparams/inference_ctc": "demo_finetune",
     "recipes/LibriSpeech/ASR/transformer/hparams/inference": "train",
     "recipes/LibriSpeech/ASR/transformer/hparams/inference_ctc": "demo_train",
+    "recipes/LibriSpeech/ASR/transformer/hparams/inference_whisper": (
+        "train_whisper"
+    ),
     "recipes/LibriSpeech/self-supervised-learning/compression/hparams/"
     "inference": "prune_fine_grained",
     "recipes/SLURP/direct/hparams/inference": "finetune",
@@ -34,33 +38,34 @@ def name_of(path):
     return path.relative_to(ROOT).with_suffix("").as_posix()
 
 
-def overrides(path, folder, encoder):
-    """A value for each !PLACEHOLDER, and an encoder that needs no network."""
+def overrides(path, folder, encoder, whisper):
+    """A value for each !PLACEHOLDER, and models that need no network."""
     names = re.findall(r"^(\w+): !PLACEHOLDER", path.read_text(), re.M)
     values = {}
     for name in names:
         if name.endswith("folder"):
             values[name] = str(folder)
-        elif name != "wav2vec2_hub":
+        elif not name.endswith("_hub"):
             training = path.with_name(f"{TRAINING[name_of(path)]}.yaml")
             (found,) = re.findall(
                 rf"^{name}: (\S+)", training.read_text(), re.M
             )
-            values[name] = float(found) if "." in found else int(found)
-    if re.search("^wav2vec2_hub:", path.read_text(), re.M):
-        values["wav2vec2_hub"] = str(encoder)
+            values[name] = ruamel.yaml.YAML(typ="safe").load(found)
+    for name, model in (("wav2vec2_hub", encoder), ("whisper_hub", whisper)):
+        if re.search(f"^{name}:", path.read_text(), re.M):
+            values[name] = str(model)
     if re.search(r"^reuse: \[", path.read_text(), re.M):
         values["reuse"] = [False, True]  # that encoder has two layers
     return values
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=name_of)
-def test_yaml_loads(path, tmp_path, monkeypatch, tiny_wav2vec2):
+def test_yaml_loads(path, tmp_path, monkeypatch, tiny_wav2vec2, tiny_whisper):
     monkeypatch.chdir(tmp_path)  # Checkpointers make their folders
     monkeypatch.syspath_prepend(path.parents[1])  # as train.py's is
     with open(path) as file:
         hparams = load_hyperpyyaml(
-            file, overrides(path, tmp_path, tiny_wav2vec2)
+            file, overrides(path, tmp_path, tiny_wav2vec2, tiny_whisper)
         )
     assert hparams
 
@@ -80,6 +85,7 @@ COMMANDS = "recipes/Google-speech-commands/hparams"
 PAIRS = [
     (f"{TRANSFORMER}/train", f"{TRANSFORMER}/prune"),
     (f"{TRANSFORMER}/demo_train", f"{TRANSFORMER}/demo_prune"),
+    (f"{TRANSFORMER}/train_whisper", f"{TRANSFORMER}/prune_whisper"),
     *((f"{f}/demo_finetune", f"{f}/demo_prune") for f in (SLURP, CTC)),
     (f"{COMMANDS}/finetune", f"{COMMANDS}/convexity"),
     (f"{COMMANDS}/finetune", f"{COMMANDS}/convexity_l0"),
