@@ -132,6 +132,63 @@ def _encoder(family, **shape):
     return getattr(transformers, f"{family}Model")(config).eval()
 
 
+WHISPER_TOKENS, WHISPER_VOCABULARY = 20, 100
+
+
+def whispers(full):
+    """Whispers of each attention, in eval mode; full: that of the base.
+
+    Arguments
+    ---------
+    full : bool
+
+    Returns
+    -------
+    iterator of transformers.WhisperModel
+    """
+    shape = {"d_model": 512, "heads": 8, "layers": 6, "context": 250}
+    small = {"d_model": 64, "heads": 4, "layers": 3, "context": 50}
+    for attention in ("eager", "sdpa"):
+        yield whisper(attention, **(shape if full else small))
+
+
+def whisper(
+    attention="sdpa",
+    d_model=512,
+    heads=8,
+    layers=6,
+    context=1500,
+    vocabulary=WHISPER_VOCABULARY,
+):
+    """A `WhisperModel` of random weights; by default Whisper-base's shape."""
+    torch.manual_seed(0)
+    config = transformers.WhisperConfig(
+        vocab_size=vocabulary,
+        d_model=d_model,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=4 * d_model,
+        decoder_ffn_dim=4 * d_model,
+        max_source_positions=context,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        attn_implementation=attention,
+    )
+    return transformers.WhisperModel(config).eval()
+
+
+def whisper_input(model, batch):
+    """Log-mel (batch, mels, frames) and tokens for all of the context."""
+    config = model.config
+    frames = 2 * config.max_source_positions
+    mel = torch.randn(batch, config.num_mel_bins, frames)
+    return mel, torch.randint(3, config.vocab_size, (batch, WHISPER_TOKENS))
+
+
 def random_scores(declaration, seed, spread=1.0):
     """(N,) scores; structures differ in their mean by up to `spread`."""
     generator = torch.Generator().manual_seed(seed)

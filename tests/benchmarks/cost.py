@@ -3,13 +3,24 @@
     python tests/benchmarks/cost.py [--full]
 
 Dense and cut at random plans: Conformers of every attention type, causal or
-not, and wav2vec 2.0, HuBERT and WavLM of every norm mode and attention.
+not, wav2vec 2.0, HuBERT and WavLM of every norm mode and attention, and
+Whisper's encoder and decoder.
 """
 
 import copy
+from functools import partial
 
 import torch
-from common import ATTENTIONS, conformer, encoders, random_scores, run
+from common import (
+    ATTENTIONS,
+    WHISPER_TOKENS,
+    conformer,
+    encoders,
+    random_scores,
+    run,
+    whisper_input,
+    whispers,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,6 +31,7 @@ from sb_prune import (
     mac_cost,
     parameter_cost,
     wav2vec2_structures,
+    whisper_structures,
 )
 from sb_prune.declare.plan import full_plan
 from sb_prune.learn.fitting import fit_plan
@@ -38,9 +50,11 @@ def errors(dense, structures, count, frames, target):
     parameters = float(parameter_cost(declaration).of_kept(kept))
     macs = float(mac_cost(declaration, frames).of_kept(kept))
     cut_(declaration, plan)
-    (scope,) = declaration.scope
-    scope = model.get_submodule(scope)
-    counted = sum(p.numel() for p in scope.parameters())
+    counted = sum(
+        parameter.numel()
+        for scope in declaration.scope
+        for parameter in model.get_submodule(scope).parameters()
+    )
     return (
         abs(parameters / counted - 1),
         abs(macs / count(model, frames) - 1),
@@ -56,6 +70,13 @@ def conformer_macs(model, frames):
 def waveform_macs(model, samples):
     """MACs of a Hugging Face encoder, op by op, for one utterance."""
     return count_by_class(lambda: model(torch.randn(1, samples)))["Global"]
+
+
+def whisper_macs(model, frames):
+    """MACs of Whisper's encoder and decoder, op by op, for one utterance."""
+    mel, tokens = whisper_input(model, batch=1)
+    forward = partial(model, mel, decoder_input_ids=tokens)
+    return count_by_class(forward)["Global"]
 
 
 def count_by_class(forward):
@@ -77,6 +98,12 @@ def cases(full):
             yield dense, conformer_structures, conformer_macs, frames
     for dense in encoders(full):
         yield dense, wav2vec2_structures, waveform_macs, 640 * frames
+    for dense in whispers(full):
+        frames = 2 * dense.config.max_source_positions
+        structures = partial(
+            whisper_structures, tokens_per_frame=WHISPER_TOKENS / frames
+        )
+        yield dense, structures, whisper_macs, frames
 
 
 def measure(full):

@@ -2,17 +2,24 @@
 
     python tests/benchmarks/export_exactness.py [--full]
 
-Conformers of every attention type, causal or not, and wav2vec 2.0, HuBERT and
-WavLM of every norm mode and attention, padded batches, over random plans, with
-whole and with unequal heads; `--full` has the shape of Conformer-small, 12
-layers and more plans.
+Conformers of every attention type, causal or not, wav2vec 2.0, HuBERT and WavLM
+of every norm mode and attention, and Whisper's encoder and decoder, in padded
+batches, over random plans, with whole and with unequal heads; `--full` has the
+shape of Conformer-small, 12 layers and more plans.
 """
 
 import copy
 from functools import partial
 
 import torch
-from common import ATTENTIONS, encoders, random_scores, run
+from common import (
+    ATTENTIONS,
+    encoders,
+    random_scores,
+    run,
+    whisper_input,
+    whispers,
+)
 from common import conformer as make_conformer
 
 from sb_prune import (
@@ -21,8 +28,9 @@ from sb_prune import (
     conformer_structures,
     cut_,
     wav2vec2_structures,
+    whisper_structures,
 )
-from sb_prune.architectures import conformer, wav2vec2
+from sb_prune.architectures import conformer, wav2vec2, whisper
 from sb_prune.architectures.parts import INSIDE_HEADS
 from sb_prune.cut.masking import detach_
 from sb_prune.learn.fitting import fit_plan
@@ -62,6 +70,15 @@ def encode_waveform(model, samples=16000):
     return output.last_hidden_state
 
 
+def transcribe(model):
+    """A batch through Whisper's encoder and decoder."""
+    torch.manual_seed(0)
+    mel, tokens = whisper_input(model, batch=3)
+    found = model(mel, decoder_input_ids=tokens)
+    states = (found.encoder_last_hidden_state, found.last_hidden_state)
+    return torch.cat(states, dim=1)
+
+
 def cases(full):
     """(dense model, its structures, what runs it)."""
     shape = {} if full else {"layers": 3, "width": 64, "hidden": 128}
@@ -74,13 +91,18 @@ def cases(full):
     for dense in encoders(full):
         yield dense, wav2vec2_structures, encode_waveform
         yield dense, unequal(wav2vec2_structures), encode_waveform
+    for dense in whispers(full):
+        yield dense, whisper_structures, transcribe
+        yield dense, unequal(whisper_structures), transcribe
 
 
 def unequal(structures):
     """The same kinds and those inside heads."""
-    known = conformer.KINDS
-    if structures is wav2vec2_structures:
-        known = wav2vec2.KINDS
+    known = {
+        conformer_structures: conformer.KINDS,
+        wav2vec2_structures: wav2vec2.KINDS,
+        whisper_structures: whisper.KINDS,
+    }[structures]
     return partial(structures, kinds=[*known, *INSIDE_HEADS])
 
 

@@ -1,0 +1,89 @@
+"""Real speed of a pruned Whisper-base, and of a context shorter than 30 s.
+
+    python tests/benchmarks/whisper_speed.py [--full]
+
+One utterance of 10 s, two threads: the encoder, then 40 tokens, decoded
+greedily with a cache. Dense with 30 s of context, dense with that of the
+utterance and 2 s, and this cut at random to half of encoder and decoder, all
+timed in turns; `--full` takes more turns. `context_speedup` is that of the
+context alone, `cut_speedup` that of the cut at the same context; its efficiency
+is the speed-up times the MACs left, with those of the logits, which stay.
+"""
+
+import torch
+from common import random_scores, run, whisper
+
+from sb_prune import ParameterBudget, cut_, mac_cost, whisper_structures
+from sb_prune.learn.fitting import fit_plan
+from sb_prune.report.measure import measure_speed
+
+SECONDS, MARGIN, TOKENS = 10, 2, 40
+VOCABULARY = 51865
+TARGETS = {"encoder": 0.5, "decoder": 0.2}  # embeddings are half of these
+KINDS = ["front_end_channels", "ffn_units", "heads", "cross_heads"]
+
+
+@torch.inference_mode()
+def transcribe(model):
+    """Decodes so many tokens of noise, whatever they are."""
+    frames = 2 * model.config.max_source_positions
+    encoded = model.encoder(torch.zeros(1, 80, frames)).last_hidden_state
+    token, cache = torch.ones(1, 1, dtype=torch.long), None
+    embeddings = model.decoder.embed_tokens.weight
+    for _ in range(TOKENS):
+        found = model.decoder(
+            token,
+            encoder_hidden_states=encoded,
+            use_cache=True,
+            **({} if cache is None else {"past_key_values": cache}),
+        )
+        cache = found.past_key_values
+        token = (found.last_hidden_state @ embeddings.T).argmax(-1)
+
+
+def measure(full):
+    """Speed-ups, and what is left."""
+    torch.set_num_threads(2)
+    context = 50 * (SECONDS + MARGIN)
+    models = {
+        "30 s": whisper(vocabulary=VOCABULARY),
+        "dense": whisper(vocabulary=VOCABULARY, context=context),
+        "cut": whisper(vocabulary=VOCABULARY, context=context),
+    }
+    frames = 2 * context
+    declaration = whisper_structures(
+        models["cut"], kinds=KINDS, tokens_per_frame=TOKENS / frames
+    )
+    groups = ParameterBudget(TARGETS).groups(declaration)
+    plan = fit_plan(declaration, groups, random_scores(declaration, 0, 0.0))
+    cost, logits = mac_cost(declaration, frames), TOKENS * 512 * VOCABULARY
+    left = float(cost.of_kept(plan.kept_counts(declaration))) + logits
+    macs = left / (cost.dense() + logits)
+    before, after = (_count_and_cut(models["cut"], p) for p in (None, plan))
+    speed = measure_speed(
+        {
+            name: lambda wavs, lengths, model=model: transcribe(model)
+            for name, model in models.items()
+        },
+        SECONDS,
+        runs=25 if full else 5,
+    )
+    speedup = speed["dense"] / speed["cut"]
+    return {
+        "context_speedup": round(speed["30 s"] / speed["dense"], 3),
+        "cut_speedup": round(speedup, 3),
+        "params_reduction": round(1 - after / before, 4),
+        "macs_ratio": round(macs, 4),
+        "efficiency": round(speedup * macs, 3),
+    }
+
+
+def _count_and_cut(model, plan):
+    """Parameters of a model, which is cut to a plan before, if there is one."""
+    if plan is not None:
+        cut_(whisper_structures(model, kinds=KINDS), plan)
+    return sum(p.numel() for p in model.parameters())
+
+
+if __name__ == "__main__":
+    run(measure)
