@@ -164,6 +164,7 @@ def whisper_structures(
         blocks=tuple(block for side in described for block in side.blocks),
         output_frames=encoder_frames,
         usual_frames=2 * described[0].context,
+        time_axis=2,
     )
 
 

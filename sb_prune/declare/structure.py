@@ -195,6 +195,8 @@ class Declaration:
     usual_frames : int
         Default length of the utterance for which MACs are counted, usually
         that of 10 s.
+    time_axis : int
+        Axis of the frames at the input of the scope.
 
     Raises
     ------
@@ -212,6 +214,7 @@ class Declaration:
     blocks: tuple = ()
     output_frames: Callable = lambda frames: frames
     usual_frames: int = 250
+    time_axis: int = 1
     by_name: dict = field(init=False, repr=False)
     shapes: dict = field(init=False, repr=False)  # of masked and cut tensors
 

@@ -106,19 +106,23 @@ class Export:
 
     @property
     def encoder(self):
-        """The encoder that EncoderASR and EncoderDecoderASR call.
+        """The encoder that EncoderASR, EncoderDecoderASR or WhisperASR call.
 
         Raises
         ------
         ExportError
             If the model is made for another interface.
         """
-        if "encoder" not in self.hparams["modules"]:
-            raise ExportError(
-                "hyperparams.yaml has no `encoder` in its `modules`; only "
-                "models for EncoderASR and EncoderDecoderASR can be measured"
-            )
-        return self.hparams["modules"]["encoder"]
+        modules = self.hparams["modules"]
+        if "encoder" in modules:
+            return modules["encoder"]
+        if "whisper" in modules:
+            return partial(_hear, modules["whisper"])
+        raise ExportError(
+            "hyperparams.yaml has no `encoder` or `whisper` in its `modules`; "
+            "only models for EncoderASR, EncoderDecoderASR and WhisperASR can "
+            "be measured"
+        )
 
     @property
     def scope(self):
@@ -127,6 +131,13 @@ class Export:
         module = self.hparams[self.key].get_submodule(cuts[-1].module)
         names = self.steps[-1].declaration.scope
         return [module.get_submodule(name) for name in names]
+
+
+def _hear(whisper, wavs, wav_lens):
+    """States of Whisper's encoder for as much as its context has room for."""
+    if hasattr(whisper, "longest"):  # SpeechBrain's own lobe cuts the rest off
+        wavs = wavs[:, : whisper.longest]
+    return whisper.forward_encoder(whisper._get_mel(wavs))
 
 
 def load_export(folder):

@@ -120,6 +120,13 @@ class Whisper(PrunedLobe, whisper.Whisper):
             length = self.samples_heard(array.shape[axis])
         return super().pad_or_trim(array, length, axis)
 
+    @property
+    def longest(self):
+        """Samples of the longest utterance that it can hear."""
+        if self.context in (None, UTTERANCE):
+            return N_SAMPLES
+        return round(self.context * SAMPLE_RATE)
+
     def samples_heard(self, samples):
         """Samples that the encoder sees of utterances of so many samples.
 

@@ -68,7 +68,7 @@ def cost_table(export, seconds=10):
 
     def macs(seconds):
         wavs = noise(seconds, sample_rate)
-        frames = count_frames(export.encoder, export.scope[0], wavs)
+        frames = _frames(export, wavs)
         now = float(mac_cost(last.declaration, frames).of_kept(kept))
         return now / seconds, mac_cost(dense, frames).dense() / seconds
 
@@ -90,6 +90,12 @@ def cost_table(export, seconds=10):
             for length in LENGTHS
         ),
     ]
+
+
+def _frames(export, wavs):
+    """Number of frames at the input of the modules that were cut."""
+    axis = export.steps[-1].declaration.time_axis
+    return count_frames(export.encoder, export.scope[0], wavs, axis)
 
 
 def _cost_rows(names, now, dense, whole):
@@ -239,7 +245,7 @@ def _unit_parts(export, seconds):
         return [format_table(table) for _, table in tables]
     sample_rate = export.hparams.get("sample_rate", 16000)
     wavs = noise(seconds, sample_rate)
-    frames = count_frames(export.encoder, export.scope[0], wavs)
+    frames = _frames(export, wavs)
     parts = ["Size after each cut:", format_table(size_table(export, frames))]
     for heading, table in tables:
         parts += [f"{heading}:", format_table(table)]

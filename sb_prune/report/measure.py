@@ -88,7 +88,7 @@ def count_macs(encoder, wavs):
 
 
 @torch.no_grad()
-def count_frames(encoder, module, wavs):
+def count_frames(encoder, module, wavs, axis=1):
     """Counts the frames at the input of a module inside the encoder.
 
     Arguments
@@ -96,9 +96,11 @@ def count_frames(encoder, module, wavs):
     encoder : callable
         In eval mode.
     module : torch.nn.Module
-        Its first argument is a tensor (batch, frames, features).
+        Its first argument is a tensor with the frames.
     wavs : torch.Tensor
         (batch, samples)
+    axis : int
+        Where they are; 1 in (batch, frames, features).
 
     Returns
     -------
@@ -117,7 +119,8 @@ def count_frames(encoder, module, wavs):
 
     def stop(module, args, kwargs):
         inputs = [*args, *kwargs.values()]
-        raise _Reached(next(x for x in inputs if torch.is_tensor(x)).shape[1])
+        first = next(x for x in inputs if torch.is_tensor(x))
+        raise _Reached(first.shape[axis])
 
     handle = module.register_forward_pre_hook(stop, with_kwargs=True)
     try:

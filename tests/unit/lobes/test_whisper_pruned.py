@@ -17,15 +17,16 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from tiny_whisper import write_tiny_whisper
 
-from sb_prune import lobes, pruned, whisper_structures
+from sb_prune import lobes, mac_cost, pruned, whisper_structures
 from sb_prune.export.loading import load_export
+from sb_prune.report.command import write_report
 
 ROOT = Path(__file__).parents[3]
 INFERENCE = (
     ROOT / "recipes/LibriSpeech/ASR/transformer/hparams/inference_whisper.yaml"
 )
 OPTIONS = {"language": "en", "context": 2, "margin": 0}
-TEXTS = ["ab", "dec"]
+SIDES = {"model.encoder": 0.1, "model.decoder": 0.005}
 
 
 class Recipe(sb.Brain):
@@ -185,11 +186,11 @@ def test_generate_of_an_export(small, source, tmp_path):
 
 def test_encoder_and_decoder(source, tmp_path):
     """All kinds on both sides, one budget each."""
-    budget = {"model.encoder": 0.1, "model.decoder": 0.005}
+
     brain = prune(
         tmp_path,
         source,
-        target=budget,
+        target=SIDES,
     )
     assert brain.pruning.facts["cut_max_abs_diff"] <= 1e-5
     ours = speak(brain.modules.whisper)
@@ -225,3 +226,17 @@ def test_a_missing_tokenizer_is_named(source, tmp_path):
     with pytest.raises(ValueError, match="source: .* has no tokenizer of Whis"):
         lobes.Whisper(str(tmp_path), str(tmp_path))
     lobes.Whisper(str(tmp_path), str(tmp_path), encoder_only=True)
+
+
+def test_the_report_shows_both_sides(source, tmp_path):
+    prune(tmp_path, source, target=SIDES)
+    report = write_report(tmp_path / "export", seconds=3)  # it hears 2 of them
+    table = [x for x in report.splitlines() if "|" in x]
+    rows = [line.split("|")[1].strip() for line in table]
+    assert "model.encoder.layers.0" in rows and "model.decoder.layers.1" in rows
+    assert "MACs per second, model.encoder, model.decoder" in rows
+    export = load_export(tmp_path / "export")
+    step = export.steps[-1]
+    cost = mac_cost(step.declaration, 200)  # frames of the context
+    left = float(cost.of_kept(step.plan.kept_counts(step.declaration)))
+    assert f"| {left / 3:,.0f} |" in report
