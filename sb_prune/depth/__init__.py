@@ -3,6 +3,7 @@
 from sb_prune.depth.convexity import graph_convexity
 from sb_prune.depth.criteria import (
     ConvexityPeak,
+    EvenlySpaced,
     LastLayers,
     LayerChoice,
     RandomLayers,
@@ -17,6 +18,7 @@ from sb_prune.depth.similarity import (
 
 __all__ = [
     "ConvexityPeak",
+    "EvenlySpaced",
     "LastLayers",
     "LayerChoice",
     "RandomLayers",

@@ -216,6 +216,39 @@ class RandomLayers:
         return LayerChoice([i not in gone for i in range(layers)])
 
 
+class EvenlySpaced:
+    """Keeps layers that are as far apart as can be, the first and last too.
+
+    Distil-Whisper's decoders start so (Gandhi et al., "Distil-Whisper: Robust
+    Knowledge Distillation via Large-Scale Pseudo Labelling", 2023, 2311.00430,
+    section 4).
+
+    Arguments
+    ---------
+    kept : int
+        Number of layers to keep.
+
+    Example
+    -------
+    >>> EvenlySpaced(kept=2)([None] * 5, None).keep
+    [True, False, False, True]
+    """
+
+    needs_states = needs_labels = False
+
+    @checked
+    def __init__(self, kept: Whole(1)):
+        self.kept = kept
+
+    def __call__(self, states, labels):
+        """Needs only the number of states, L + 1, and ignores the labels."""
+        layers = len(states) - 1
+        if self.kept > layers:
+            raise ValueError(f"kept: {self.kept}; there are {layers} layers")
+        stay = np.linspace(0, layers - 1, self.kept).round()
+        return LayerChoice([i in stay for i in range(layers)])
+
+
 class LastLayers:
     """Removes the last layers, whatever they compute.
 

@@ -18,6 +18,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from tiny_whisper import write_tiny_whisper
 
 from sb_prune import lobes, mac_cost, pruned, whisper_structures
+from sb_prune.depth import EvenlySpaced
 from sb_prune.export.loading import load_export
 from sb_prune.report.command import write_report
 
@@ -56,11 +57,24 @@ def data(tokenizer):
     ]
 
 
-def prune(folder, source, **block):
-    """Prunes a folder; returns the Brain, its export is in `export`."""
+def prune(folder, source, layers=None, **block):
+    """Prunes a folder; returns the Brain, its export is in `export`.
+
+    `layers` are keys of a `layer_pruning` block, which takes its place.
+    """
     torch.manual_seed(0)
     whisper = lobes.Whisper(str(source), str(source), **OPTIONS)
     counter = EpochCounter(2)
+    every = {
+        "module": "whisper",
+        "structures": whisper_structures,
+        "inference": str(INFERENCE),
+        "export_folder": str(folder / "export"),
+    }
+    blocks = {"layer_pruning": {**every, **(layers or {})}}
+    if layers is None:
+        gates = {"prune_epochs": 1, "schedule_steps": 3, "target": 0.02}
+        blocks = {"pruning": {**every, **gates, **block}}
     brain = pruned(Recipe)(
         modules={"whisper": whisper},
         opt_class=partial(torch.optim.Adam, lr=0.001),
@@ -68,16 +82,7 @@ def prune(folder, source, **block):
             "whisper": whisper,
             "whisper_hub": str(source),
             **OPTIONS,
-            "pruning": {
-                "module": "whisper",
-                "structures": whisper_structures,
-                "target": 0.02,  # embeddings of 51865 tokens stay
-                "prune_epochs": 1,
-                "schedule_steps": 3,
-                "inference": str(INFERENCE),
-                "export_folder": str(folder / "export"),
-                **block,
-            },
+            **blocks,
         },
         run_opts={"device": "cpu", "noprogressbar": True},
         checkpointer=Checkpointer(
@@ -226,6 +231,30 @@ def test_a_missing_tokenizer_is_named(source, tmp_path):
     with pytest.raises(ValueError, match="source: .* has no tokenizer of Whis"):
         lobes.Whisper(str(tmp_path), str(tmp_path))
     lobes.Whisper(str(tmp_path), str(tmp_path), encoder_only=True)
+
+
+def test_a_decoder_of_fewer_layers(source, tmp_path):
+    """As Distil-Whisper's, which starts with layers of the dense model."""
+    decoder = partial(whisper_structures, sides=["decoder"])
+    layers = {"structures": decoder, "criterion": EvenlySpaced(kept=1)}
+    brain = prune(tmp_path, source, layers=layers)
+    ours = brain.modules.whisper
+    assert [
+        len(s.layers) for s in (ours.model.encoder, ours.model.decoder)
+    ] == [
+        2,
+        1,
+    ]
+    export = str(tmp_path / "export")
+    theirs = lobes.Whisper(export, str(tmp_path), **OPTIONS)
+    assert_same_but_for_rounding(speak(theirs), speak(ours))
+    found = [
+        lobe.for_generation().generate(
+            lobe._get_mel(data(lobe.tokenizer)[0]["wav"]), max_length=8
+        )
+        for lobe in (theirs, ours)
+    ]
+    assert torch.equal(*found)
 
 
 def test_the_report_shows_both_sides(source, tmp_path):
