@@ -26,6 +26,8 @@ from recipe_runs import (
     TINY_SLURP,
     TINY_STUDENT,
     TINY_UNEQUAL,
+    TINY_WHISPER,
+    TINY_WHISPER_PRUNE,
     options,
     run_python,
 )
@@ -40,6 +42,7 @@ TEST = "[results/{}/1234/test-clean.csv]"
 TWO_EPOCHS = {"number_of_epochs": 2, "prune_epochs": 1, "schedule_steps": 2}
 SHORT_ANSWERS = {"max_decode_ratio": 0.2}  # of models that know nothing yet
 SMALL_ENCODER = {"wav2vec2_hub": "/path/to/small_wav2vec2"}
+SMALL_WHISPER = {"whisper_hub": "/path/to/small_whisper"}
 COMPRESSION = "LibriSpeech/self-supervised-learning/compression"
 COMPRESSED = "--output_folder=results/finetune_small/1234"
 CTC, SLURP = "train_with_wav2vec.py", "train_with_wav2vec2.py"
@@ -62,6 +65,17 @@ SMALLER = {
     ),
     "train.py hparams/prune.yaml": options(
         JOINT_PRUNE, number_of_epochs=2, test_csv=TEST.format("prune")
+    ),
+    "train_with_whisper.py hparams/train_whisper.yaml": options(
+        TINY_WHISPER,
+        **SMALL_WHISPER,
+        test_csv=TEST.format("train_whisper"),
+        number_of_epochs=0,
+    ),
+    "train_with_whisper.py hparams/prune_whisper.yaml": options(
+        TINY_WHISPER_PRUNE,
+        **SMALL_WHISPER,
+        test_csv=TEST.format("prune_whisper"),
     ),
     "train.py hparams/demo_train.yaml": options(TINY),
     "train.py hparams/demo_prune.yaml": options(TINY_PRUNE),
@@ -210,7 +224,12 @@ class Checkout:
 
 @pytest.fixture(scope="module")
 def checkout(
-    tmp_path_factory, corpus, slurp_corpus, commands_corpus, tiny_wav2vec2
+    tmp_path_factory,
+    corpus,
+    slurp_corpus,
+    commands_corpus,
+    tiny_wav2vec2,
+    tiny_whisper,
 ):
     root = tmp_path_factory.mktemp("checkout")
     for part in ("recipes", "hparams"):
@@ -227,6 +246,7 @@ def checkout(
         "slurp_demo": slurp_corpus,
         "speech_commands_v0.02": commands_corpus,
         "small_wav2vec2": tiny_wav2vec2,
+        "small_whisper": tiny_whisper,
         "encoder": tiny_wav2vec2,
         "export": tiny_wav2vec2,
     }.items():
