@@ -178,18 +178,10 @@ def declare(root, architectures, known, kinds=None, only=""):
         for index, layer in stack.layers.named_children():
             name = dotted(prefix, "layers", index)
             layers[name] = describe(name, layer)
-    wanted = default_kinds(known, layers.values()) if kinds is None else kinds
-    check_cuttable(layers.values(), wanted)
-    structures = [
-        structure
-        for name, layer in layers.items()
-        for structure in layer.structures(name, wanted)
-    ]
-    check_matched(structures, kinds or (), root)
     return Declaration(
         root=root,
         scope=tuple(stacks),
-        structures=select(structures, only),
+        structures=chosen_structures(root, layers, known, kinds, only),
         operations=lambda frames: [
             operation
             for layer in layers.values()
@@ -198,6 +190,42 @@ def declare(root, architectures, known, kinds=None, only=""):
         layers=tuple(layers),
         layerdrop=max(getattr(s, "layerdrop_prob", 0) for s in stacks.values()),
     )
+
+
+def chosen_structures(root, layers, known, kinds=None, only="", before=()):
+    """Lists the structures of some kinds, and checks what was asked for.
+
+    Arguments
+    ---------
+    root : torch.nn.Module
+        The model.
+    layers : dict
+        Name -> Layer.
+    known : tuple of str
+        Kinds that the architecture has.
+    kinds : list of str, optional
+        The kinds to declare; by default see `default_kinds`.
+    only : str
+        Regular expression that structure names must contain; empty: all.
+    before : iterable of Structure
+        Those that no layer holds; they come first.
+
+    Returns
+    -------
+    tuple of Structure
+
+    Raises
+    ------
+    ValueError
+        If a kind cannot be cut, or a kind or `only` matches nothing.
+    """
+    wanted = default_kinds(known, layers.values()) if kinds is None else kinds
+    check_cuttable(layers.values(), wanted)
+    structures = [s for s in before if s.kind in wanted]
+    for name, layer in layers.items():
+        structures += layer.structures(name, wanted)
+    check_matched(structures, kinds or (), root)
+    return select(structures, only)
 
 
 def default_kinds(known, layers):

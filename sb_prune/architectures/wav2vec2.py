@@ -31,27 +31,24 @@ from sb_prune.architectures.parts import (
     INSIDE_HEADS,
     NotCut,
     Part,
-    already_unequal,
     consecutive,
-    dims_of_heads,
     identity,
-    of_widths,
-    pair_operations,
     two_linears,
     unless_gone,
     weight_operations,
     whole_linear,
-    widths_of_heads,
+)
+from sb_prune.architectures.projections import (
+    dims_of_projections,
+    heads_of_projections,
+    projection_operations,
 )
 from sb_prune.architectures.stacks import (
     NAMES,
     Layer,
-    check_cuttable,
     check_known,
-    check_matched,
     check_no_adapters,
-    default_kinds,
-    select,
+    chosen_structures,
 )
 from sb_prune.architectures.transformer import encoder_layer
 from sb_prune.cut.surgery import Absent
@@ -136,21 +133,15 @@ def wav2vec2_structures(
     """
     check_known(kinds, KINDS + INSIDE_HEADS)
     encoder = _find(root)
-    layers = encoder.layers.values()
-    wanted = default_kinds(KINDS, layers) if kinds is None else kinds
-    check_cuttable(layers, wanted)
-    structures = []
-    if "front_end_channels" in wanted:
-        structures += _channels(
-            encoder.convolutions, encoder.readers, channel_multiple
-        )
-    for name, layer in encoder.layers.items():
-        structures += layer.structures(name, wanted)
-    check_matched(structures, kinds or (), root)
+    channels = _channels(
+        encoder.convolutions, encoder.readers, channel_multiple
+    )
     return Declaration(
         root=root,
         scope=encoder.scope,
-        structures=select(structures, only),
+        structures=chosen_structures(
+            root, encoder.layers, KINDS, kinds, only, channels
+        ),
         operations=encoder.operations,
         layers=tuple(encoder.layers),
         layerdrop=encoder.layerdrop,
@@ -507,6 +498,8 @@ def _attention(name, module, norm, absent=_absent_attention, more=0):
     Their own classes can run with fewer heads. `more` are further MACs per
     frame, which are spread evenly over the heads.
     """
+    from sb_prune.cut.modules.wav2vec2 import unequal
+
     if hasattr(module, "attention_map"):
         return _shares_map(name, module, more)
     whole = Structure(
@@ -516,10 +509,13 @@ def _attention(name, module, norm, absent=_absent_attention, more=0):
         masks=whole_linear(f"{name}.out_proj", module.out_proj),
         removes=((name, absent), *identity(norm)),
     )
-    operations = _attention_operations(name, module, more)
-    inside = _dims(name, module)
-    refused = _refused_dims(module)
-    return Part(whole, _heads(name, module), operations, inside, refused)
+    return Part(
+        whole,
+        heads_of_projections(name, module),
+        _attention_operations(name, module, more),
+        dims_of_projections(name, module, unequal(module)),
+        _refused_dims(module),
+    )
 
 
 def _shares_map(name, module, more):
@@ -600,61 +596,10 @@ def _biased_attention(name, module, norm):
     )
 
 
-def _heads(name, module):
-    query_key, value = map(of_widths, widths_of_heads(module))
-    out = Slices(f"{name}.out_proj.weight", 1, value)
-    rows = (
-        Slices(f"{name}.{projection}_proj.{tensor}", 0, each)
-        for projection, each in zip("qkv", (query_key, query_key, value))
-        for tensor in ("weight", "bias")
-    )
-    heads = Structure(
-        name=f"{name}.heads",
-        kind="heads",
-        units=module.num_heads,
-        masks=(out,),
-        cuts=(out, *rows),
-        counts=((name, "num_heads"),),
-    )
-    return replace(heads, **already_unequal(name, module))
-
-
-def _dims(name, module):
-    """Structures of the dims inside the heads."""
-    from sb_prune.cut.modules.wav2vec2 import unequal
-
-    widths = widths_of_heads(module)
-    query_key, value = (consecutive(sum(inside)) for inside in widths)
-    made = {
-        p: tuple(
-            Slices(f"{name}.{p}_proj.{tensor}", 0, each)
-            for tensor in ("weight", "bias")
-        )
-        for p, each in zip("qkv", (query_key, query_key, value))
-    }
-    out = Slices(f"{name}.out_proj.weight", 1, value)
-    return dims_of_heads(
-        name,
-        name,
-        query_key=(made["k"], made["q"] + made["k"]),
-        value=((out,), (out, *made["v"])),
-        widths=widths,
-        adapter=unequal(module),
-    )
-
-
 def _attention_operations(name, module, more):
     """Makes the function frames -> operations (`more`: see `_attention`)."""
-    projections = ["q_proj", "k_proj", "v_proj", "out_proj"]
-    linears = weight_operations(name, module, projections)
-    query_key, value = map(sum, widths_of_heads(module))
-
-    def operations(frames):
-        pairs = frames * frames
-        return [
-            *linears(frames),
-            *pair_operations(name, pairs * query_key, pairs * value),
-            Operation(more * frames, name, structures=(f"{name}.heads",)),
-        ]
-
-    return operations
+    shared = projection_operations(name, module)
+    return lambda frames: [
+        *shared(frames),
+        Operation(more * frames, name, structures=(f"{name}.heads",)),
+    ]

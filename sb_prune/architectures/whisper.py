@@ -20,27 +20,25 @@ from typing import Callable
 from sb_prune.architectures.parts import (
     INSIDE_HEADS,
     Part,
-    already_unequal,
     consecutive,
-    dims_of_heads,
     identity,
     no_operations,
-    of_widths,
-    pair_operations,
     two_linears,
     unless_gone,
+    weight_operations,
     whole_linear,
-    widths_of_heads,
+)
+from sb_prune.architectures.projections import (
+    dims_of_projections,
+    heads_of_projections,
+    projection_operations,
 )
 from sb_prune.architectures.stacks import (
     NAMES,
     Layer,
-    check_cuttable,
     check_known,
-    check_matched,
     check_no_adapters,
-    default_kinds,
-    select,
+    chosen_structures,
 )
 from sb_prune.cut.surgery import Absent
 from sb_prune.declare.structure import (
@@ -141,19 +139,13 @@ def whisper_structures(
         for side, (name, module) in _find(root, sides).items()
     ]
     layers = {n: layer for s in described for n, layer in s.layers.items()}
-    wanted = default_kinds(KINDS, layers.values()) if kinds is None else kinds
-    check_cuttable(layers.values(), wanted)
-    structures = []
-    for side in described:
-        if "front_end_channels" in wanted:
-            structures += side.channels
-        for name, layer in side.layers.items():
-            structures += layer.structures(name, wanted)
-    check_matched(structures, kinds or (), root)
+    channels = [channel for side in described for channel in side.channels]
     return Declaration(
         root=root,
         scope=tuple(side.name for side in described),
-        structures=select(structures, only),
+        structures=chosen_structures(
+            root, layers, KINDS, kinds, only, channels
+        ),
         operations=lambda frames: [
             operation
             for side in described
@@ -326,7 +318,9 @@ def _encoder_layer(name, layer):
         att, layer.self_attn, "attention_modules", "heads", encoder_frames
     )
     if part is not None:
-        inside = _dims(att, layer.self_attn, UnequalWhisperAttention)
+        inside = dims_of_projections(
+            att, layer.self_attn, UnequalWhisperAttention
+        )
         part = replace(part, inside=inside)
     return Layer(parts=(part, _feed_forward(name, layer, encoder_frames)))
 
@@ -362,7 +356,6 @@ def _feed_forward(name, layer, steps):
     if isinstance(layer.fc2, Absent):
         return None
     first, second = f"{name}.fc1", f"{name}.fc2"
-    sizes = {f: layer.get_submodule(f).weight.numel() for f in ("fc1", "fc2")}
     part = two_linears(
         f"{name}.ffn", layer, ("fc1", "activation_fn", "fc2"), path=name
     )
@@ -371,12 +364,9 @@ def _feed_forward(name, layer, steps):
     return replace(
         part,
         module=replace(part.module, removes=removes),
-        operations=lambda frames: [
-            Operation(
-                steps(frames) * size, second, tensor=f"{name}.{linear}.weight"
-            )
-            for linear, size in sizes.items()
-        ],
+        operations=weight_operations(
+            second, layer, ["fc1", "fc2"], steps, path=name
+        ),
     )
 
 
@@ -404,70 +394,8 @@ def _attention(
         masks=whole_linear(f"{name}.out_proj", module.out_proj),
         removes=((name, absent), *identity(f"{name}_layer_norm")),
     )
-    query_key, value = map(of_widths, widths_of_heads(module))
-    out = Slices(f"{name}.out_proj.weight", 1, value)
-    rows = dict(zip("qkv", (query_key, query_key, value)))
-    heads = Structure(
-        name=f"{name}.heads",
-        kind=kind_of_heads,
-        units=module.num_heads,
-        masks=(out,),
-        cuts=(
-            out,
-            *(s for p in "qkv" for s in _made(name, module, p, rows[p])),
-        ),
-        counts=((name, "num_heads"),),
-    )
     return Part(
         whole,
-        replace(heads, **already_unequal(name, module)),
-        _attention_operations(name, module, steps, memory or steps),
+        heads_of_projections(name, module, kind_of_heads),
+        projection_operations(name, module, steps, memory),
     )
-
-
-def _made(name, module, projection, index):
-    """Slices of the rows that one projection makes; keys have no bias."""
-    projection = f"{projection}_proj"
-    linear = module.get_submodule(projection)
-    tensors = ["weight"] if linear.bias is None else ["weight", "bias"]
-    return tuple(Slices(f"{name}.{projection}.{t}", 0, index) for t in tensors)
-
-
-def _dims(name, module, adapter):
-    """Structures of the dims inside the heads."""
-    widths = widths_of_heads(module)
-    query_key, value = (consecutive(sum(inside)) for inside in widths)
-    q, k, v = (
-        _made(name, module, projection, index)
-        for projection, index in zip("qkv", (query_key, query_key, value))
-    )
-    out = Slices(f"{name}.out_proj.weight", 1, value)
-    return dims_of_heads(
-        name,
-        name,
-        query_key=(k, q + k),
-        value=((out,), (out, *v)),
-        widths=widths,
-        adapter=adapter,
-    )
-
-
-def _attention_operations(name, module, steps, memory):
-    """Makes the function frames -> operations of T queries over S keys."""
-    sizes = {
-        p: module.get_submodule(f"{p}_proj").weight.numel()
-        for p in ("q", "k", "v", "out")
-    }
-    query_key, value = map(sum, widths_of_heads(module))
-
-    def operations(frames):
-        queries, keys = steps(frames), memory(frames)
-        times = {"q": queries, "k": keys, "v": keys, "out": queries}
-        linears = [
-            Operation(times[p] * size, name, tensor=f"{name}.{p}_proj.weight")
-            for p, size in sizes.items()
-        ]
-        pairs = queries * keys
-        return linears + pair_operations(name, pairs * query_key, pairs * value)
-
-    return operations
