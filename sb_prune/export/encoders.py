@@ -136,7 +136,9 @@ def _save_tokenizer(document, entry, lobe, folder):
     pretrainer["loadables"][key] = reference(entry)
     pretrainer["files"][key] = tokenizers.TOKENIZER
     pretrainer["custom_hooks"][key] = tagged(
-        "!name:sb_prune.load_tokenizer", settings=settings
+        "!name:sb_prune.load_tokenizer",
+        settings=settings,
+        sha256=file_hash(folder / tokenizers.TOKENIZER),
     )
 
 

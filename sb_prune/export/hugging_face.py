@@ -42,7 +42,7 @@ from sb_prune.cut.folding import folded_state
 from sb_prune.declare.plan import Plan, full_plan
 from sb_prune.declare.structure import below, dotted
 from sb_prune.export.old_configs import OLD_KEYS, old_entry
-from sb_prune.export.tokens import SpecialTokens, save_tokenizer
+from sb_prune.export.tokens import SpecialTokens
 from sb_prune.students import StudentShape
 from sb_prune.support.disk import reason
 from sb_prune.support.hashes import check_hash, file_hash
@@ -219,7 +219,7 @@ def write_weights(folder, lobe):
 
 
 def write_config(folder, lobe, edits):
-    """Writes config.json and what else transformers reads beside the weights.
+    """Writes config.json and the other settings beside the weights.
 
     Arguments
     ---------
@@ -231,8 +231,6 @@ def write_config(folder, lobe, edits):
         What was done to the Hugging Face model, from `edits_inside`.
     """
     config, preprocessor = describe(lobe)
-    if getattr(lobe, "tokenizer", None) is not None:
-        save_tokenizer(lobe, folder)
     generation = getattr(lobe, "generation_config", None)
     if generation is not None:
         generation.save_pretrained(folder)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from sb_prune.support.hashes import check_hash
+
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
-GENERATION = "generation_config.json"
 SPECIAL = (  # what lobe and searchers of SpeechBrain ask for
     "<|startoftranscript|>",
     "<|endoftext|>",
@@ -106,7 +107,7 @@ def save_tokenizer(lobe, folder):
     return json.loads((folder / SETTINGS).read_text("utf-8"))
 
 
-def load_tokenizer(lobe, path, settings):
+def load_tokenizer(lobe, path, settings, sha256):
     """Loads the tokenizer of a lobe; a hook of a Pretrainer.
 
     Arguments
@@ -117,7 +118,15 @@ def load_tokenizer(lobe, path, settings):
         The file `tokenizer.json`.
     settings : dict
         Content of the file `tokenizer_config.json`.
+    sha256 : str
+        Hash of the file at the export, as hexadecimal digits.
+
+    Raises
+    ------
+    ValueError
+        If the file was truncated or edited.
     """
+    check_hash(path, sha256)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(path, Path(folder, TOKENIZER))
         Path(folder, SETTINGS).write_text(json.dumps(settings), "utf-8")

@@ -1,6 +1,7 @@
 """A small Whisper, pruned: exported, loaded as SpeechBrain and others do."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tiny_whisper import write_tiny_whisper
 
 from sb_prune import lobes, mac_cost, pruned, whisper_structures
 from sb_prune.depth import EvenlySpaced
-from sb_prune.export.loading import load_export
+from sb_prune.export.loading import ExportError, load_export
 from sb_prune.report.command import write_report
 
 ROOT = Path(__file__).parents[3]
@@ -150,6 +151,15 @@ def test_it_transcribes_as_before(small, tmp_path):
         encoded = ours.forward_encoder(ours._get_mel(wav))
         expected, *_ = search(encoded, torch.ones(2))
     assert [list(t) for t in tokens] == [list(t) for t in expected]
+
+
+def test_an_edited_tokenizer_is_named(small, tmp_path):
+    export = tmp_path / "export"
+    shutil.copytree(small[0], export)
+    file = export / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|translate|>", "<|trans|>"))
+    with pytest.raises(ExportError, match=f"{file} is not the file that was"):
+        load_export(export)
 
 
 @torch.no_grad()
