@@ -21,6 +21,7 @@ _ROOMS = {
     "brain": ["PruningMixin", "pruned"],
     "cut.edits": ["Cut", "Fold", "rebuild"],
     "cut.masking": ["attach_", "detach_"],
+    "cut.refit": ["LeastSquares"],
     "cut.surgery": ["cut_"],
     "declare.cost": ["mac_cost", "parameter_cost"],
     "declare.joined": ["joined_structures"],

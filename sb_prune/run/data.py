@@ -1,8 +1,13 @@
 """The data with which a recipe trains."""
 
+from itertools import islice
+
+import torch
 from speechbrain import Stage
 from speechbrain.dataio.dataloader import LoopedLoader
 from torch.utils.data import DataLoader
+
+from sb_prune.support.random_state import generators_seeded
 
 
 class Data:
@@ -42,6 +47,29 @@ class Data:
     def a_batch(self):
         """A batch for `compute_forward`, of the validation data if possible."""
         return next(iter(self.train if self.valid is None else self.valid))
+
+    def utterances(self, count, seed):
+        """Single utterances of the training data, chosen at random.
+
+        Arguments
+        ---------
+        count : int
+            How many; fewer if the data have fewer.
+        seed : int
+
+        Returns
+        -------
+        list of object
+            Batches of one utterance each, for `compute_forward`. If the data
+            have no length, they are the first batches.
+        """
+        with generators_seeded(seed):
+            try:
+                order = torch.randperm(len(self.train.dataset))[:count]
+            except (AttributeError, TypeError):  # no length
+                return list(islice(self.train, count))
+            data, collate = self.train.dataset, self.train.collate_fn
+            return [collate([data[i]]) for i in order.tolist()]
 
 
 def _loader(brain, data, stage, **options):

@@ -1,5 +1,9 @@
 """The phases of a `pruning` block: prune (the cut is its end), fine-tune."""
 
+from functools import partial
+
+import speechbrain as sb
+import torch
 from speechbrain.utils.distributed import ddp_broadcast
 from speechbrain.utils.logger import get_logger
 
@@ -18,6 +22,8 @@ from sb_prune.run.snapshots import (
     save_snapshot,
 )
 from sb_prune.run.steps import PruneSteps, Steps
+from sb_prune.support.parallel import broadcast_
+from sb_prune.support.random_state import generators_untouched
 
 logger = get_logger(__name__)
 
@@ -35,7 +41,7 @@ class Prune(Phase):
 
     def __init__(self, settings):
         self._settings = settings
-        self._limit = None
+        self._limits = None, None
 
     def identity(self):
         """Settings that must not change when the run is continued."""
@@ -86,29 +92,41 @@ class Prune(Phase):
         """Refuses phases that are too short for what is to happen in them."""
         wanted, brain = self._settings.prune_epochs, run.brain
         epochs = run.counter.limit
+        per_epoch = run.data.steps_per_epoch(brain)
         if not 0 < wanted < epochs:
             raise ValueError(
                 f"prune_epochs: {wanted} must be at least 1 and below "
                 f"number_of_epochs ({epochs}), which counts both phases"
             )
-        steps = run.data.steps_per_epoch(brain) * wanted
-        longer = "prune_epochs"
+        steps, longer = per_epoch * wanted, "prune_epochs"
         limit = brain.optimizer_step_limit  # SpeechBrain's, of each phase
         if limit is not None and limit < steps:
             steps, longer = limit, "optimizer_step_limit"
+        ends = self._settings.prune_steps
+        if ends is not None and not brain.debug:
+            if not steps - per_epoch < ends <= steps:
+                raise ValueError(
+                    f"prune_steps: {ends} must lie in the last epoch of the "
+                    f"prune phase, whose {wanted} have {steps} optimizer "
+                    "steps; write another number, or other prune_epochs"
+                )
+            steps, longer = ends, "prune_steps"
         rise = self._settings.schedule.steps
         if rise > steps and not brain.debug:
             raise ValueError(
                 f"schedule_steps: {rise} is longer than the prune phase "
-                f"({steps} optimizer steps in {wanted} epochs); lower it or "
+                f"({steps} optimizer steps); lower it or "
                 f"raise {longer}"
             )
 
     def begin_(self, run):
         """Masks the model, and trains it for the first epochs."""
         self.resume_(run)
-        self._limit = run.counter.limit
+        brain, ends = run.brain, self._settings.prune_steps
+        self._limits = run.counter.limit, brain.optimizer_step_limit
         run.counter.limit = self._settings.prune_epochs
+        if ends is not None:
+            brain.optimizer_step_limit = ends
         run.fresh.hold_stopping_(run.counter)
 
     def resume_(self, run):
@@ -122,13 +140,14 @@ class Prune(Phase):
 
     def end_(self, run):
         """Cuts the model, and saves it."""
-        run.counter.limit = self._limit
         pruner, brain = run.steps.pruner, run.brain
+        run.counter.limit, brain.optimizer_step_limit = self._limits
         _warn_if_short(pruner)
         brain.modules.eval()
         # all take the plan of one process, as their rounding may differ
         plan = ddp_broadcast(pruner.plan(final=True))
         pruner.binarise_(plan)
+        self._refit_(run, pruner, plan)
         run.edited.remember_dense_()
         difference = difference_around(
             lambda: pruner.cut_(plan),
@@ -144,6 +163,21 @@ class Prune(Phase):
             {"plan": plan.to_dict(), "difference": difference},
         )
         self._set_cut_(run, plan)
+
+    def _refit_(self, run, pruner, plan):
+        """Fits the weights that stay, if the block asks for it."""
+        refit = self._settings.refit
+        if refit is None:
+            return
+        forwards = [
+            partial(_evaluated, run.brain, batch)
+            for batch in run.data.utterances(refit.utterances, pruner.seed)
+        ]
+        logger.info(f"Refitting what is kept, to {len(forwards)} utterances")
+        for fitted in refit.refit_(
+            run.declaration, plan, pruner.binarise_, forwards
+        ):
+            broadcast_(fitted.data)
 
     def load_cut_(self, run):
         """Gives the model the shapes and weights that it had after the cut.
@@ -194,6 +228,12 @@ class FineTune(Phase):
         run.steps = Steps(
             point, run.distiller, lambda: _surviving(run.declaration, run.plan)
         )
+
+
+@torch.no_grad()
+def _evaluated(brain, batch):
+    with generators_untouched():
+        brain.compute_forward(batch, sb.Stage.VALID)
 
 
 def _surviving(declaration, plan):

@@ -37,6 +37,7 @@ CONTROLLER = Factory("sb_prune.ExactBudget", ["step_", "multipliers"])
 OPTIMIZER = Factory("torch.optim.Adam", ["step", "zero_grad"], given=1)
 DISTILLATION = Factory("sb_prune.LayerwiseDistillation", ["losses"])
 SCORE = Function("sb_prune.magnitude_score")
+REFIT = Factory("sb_prune.LeastSquares", ["refit_"])
 
 
 class PruningSettings:
@@ -61,6 +62,9 @@ class PruningSettings:
         of the limit of the epoch counter.
     schedule_steps : int
         Number of optimizer steps over which the sparsity rises.
+    prune_steps : int, optional
+        Optimizer steps after which the prune phase ends, in the last of its
+        epochs. By default it ends with that epoch.
     start_from : str, optional
         Save folder of a dense run, or one checkpoint in it, or an export of
         sb_prune, which is pruned further. By default the modules are as the
@@ -90,6 +94,9 @@ class PruningSettings:
         Smallest number of units in a module that stays.
     seed : int
         Seed of the private random generator of gates and scores.
+    refit : callable, optional
+        Class that fits the weights that stay, just before the cut, to what
+        they computed together with those that go, e.g. `LeastSquares`.
     distillation : callable, optional
         Class of the distillation loss, which is used in both phases, e.g.
         `LayerwiseDistillation`.
@@ -116,6 +123,7 @@ class PruningSettings:
         target: SPARSITIES,
         prune_epochs: Whole(1),
         schedule_steps: Whole(0),
+        prune_steps: Whole(1) = None,
         start_from: START = None,
         start_min_key: META_KEY = None,
         start_max_key: META_KEY = None,
@@ -129,6 +137,7 @@ class PruningSettings:
         score_every: Whole(1) = None,
         min_keep: Whole(1) = 1,
         seed: Whole(0) = 0,
+        refit: REFIT = None,
         distillation: DISTILLATION = None,
         teacher: START = None,
         inference: DENSE_YAML = None,
@@ -146,11 +155,13 @@ class PruningSettings:
         self.module = module
         self.structures = structures
         self.prune_epochs = prune_epochs
+        self.prune_steps = prune_steps
         self.min_keep = min_keep
         self.budget = BUDGET.make("pruning", "budget", budget, target=target)
         self.schedule = SCHEDULE.make(
             "pruning", "schedule", schedule, steps=schedule_steps
         )
+        self.refit = refit and REFIT.make("pruning", "refit", refit)
         self.distillation = distillation and DISTILLATION.make(
             "pruning", "distillation", distillation
         )

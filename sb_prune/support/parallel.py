@@ -94,6 +94,18 @@ def mean_over_processes(tensor):
     return total / process_count()
 
 
+def broadcast_(tensor):
+    """Gives all processes the values of the first; each must call this.
+
+    Arguments
+    ---------
+    tensor : torch.Tensor
+        Changed in place, on a device that the process group communicates from.
+    """
+    if is_distributed_initialized():
+        torch.distributed.broadcast(tensor, src=0)
+
+
 def of_all_processes(value):
     """Gathers a value from each process; each of them must call this.
 

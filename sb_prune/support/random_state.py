@@ -49,3 +49,18 @@ def generators_untouched():
         yield
     finally:
         set_random_state(state)
+
+
+@contextmanager
+def generators_seeded(seed):
+    """Context with seeded global generators, after which they are as before.
+
+    Arguments
+    ---------
+    seed : int
+    """
+    with generators_untouched():
+        torch.manual_seed(seed)
+        numpy.random.seed(seed % 2**32)
+        random.seed(seed)
+        yield

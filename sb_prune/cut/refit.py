@@ -1,0 +1,254 @@
+"""Refits the weights that read the units that stay, before the others are cut.
+
+A layer that reads pruned units computes something else than before, though much
+of what these units told it can be told by those that stay. Least squares finds
+the weights with which it comes closest, from a few utterances and without any
+training, as in Kwon et al., "A Fast Post-Training Pruning Framework for
+Transformers", NeurIPS 2022 (2204.09656, section 4.3).
+
+This is done before they are cut, while masks close them.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sb_prune.cut.exactness import exact_arithmetic
+from sb_prune.declare.plan import Plan
+from sb_prune.support.values import Number, Whole, checked
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+
+class LeastSquares:
+    """Fits the weights that read pruned units to what they computed before.
+
+    For each linear or convolutional layer that reads units of which some go,
+    in the order in which data flow, it solves
+
+        min || X W - Y ||^2 + ridge mean(diag(X^T X)) || W - W_0 ||^2
+
+    over utterances, where X are the units that stay, in the model that is
+    pruned and refitted up to this layer, Y is what the layer would give there
+    if it read all units, and W_0 are its weights now. Some layers are left as
+    they are: convolutions with groups, and the output of attention that torch
+    computes as one function (regularMHA, WavLM).
+
+    Arguments
+    ---------
+    utterances : int
+        How many of them, chosen at random from the training data. Their
+        frames should outnumber the inputs of the widest layer several times.
+    ridge : float
+        How much a weight must help before it changes.
+
+    Example
+    -------
+    >>> from sb_prune import Plan, attach_
+    >>> from sb_prune.declare.structure import Declaration, Slices, Structure
+    >>> first, second = torch.nn.Linear(1, 2), torch.nn.Linear(2, 1)
+    >>> with torch.no_grad():  # both units tell the same
+    ...     _ = first.weight.fill_(1.0), first.bias.fill_(0.0)
+    >>> model, x = torch.nn.Sequential(first, second), torch.rand(9, 1)
+    >>> before = model(x)
+    >>> reads = Slices("1.weight", 1, torch.tensor([[0], [1]]))
+    >>> units = Structure("units", "units", 2, masks=(reads,))
+    >>> declaration = Declaration(model, ("",), (units,), None)
+    >>> gates = attach_(declaration)
+    >>> fitted = LeastSquares(utterances=1, ridge=0.0).refit_(
+    ...     declaration,
+    ...     Plan({"units": torch.tensor([True, False])}),
+    ...     lambda plan: gates.set_(plan.values(declaration)),
+    ...     [lambda: model(x)],
+    ... )
+    >>> torch.allclose(model(x), before, atol=1e-5)
+    True
+    """
+
+    @checked
+    def __init__(self, utterances: Whole(1) = 64, ridge: Number(least=0) = 1e-3):
+        self.utterances = utterances
+        self.ridge = ridge
+
+    @torch.no_grad()
+    def refit_(self, declaration, plan, binarise, forwards):
+        """Refits a masked model in place, and leaves its gates at the plan.
+
+        Arguments
+        ---------
+        declaration : Declaration
+            Of the masked model.
+        plan : Plan
+            The units that stay.
+        binarise : callable
+            Plan -> sets the gates to it.
+        forwards : list of callable
+            Each runs the model on other data, and on the same ones whenever it
+            is called. They take no arguments.
+
+        Returns
+        -------
+        list of torch.nn.Parameter
+            The weights that were fitted.
+        """
+        fitted = []
+        with exact_arithmetic():
+            binarise(plan)
+            readers = _readers(declaration, plan)
+            for layer in _in_order(readers, forwards[0]):
+                stays = _inputs_that_stay(declaration, plan, *readers[layer])
+                opened = _with_open(declaration, plan, readers[layer][1])
+                sums = _NormalEquations(layer, stays)
+                for forward in forwards:
+                    binarise(opened)
+                    _, wanted = _heard(layer, forward)
+                    binarise(plan)
+                    given, _ = _heard(layer, forward)
+                    sums.add_(given, wanted)
+                fitted.append(sums.solve_(self.ridge))
+        return fitted
+
+
+class _NormalEquations:
+    """What least squares needs to know of one layer, summed over utterances."""
+
+    def __init__(self, layer, stays):
+        self._layer = layer
+        self._weight = layer._parameters["weight"]  # without the gates
+        self._stays = stays.repeat_interleave(self._weight[0, 0].numel())
+        inputs, outputs = int(self._stays.sum()), len(self._weight)
+        self._gram = torch.zeros(inputs, inputs).double()
+        self._moment = torch.zeros(inputs, outputs).double()
+
+    def add_(self, given, wanted):
+        """Adds what the layer is given, and what it shall give for it."""
+        x = _rows(self._layer, given)[:, self._stays.to(given.device)]
+        channels = -1 if isinstance(self._layer, nn.Linear) else 1
+        y = wanted.movedim(channels, -1).reshape(len(x), -1)
+        if self._layer.bias is not None:
+            y = y - self._layer.bias
+        self._gram += (x.T @ x).cpu().double()
+        self._moment += (x.T @ y).cpu().double()
+
+    def solve_(self, ridge):
+        """Writes the best weights into the layer, and returns them."""
+        flat = self._weight.view(len(self._weight), -1)
+        columns = self._stays.to(flat.device)
+        first = flat[:, columns].cpu().double().T
+        scale = self._gram.diagonal().mean()
+        penalty = (ridge + 1e-9) * scale  # never singular
+        best = torch.linalg.solve(
+            self._gram + penalty * torch.eye(len(first)),
+            self._moment + penalty * first,
+        )
+        flat[:, columns] = best.T.to(flat)
+        return self._weight
+
+
+class _Heard(Exception):  # noqa: N818 (no error: it ends a forward early)
+    """Raised once a layer was called, as the rest need not run."""
+
+
+def _heard(layer, forward):
+    """What a layer is given, and what it gives, in its first call."""
+    call = []
+
+    def listen(module, args, output):
+        call.extend([args[0], output])
+        raise _Heard
+
+    handle = layer.register_forward_hook(listen)
+    try:
+        forward()
+    except _Heard:
+        pass
+    finally:
+        handle.remove()
+    return call
+
+
+def _in_order(layers, forward):
+    """Those of the layers that a forward calls, in this order."""
+    called = []
+
+    def listen(module, args, output):
+        if module not in called:
+            called.append(module)
+        if len(called) == len(layers):
+            raise _Heard
+
+    handles = [layer.register_forward_hook(listen) for layer in layers]
+    try:
+        forward()
+    except _Heard:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called
+
+
+def _readers(declaration, plan):
+    """Layer that reads units of which some go -> (its weight, structures)."""
+    found = {}
+    for structure in declaration.structures:
+        if structure.removes or not plan.is_open(structure, declaration):
+            continue
+        if plan.kept(structure, declaration).all():
+            continue
+        for mask in structure.masks:
+            name, _, tensor = mask.tensor.rpartition(".")
+            layer = declaration.root.get_submodule(name)
+            if mask.dim == 1 and tensor == "weight" and _can_be_fitted(layer):
+                _, structures = found.setdefault(layer, (mask.tensor, []))
+                structures.append(structure)
+    return found
+
+
+def _can_be_fitted(layer):
+    if isinstance(layer, CONVOLUTIONS):
+        return layer.groups == 1 and "weight" in layer._parameters
+    return isinstance(layer, nn.Linear)
+
+
+def _inputs_that_stay(declaration, plan, weight, structures):
+    """(inputs,) bool, of a layer, by the name of its weight."""
+    stays = torch.ones(declaration.shapes[weight][1]).bool()
+    for structure in structures:
+        goes = ~plan.kept(structure, declaration)
+        for mask in structure.masks:
+            if (mask.tensor, mask.dim) == (weight, 1):
+                entries = mask.index[goes]
+                stays[entries[entries >= 0]] = False
+    return stays
+
+
+def _with_open(declaration, plan, structures):
+    """The plan, but with all units of some structures and all inside them."""
+    names = [structure.name for structure in structures]
+    names += [
+        structure.name
+        for structure in declaration.structures
+        if declaration.holder(structure) in structures
+    ]
+    opened = {name: torch.ones_like(plan.keep[name]) for name in names}
+    return Plan({**plan.keep, **opened})
+
+
+def _rows(layer, x):
+    """(frames, inputs) that a layer multiplies by its weights."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1])
+    modes = {"zeros": "constant"}
+    mode = modes.get(layer.padding_mode, layer.padding_mode)
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    if isinstance(layer, nn.Conv1d):
+        x = x.unsqueeze(2)
+    ones = (1,) * (2 - len(layer.kernel_size))
+    patches = F.unfold(
+        x,
+        (*ones, *layer.kernel_size),
+        dilation=(*ones, *layer.dilation),
+        stride=(*ones, *layer.stride),
+    )
+    return patches.mT.reshape(-1, patches.shape[1])

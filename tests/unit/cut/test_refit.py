@@ -1,0 +1,158 @@
+"""Least squares of what layers read, against the plain solution."""
+
+import pytest
+import torch
+from torch import nn
+
+from sb_prune import LeastSquares, Plan, attach_
+from sb_prune.declare.structure import Declaration, Slices, Structure
+
+UNITS = 6
+KEPT = torch.tensor([True, False, True, True, False, True])
+LAYERS = {
+    "linear": (lambda: nn.Linear(UNITS, 3), (50, UNITS)),
+    "linear without a bias": (
+        lambda: nn.Linear(UNITS, 3, bias=False),
+        (2, 40, UNITS),
+    ),
+    "conv1d": (
+        lambda: nn.Conv1d(UNITS, 3, 3, stride=2, padding=1),
+        (2, UNITS, 81),
+    ),
+    "dilated conv1d": (
+        lambda: nn.Conv1d(UNITS, 3, 2, dilation=3, padding="same"),
+        (2, UNITS, 60),
+    ),
+    "reflecting conv1d": (
+        lambda: nn.Conv1d(UNITS, 3, 3, padding=2, padding_mode="reflect"),
+        (2, UNITS, 60),
+    ),
+    "conv2d": (
+        lambda: nn.Conv2d(UNITS, 3, (2, 3), stride=(1, 2), padding=(0, 1)),
+        (2, UNITS, 9, 12),
+    ),
+}
+
+
+def correlated(shape, seed=0):
+    """Units that tell part of what the others do."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator)
+    axis = -1 if len(shape) < 3 or shape[-1] == UNITS else 1
+    mixed = torch.randn(UNITS, UNITS, generator=generator)
+    return (x.movedim(axis, -1) @ mixed).movedim(-1, axis)
+
+
+def masked(layer):
+    index = torch.arange(UNITS).unsqueeze(1)
+    reads = Slices("0.weight", 1, index)
+    units = Structure("units", "units", UNITS, masks=(reads,))
+    root = nn.Sequential(layer)
+    declaration = Declaration(root, ("",), (units,), None)
+    gates = attach_(declaration)
+    return (
+        root,
+        declaration,
+        lambda plan: gates.set_(plan.values(declaration)),
+    )
+
+
+def refitted(layer, batches, **options):
+    root, declaration, binarise = masked(layer)
+    LeastSquares(**options).refit_(
+        declaration,
+        Plan({"units": KEPT}),
+        binarise,
+        [lambda x=x: root(x) for x in batches],
+    )
+    return root
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_no_weights_of_the_units_that_stay_come_closer(kind):
+    make, shape = LAYERS[kind]
+    layer = make()
+    batches = [correlated(shape, seed) for seed in (0, 1)]
+    with torch.no_grad():
+        wanted = [layer(x) for x in batches]
+    before = layer.weight.detach().clone()
+    root = refitted(layer, batches, ridge=0.0)
+
+    def error(weight):
+        with torch.no_grad():
+            layer._parameters["weight"].copy_(weight)
+            return sum(
+                (root(x) - y).square().sum().item()
+                for x, y in zip(batches, wanted)
+            )
+
+    best = layer._parameters["weight"].detach().clone()
+    least = error(best)
+    assert least < 0.99 * error(before)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        step = torch.randn(best.shape, generator=generator)
+        for size in (1e-2, 1e-1):
+            assert least < error(best + size * step)
+    assert torch.equal(best[:, ~KEPT], before[:, ~KEPT])
+
+
+def test_a_large_ridge_leaves_the_weights():
+    layer = nn.Linear(UNITS, 3)
+    before = layer.weight.detach().clone()
+    refitted(layer, [correlated((50, UNITS))], ridge=1e9)
+    now = layer._parameters["weight"]
+    torch.testing.assert_close(now, before, rtol=1e-4, atol=1e-4)
+
+
+def test_too_few_frames_leave_no_nonsense():
+    layer = nn.Linear(UNITS, 3)
+    root = refitted(layer, [correlated((2, UNITS))])
+    assert torch.isfinite(root(correlated((50, UNITS)))).all()
+    assert layer.weight.abs().max() < 100
+
+
+def test_layers_are_fitted_in_the_order_of_the_data():
+    """The second layer is fitted to what the first, fitted, feeds it."""
+    torch.manual_seed(0)
+    root = nn.Sequential(
+        nn.Linear(UNITS, UNITS), nn.Linear(UNITS, UNITS), nn.Linear(UNITS, 3)
+    )
+    index = torch.arange(UNITS).unsqueeze(1)
+    structures = tuple(  # declared from the last to the first
+        Structure(
+            f"{n}",
+            "units",
+            UNITS,
+            masks=(Slices(f"{n}.weight", 1, index),),
+        )
+        for n in (2, 1)
+    )
+    declaration = Declaration(root, ("",), structures, None)
+    gates = attach_(declaration)
+    x = correlated((80, UNITS))
+    weights = {f"{n}": KEPT for n in (1, 2)}
+    fitted = LeastSquares().refit_(
+        declaration,
+        Plan(weights),
+        lambda plan: gates.set_(plan.values(declaration)),
+        [lambda: root(x)],
+    )
+    assert [id(w) for w in fitted] == [
+        id(root[n]._parameters["weight"]) for n in (1, 2)
+    ]
+
+
+def test_a_layer_that_no_utterance_reaches_stays_as_it_is():
+    layer = nn.Linear(UNITS, 3)
+    root, declaration, binarise = masked(layer)
+    fitted = LeastSquares().refit_(
+        declaration, Plan({"units": KEPT}), binarise, [lambda: None]
+    )
+    assert fitted == []
+
+
+@pytest.mark.parametrize("wrong", [{"utterances": 0}, {"ridge": -1.0}])
+def test_wrong_values_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LeastSquares(**wrong)
