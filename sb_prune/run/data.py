@@ -61,15 +61,18 @@ class Data:
         -------
         list of object
             Batches of one utterance each, for `compute_forward`. If the data
-            have no length, they are the first batches.
+            have no length, they are the first batches; if they consist of
+            batches, some of these.
         """
         with generators_seeded(seed):
             try:
                 order = torch.randperm(len(self.train.dataset))[:count]
             except (AttributeError, TypeError):  # no length
                 return list(islice(self.train, count))
-            data, collate = self.train.dataset, self.train.collate_fn
-            return [collate([data[i]]) for i in order.tolist()]
+            items = [self.train.dataset[i] for i in order.tolist()]
+            if self.train.batch_sampler is not None:
+                items = [[item] for item in items]
+            return [self.train.collate_fn(item) for item in items]
 
 
 def _loader(brain, data, stage, **options):

@@ -3,7 +3,7 @@
     python small_train.py FOLDER BATCHES_PER_STEP [find_unused] [EXPORT]
 
 or the same under torchrun. EXPORT is that of an earlier such run, which is
-pruned further, past a milestone. FOLDER gets, per rank, `steps<rank>.pt` and,
+pruned further, past a milestone, and refitted. FOLDER gets, per rank, `steps<rank>.pt` and,
 from whoever writes `export`, `export_by<rank>`.
 """
 
@@ -24,6 +24,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from sb_prune import (
     HardConcrete,
     LayerwiseDistillation,
+    LeastSquares,
     PruningMixin,
     conformer_structures,
 )
@@ -132,8 +133,9 @@ def train(folder, batches_per_step, start_from=None, **run_opts):
         "export_folder": str(Path(folder, "export")),
     }
     if start_from is not None:
-        more = {"target": 0.7, "milestones": [0.6], "start_from": start_from}
-        pruning.update(more)
+        pruning |= {"target": 0.7, "milestones": [0.6]}
+        pruning |= {"start_from": start_from}
+        pruning |= {"refit": partial(LeastSquares, utterances=5)}
     brain = RecordedRecipe(
         modules=modules,
         opt_class=partial(torch.optim.SGD, lr=0.01),

@@ -4,11 +4,13 @@ import os
 import random
 import re
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from tiny_recipe import Runs, events_of, fill_disk, limit_file_size, log_of
+from tiny_recipe import BATCHES, Runs, events_of, fill_disk, limit_file_size, log_of
 
+from sb_prune import LeastSquares, taylor_score
 from sb_prune.export.loading import load_export
 from sb_prune.support.disk import MARK
 from sb_prune.support.hashes import file_hash
@@ -159,6 +161,7 @@ VARIANTS = {
     "again": ("record", *PRUNES, "export"),
     "layers": ("record", "choice", *PRUNES, "export"),
     "layers alone": ("record", *PLACES_OF_LAYERS, "export"),
+    "refitted": PRUNES,
 }
 
 
@@ -171,6 +174,12 @@ def variants(runs, tmp_path_factory):
         "again": {"start_from": str(first / "export")},
         "layers": {"layers_removed": 1, "target": 0.6},
         "layers alone": {"layers_removed": 1, "alone": True},
+        "refitted": {
+            "gate_optimizer": None,
+            "score": taylor_score,
+            "refit": partial(LeastSquares, utterances=4),
+            "prune_steps": BATCHES + 2,
+        },
     }
 
 
@@ -181,7 +190,7 @@ def endings(runs, variants, tmp_path_factory):
     for name, block in variants.items():
         folder = tmp_path_factory.mktemp(name) / "run"
         assert runs.start(folder, **block) == 0, log_of(folder)
-        cuts = 1 if name == "layers alone" else 2
+        cuts = 1 if name in ("layers alone", "refitted") else 2
         assert len(load_export(folder / "export").steps) == cuts
         found[name] = ending(folder)
     return found

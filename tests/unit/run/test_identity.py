@@ -57,6 +57,7 @@ CHANGED = [
     ("target", {}, 0.5, {"encoder": 0.5}, "0.5, not {'encoder': 0.5}"),
     ("prune_epochs", {}, 2, 3, "2, not 3"),
     ("schedule_steps", {}, 10, 20, "10, not 20"),
+    ("prune_steps", {}, None, 12, "None, not 12"),
     ("start_from", {}, None, "results/dense", "None, not 'results/dense'"),
     ("start_min_key", STARTED, None, "WER", "None, not 'WER'"),
     ("start_max_key", STARTED, "ACC", "F1", "'ACC', not 'F1'"),
@@ -124,6 +125,13 @@ CHANGED = [
         "sb_prune.magnitude_score, not sb_prune.random_score",
     ),
     ("score_every", SCORE, 10, 20, "10, not 20"),
+    (
+        "refit",
+        {},
+        sb_prune.LeastSquares,
+        partial(sb_prune.LeastSquares, ridge=0.1),
+        "LeastSquares, not sb_prune.LeastSquares(ridge: 0.1)",
+    ),
     ("min_keep", {}, 1, 2, "1, not 2"),
     ("seed", {}, 0, 1, "0, not 1"),
     (

@@ -1,0 +1,72 @@
+"""Runs that refit what stays, and whose prune phase ends within an epoch."""
+
+from functools import partial
+from unittest.mock import patch
+
+import pytest
+import small_runs
+import torch
+from small_runs import make, prune, pruning
+
+from sb_prune import LeastSquares, taylor_score
+from sb_prune.run.snapshots import find_snapshot
+from sb_prune.run.steps import PruneSteps
+
+EPOCH = 4  # steps
+ONE_STEP = {"score": taylor_score, "prune_steps": 1, "schedule_steps": 1}
+
+
+def just_cut(folder):
+    """Name -> weight, as it was just after the cut."""
+    snapshot = find_snapshot(folder / "save/cut")
+    return torch.load(snapshot.path / "model.ckpt")
+
+
+@pytest.fixture(scope="module")
+def cuts(tmp_path_factory):
+    """Weights after the cut, of the same run with and without a refit."""
+    found = []
+    for refit in (None, partial(LeastSquares, utterances=2)):
+        folder = tmp_path_factory.mktemp("run")
+        model = small_runs.conformer()
+        torch.manual_seed(0)
+        prune(folder, model, 0.4, refit=refit, **ONE_STEP)
+        found.append(just_cut(folder))
+    return found
+
+
+def test_what_reads_the_units_alone_is_refitted(cuts):
+    plain, refitted = cuts
+    assert plain.keys() == refitted.keys()
+    changed = {n for n in plain if not torch.equal(plain[n], refitted[n])}
+    readers = ("out_proj.weight", "3.weight", "after_conv.2.weight")
+    assert changed
+    assert all(name.endswith(readers) for name in changed)
+
+
+def test_the_prune_phase_ends_after_its_steps(tmp_path):
+    model = small_runs.conformer()
+    with patch.object(
+        PruneSteps, "step_", autospec=True, side_effect=PruneSteps.step_
+    ) as steps:
+        brain = prune(tmp_path, model, 0.4, prune_steps=3, schedule_steps=3)
+    assert steps.call_count == 3
+    assert brain.optimizer_step == EPOCH  # of the other epoch
+    assert brain.optimizer_step_limit is None
+
+
+@pytest.mark.parametrize("epochs, steps", [(1, EPOCH + 1), (2, EPOCH)])
+def test_steps_outside_the_last_epoch_are_refused(tmp_path, epochs, steps):
+    model = small_runs.conformer()
+    block = pruning(
+        tmp_path, model, 0.4, prune_epochs=epochs, prune_steps=steps
+    )
+    brain = make(tmp_path, model, {"pruning": block}, epochs=3)
+    with pytest.raises(ValueError, match=f"prune_steps: {steps} must lie"):
+        small_runs.fit(brain, model)
+
+
+def test_a_schedule_longer_than_the_steps_is_refused(tmp_path):
+    model = small_runs.conformer()
+    with pytest.raises(ValueError, match="schedule_steps: 3 .*prune_steps"):
+        prune(tmp_path, model, 0.4, prune_steps=2)
