@@ -8,7 +8,10 @@ is replaced by the output of the teacher's copy, which is replayed before. So
 modules that lead to nothing that is asked for are neither copied nor called.
 """
 
+import inspect
 from collections.abc import Mapping
+
+import torch
 
 from sb_prune.cut.exactness import first_tensor
 from sb_prune.distillation.calls import Call
@@ -30,7 +33,7 @@ class Teacher:
         ModuleList are a stack; encoder and decoder are two stacks. The teacher
         may have other layers, too.
     padding : tuple of str
-        Keyword arguments with which a layer may receive the padding mask of
+        Names of arguments with which a layer may receive the padding mask of
         its output, as `padded_frames` reads it.
     weights : dict, optional
         Parameter or buffer of `modules` -> its value, which is copied when the
@@ -89,7 +92,7 @@ class Teacher:
         self.unpaired = set()  # modules whose input is no output of another
         self.student_outputs = {}
         self.student_hidden = {stack: [] for stack in self.stacks}
-        self.pads = {}  # stack -> (B, T) bool
+        self.pads = {}  # stack, of these layers or others -> (B, T) bool
 
     @property
     def stacks(self):
@@ -145,16 +148,18 @@ class Teacher:
             name: next((p.device for p in module.parameters()), None)
             for name, module in heard.items()
         }
+        firsts = _first_of_each_list(heard)
         for key, names in self._layers.items():
             for name in names:
                 layer = unwrap(modules[key]).get_submodule(name)
-                stack = _stack(key, name)
-                self._handles += [
-                    layer.register_forward_pre_hook(
-                        self._read_padding(stack), with_kwargs=True
-                    ),
-                    layer.register_forward_hook(self._keep_student(stack)),
-                ]
+                firsts.setdefault(_stack(key, name), layer)
+                hook = self._keep_student(_stack(key, name))
+                self._handles.append(layer.register_forward_hook(hook))
+        for stack, layer in firsts.items():
+            hook = self._read_padding(stack)
+            self._handles.append(
+                layer.register_forward_pre_hook(hook, with_kwargs=True)
+            )
 
     def begin_(self):
         """Forgets the last batch and starts to record the student's calls."""
@@ -175,9 +180,13 @@ class Teacher:
 
     def _read_padding(self, stack):
         def hook(module, args, kwargs):
+            if not self._active:
+                return
+            named = zip(inspect.signature(module.forward).parameters, args)
+            given = {**dict(named), **kwargs}
             for key in self._padding:
-                if self._active and kwargs.get(key) is not None:
-                    self.pads[stack] = padded_frames(key, kwargs[key])
+                if given.get(key) is not None:
+                    self.pads[stack] = padded_frames(key, given[key])
 
         return hook
 
@@ -259,7 +268,7 @@ def padded_frames(keyword, mask):
     Arguments
     ---------
     keyword : str
-        Keyword argument with which the layer received the mask. If it is
+        Name of the argument with which the layer received the mask. If it is
         `attention_mask`, the mask is that of transformers.
     mask : torch.Tensor
         (B, T), True for padding. That of transformers is the opposite, or
@@ -302,6 +311,16 @@ def _check_layers(modules, layers):
 
 def _has_parameters(module):
     return any(True for _ in module.parameters())
+
+
+def _first_of_each_list(modules):
+    """Name of each ModuleList -> the first module in it."""
+    return {
+        f"{key}.{name}".removesuffix("."): next(iter(layers))
+        for key, module in modules.items()
+        for name, layers in unwrap(module).named_modules()
+        if isinstance(layers, torch.nn.ModuleList) and len(layers)
+    }
 
 
 def _stack(key, layer):

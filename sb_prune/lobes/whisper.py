@@ -1,6 +1,7 @@
 """SpeechBrain's lobe of Whisper, for pruned models and shorter contexts."""
 
 import copy
+from functools import partial
 
 import torch
 from speechbrain.integrations.huggingface import whisper
@@ -86,6 +87,9 @@ class Whisper(PrunedLobe, whisper.Whisper):
         encoder = self.model.encoder
         encoder.register_forward_pre_hook(_shorten, with_kwargs=True)
         encoder.register_forward_hook(_restore, always_call=True)
+        if self.tokenizer is not None:
+            hide = partial(_hide_padding, pad=self.eos)  # Whisper pads with it
+            self.model.decoder.register_forward_pre_hook(hide, with_kwargs=True)
 
     def _assign(self, weights):
         if self._without_decoder:
@@ -212,6 +216,14 @@ def _shorten(encoder, args, kwargs):
         )
     encoder.embed_positions.num_embeddings = frames
     encoder.config.max_source_positions = frames
+
+
+def _hide_padding(decoder, args, kwargs, pad):
+    """Masks tokens behind a transcript in training, as losses ignore them."""
+    tokens = kwargs.get("input_ids")
+    if not decoder.training or tokens is None:
+        return None
+    return args, {"attention_mask": (tokens != pad).long(), **kwargs}
 
 
 def _restore(encoder, *call):

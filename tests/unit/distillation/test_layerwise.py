@@ -100,6 +100,26 @@ def test_outputs_of_the_decoder_under_its_mask(dense, student, teacher):
     assert loss.item() != pytest.approx(each.mean().item(), rel=1e-4)
 
 
+def test_masks_of_layers_that_are_not_compared(dense, student):
+    """The encoder alone is pruned; the decoder's tokens are padded still."""
+    teacher = Teacher(dense)
+    teacher.listen_(student)
+    teacher.begin_()
+    forward(student)
+    assert torch.equal(
+        ~teacher.pads["Transformer.decoder.layers"], SPOKEN["decoder"]
+    )
+    distillation = LayerwiseDistillation(hidden_weight=0, outputs=["lin"])
+    loss = distillation.losses(teacher)["distill_lin"]
+    declared = Teacher(
+        dense, layers={"Transformer": ["decoder.layers.0"]}
+    )
+    declared.listen_(student)
+    declared.begin_()
+    forward(student)
+    assert distillation.losses(declared)["distill_lin"] == loss
+
+
 def test_one_of_several_outputs(dense, student, teacher):
     """The Transformer returns encoder and decoder states."""
     teacher.begin_()

@@ -6,6 +6,7 @@ from speechbrain.integrations.huggingface import whisper as stock
 from tiny_whisper import write_tiny_whisper
 
 from sb_prune import lobes
+from sb_prune.distillation.teacher import padded_frames
 
 SECONDS = 16_000
 
@@ -94,6 +95,24 @@ def test_the_config_stays(load, wav):
 
 
 @torch.no_grad()
+def test_training_hides_the_padding_of_tokens(load, wav):
+    """So that distillation knows it; real tokens see none of it anyway."""
+    lobe = load(context=5)
+    pad = lobe.tokenizer.pad_token_id
+    prefix = lobe.tokenizer.prefix_tokens
+    tokens = torch.tensor([[*prefix, 65, 66], [*prefix, 65, pad]])
+    expected = lobe(wav, tokens)[1]
+    masks = []
+    lobe.model.decoder.layers[0].register_forward_pre_hook(
+        lambda layer, args: masks.append(args[1])
+    )
+    lobe.model.train()
+    found = lobe(wav, tokens)[1]
+    hidden = padded_frames("attention_mask", masks[-1])
+    assert hidden.tolist() == (tokens == pad).tolist()
+    torch.testing.assert_close(found[tokens != pad], expected[tokens != pad])
+
+
 def test_generate(load, wav):
     lobe = load(context="utterance")
     model = lobe.for_generation(seconds=5)
