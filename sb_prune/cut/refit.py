@@ -66,7 +66,9 @@ class LeastSquares:
     """
 
     @checked
-    def __init__(self, utterances: Whole(1) = 64, ridge: Number(least=0) = 1e-3):
+    def __init__(
+        self, utterances: Whole(1) = 64, ridge: Number(least=0) = 1e-3
+    ):
         self.utterances = utterances
         self.ridge = ridge
 

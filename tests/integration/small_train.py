@@ -3,8 +3,8 @@
     python small_train.py FOLDER BATCHES_PER_STEP [find_unused] [EXPORT]
 
 or the same under torchrun. EXPORT is that of an earlier such run, which is
-pruned further, past a milestone, and refitted. FOLDER gets, per rank, `steps<rank>.pt` and,
-from whoever writes `export`, `export_by<rank>`.
+pruned further, past a milestone, and refitted. FOLDER gets, per rank,
+`steps<rank>.pt` and, from whoever writes `export`, `export_by<rank>`.
 """
 
 import os

@@ -8,7 +8,14 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from tiny_recipe import BATCHES, Runs, events_of, fill_disk, limit_file_size, log_of
+from tiny_recipe import (
+    BATCHES,
+    Runs,
+    events_of,
+    fill_disk,
+    limit_file_size,
+    log_of,
+)
 
 from sb_prune import LeastSquares, taylor_score
 from sb_prune.export.loading import load_export

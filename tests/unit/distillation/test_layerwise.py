@@ -111,9 +111,7 @@ def test_masks_of_layers_that_are_not_compared(dense, student):
     )
     distillation = LayerwiseDistillation(hidden_weight=0, outputs=["lin"])
     loss = distillation.losses(teacher)["distill_lin"]
-    declared = Teacher(
-        dense, layers={"Transformer": ["decoder.layers.0"]}
-    )
+    declared = Teacher(dense, layers={"Transformer": ["decoder.layers.0"]})
     declared.listen_(student)
     declared.begin_()
     forward(student)
