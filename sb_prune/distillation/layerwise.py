@@ -165,7 +165,8 @@ class LayerwiseDistillation:
             If the layers of the student did not run, or not as often as those
             of the teacher, or if the teacher could not replay an output.
         ValueError
-            If student and teacher have different sizes.
+            If student and teacher have different sizes, or a module that
+            returns one tensor is said to return several.
         """
         parts = {}
         if self.hidden_weight:
@@ -237,10 +238,20 @@ def _both(teacher, name, position):
     found = []
     for output in (teacher.student_outputs[name], teacher.outputs[name]):
         if position is not None:
+            _check_several(output, name, position)
             output = output[position]
         found.append(output)
     _check_shapes(name, *found)
     return found
+
+
+def _check_several(output, name, position):
+    """Refuses to take an utterance of a batch for one of several outputs."""
+    if torch.is_tensor(output):
+        raise ValueError(
+            f"distillation: {{{name}: {position}}}: {name} returns one tensor, "
+            f"not several; write [{name}]"
+        )
 
 
 def _check_followed(teacher, name):

@@ -151,8 +151,8 @@ def _fill_placeholders(document, hparams, inference):
     for key, node in document.items():
         if tag_of(node) != "!PLACEHOLDER":
             continue
-        value = getattr(hparams, key, None)
-        if not isinstance(value, (int, float, str, bool)):
+        value = getattr(hparams, key, ...)  # null is a scalar, too
+        if not isinstance(value, (int, float, str, bool, type(None))):
             raise ValueError(
                 f"inference: {inference}: {key} is a !PLACEHOLDER, but the "
                 f"training YAML has no scalar {key}; write its value"

@@ -47,14 +47,20 @@ class Whisper(PrunedLobe, whisper.Whisper):
     margin : float
         Seconds of silence after the longest utterance in a batch, if `context`
         is "utterance".
+    aligned : bool
+        Whether the frames are those of the audio, as CTC needs them: lengths
+        relative to the waveforms are then lengths relative to the frames. The
+        silence behind is heard, but its frames are dropped; what is longer
+        than the context is heard in equal pieces. For the encoder alone.
     **kwargs
         Other arguments of SpeechBrain's lobe.
 
     Raises
     ------
     ValueError
-        If the context is longer than 30 s, the source has no tokenizer, or the
-        model has no tokens for `language` and `task`.
+        If the context is longer than 30 s, the source has no tokenizer, the
+        model has no tokens for `language` and `task`, or frames shall be
+        aligned that the decoder reads.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
         *args,
         context=None,
         margin=2.0,
+        aligned=False,
         **kwargs,
     ):
         if context not in (None, UTTERANCE):
@@ -76,12 +83,18 @@ class Whisper(PrunedLobe, whisper.Whisper):
                     "no more"
                 )
         MARGIN.check(margin, "margin")
+        if aligned and not encoder_only:
+            raise ValueError(
+                f"aligned: {aligned}; the decoder reads all frames: write "
+                "encoder_only: True, or leave `aligned` out"
+            )
         self._without_decoder = encoder_only
         super().__init__(
             source, save_path, sampling_rate, encoder_only, *args, **kwargs
         )
         self.context = context
         self.margin = margin
+        self.aligned = aligned
         self.generation_config = _generation_config(source, save_path)
         _check_tokens(self, source)
         encoder = self.model.encoder
@@ -97,6 +110,37 @@ class Whisper(PrunedLobe, whisper.Whisper):
             assign(self.model, weights, only="encoder.")
         else:
             assign(self.model, weights)
+
+    def forward(self, wav, decoder_input_ids=None):
+        """Encodes waveforms, and decodes tokens unless it has no decoder.
+
+        Arguments
+        ---------
+        wav : torch.Tensor
+            (batch, samples)
+        decoder_input_ids : torch.Tensor, optional
+            (batch, tokens)
+
+        Returns
+        -------
+        torch.Tensor or tuple
+            As SpeechBrain's lobe returns them. If `aligned`, there is one
+            frame for each 320 samples.
+        """
+        if not self.aligned:
+            return super().forward(wav, decoder_input_ids)
+        pieces = wav.split(self._piece(wav.shape[-1]), dim=-1)
+        return torch.cat([self._frames_of(piece) for piece in pieces], dim=-2)
+
+    def _piece(self, samples):
+        """Samples of each of the equal pieces that the context can hold."""
+        longest = -(-self.longest // FRAME) * FRAME
+        pieces = -(-samples // longest)
+        return -(-samples // (pieces * FRAME)) * FRAME
+
+    def _frames_of(self, wav):
+        frames = -(-wav.shape[-1] // FRAME)
+        return super().forward(wav)[..., :frames, :]
 
     def pad_or_trim(self, array, length=None, axis=-1):
         """Pads waveforms to the context.

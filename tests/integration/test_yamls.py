@@ -19,6 +19,9 @@ YAMLS = sorted(
 # Inference YAMLs take scalars from these.
 TRAINING = {
     "recipes/LibriSpeech/ASR/CTC/hparams/inference_ctc": "demo_finetune",
+    "recipes/LibriSpeech/ASR/CTC/hparams/inference_whisper_ctc": (
+        "finetune_whisper"
+    ),
     "recipes/LibriSpeech/ASR/transformer/hparams/inference": "train",
     "recipes/LibriSpeech/ASR/transformer/hparams/inference_ctc": "demo_train",
     "recipes/LibriSpeech/ASR/transformer/hparams/inference_whisper": (
@@ -86,6 +89,7 @@ PAIRS = [
     (f"{TRANSFORMER}/train", f"{TRANSFORMER}/prune"),
     (f"{TRANSFORMER}/demo_train", f"{TRANSFORMER}/demo_prune"),
     (f"{TRANSFORMER}/train_whisper", f"{TRANSFORMER}/prune_whisper"),
+    (f"{CTC}/finetune_whisper", f"{CTC}/prune_whisper"),
     *((f"{f}/demo_finetune", f"{f}/demo_prune") for f in (SLURP, CTC)),
     (f"{COMMANDS}/finetune", f"{COMMANDS}/convexity"),
     (f"{COMMANDS}/finetune", f"{COMMANDS}/convexity_l0"),
@@ -116,6 +120,7 @@ def test_prune_yaml_is_the_dense_one_and_the_block(dense, pruned):
         "dense_folder",
         "freeze_feature_extractor",
         "freeze_wav2vec_steps",
+        "freeze_whisper_steps",
         "number_of_epochs",
         "prune_epochs",
         "sample",

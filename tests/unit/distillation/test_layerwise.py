@@ -152,6 +152,16 @@ def test_which_output_must_be_a_number(options):
         LayerwiseDistillation(**options)
 
 
+def test_one_of_several_where_there_is_one(student, teacher):
+    """lin: 1 would be the second utterance of the batch."""
+    teacher.begin_()
+    forward(student)
+    for key in ("states", "outputs"):
+        parts = LayerwiseDistillation(hidden_weight=0, **{key: {"lin": 1}})
+        with pytest.raises(ValueError, match=r"lin: 1.* tensor.*write \[lin\]"):
+            parts.losses(teacher)
+
+
 def test_layers_are_matched_within_their_stack(student, teacher):
     seen = []
 

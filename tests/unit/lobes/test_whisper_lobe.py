@@ -138,6 +138,37 @@ def test_wrong_options(load, options, message):
         load(**options)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("context", [None, 3.01, "utterance"])
+def test_aligned_frames_are_those_of_the_audio(load, wav, context):
+    """All is heard, then the silence behind the audio is dropped."""
+    options = {"encoder_only": True, "context": context, "margin": 1.0}
+    wav = wav[:, :-319]  # the last frame begins with the last sample
+    aligned = load(aligned=True, **options)(wav)
+    assert aligned.shape == (2, 150, 16)
+    assert torch.equal(aligned, load(**options)(wav)[:, :150])
+
+
+@torch.no_grad()
+def test_aligned_audio_longer_than_the_context(load, wav):
+    """In equal pieces of whole frames, each of them as if it were alone."""
+    options = {"encoder_only": True, "context": 1.25, "aligned": True}
+    lobe = load(**options)
+    whole, piece = lobe(wav), SECONDS
+    assert whole.shape == (2, 150, 16)
+    for i in range(3):
+        alone = lobe(wav[:, piece * i : piece * (i + 1)])
+        assert torch.equal(whole[:, 50 * i : 50 * (i + 1)], alone)
+    states = load(output_all_hiddens=True, **options)(wav)
+    assert states.shape == (3, 2, 150, 16)
+    assert torch.equal(states[-1], whole)
+
+
+def test_aligned_frames_are_not_for_the_decoder(load):
+    with pytest.raises(ValueError, match="aligned: True; .*encoder_only: True"):
+        load(aligned=True)
+
+
 def test_longer_than_the_context(load, wav):
     with pytest.raises(ValueError, match="context: 2: an utterance takes 3.00"):
         load(context=2)(wav, None)
