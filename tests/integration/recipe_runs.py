@@ -166,6 +166,27 @@ TINY_WHISPER_PRUNE = {
     "target": 0.1,
     "schedule_steps": 2,
 }
+# Those of its encoder with CTC.
+TINY_WHISPER_CTC = {
+    **TINY_WHISPER,
+    "margin": 0.5,
+    "number_of_epochs": 2,
+    "freeze_whisper_steps": 2,
+    "lr": 0.00001,  # the head stays random: a learning one says nothing yet
+    "lr_whisper": 0.001,
+    "encoder_dim": 16,
+    "dnn_layers": 1,
+    "dnn_neurons": 32,
+    "token_type": "unigram",
+    "output_neurons": 40,
+}
+TINY_WHISPER_CTC_PRUNE = {
+    **TINY_WHISPER_CTC,
+    "freeze_whisper_steps": 0,
+    "prune_epochs": 1,
+    "target": 0.1,
+    "schedule_steps": 2,
+}
 # Who speaks, of eight; and what few utterances allow.
 ALL_SPLITS = {"splits": "[train-clean-100, dev-clean, test-clean]"}
 FEW_NEIGHBOURS = "{criterion: {neighbours: 3}}"

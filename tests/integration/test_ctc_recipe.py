@@ -4,6 +4,7 @@ import importlib
 import re
 import shutil
 import signal
+import sys
 from functools import partial
 
 import pytest
@@ -119,20 +120,23 @@ def test_encoder_learns_unless_it_is_frozen(
     assert not (best_of(tmp_path / "run") / "wav2vec_optimizer.ckpt").exists()
 
 
-@pytest.fixture
-def brain(monkeypatch):
-    """The recipe's Brain around one weight in each part, SGD, rate 1."""
+@pytest.fixture(params=[("wav2vec", "wav2vec2"), ("whisper", "whisper")])
+def brain(request, monkeypatch):
+    """A recipe's Brain around one weight in each part, SGD, rate 1."""
+    name, encoder = request.param
     monkeypatch.syspath_prepend(CTC)
-    recipe = importlib.import_module(TRAIN.stem)
-    parts = {n: torch.nn.Linear(1, 1, bias=False) for n in ("wav2vec2", "enc")}
+    # There is another train_with_whisper.py, in another recipe.
+    monkeypatch.delitem(sys.modules, f"train_with_{name}", raising=False)
+    recipe = importlib.import_module(f"train_with_{name}")
+    parts = {n: torch.nn.Linear(1, 1, bias=False) for n in (encoder, "enc")}
     made = recipe.ASR(
         modules=parts,
         hparams={
             "model": parts["enc"],
             "model_opt_class": partial(torch.optim.SGD, lr=1.0),
-            "wav2vec_opt_class": partial(torch.optim.SGD, lr=1.0),
-            "freeze_wav2vec": False,
-            "freeze_wav2vec_steps": 2,
+            f"{name}_opt_class": partial(torch.optim.SGD, lr=1.0),
+            f"freeze_{name}": False,
+            f"freeze_{name}_steps": 2,
         },
         run_opts={"device": "cpu"},
     )

@@ -27,6 +27,8 @@ from recipe_runs import (
     TINY_STUDENT,
     TINY_UNEQUAL,
     TINY_WHISPER,
+    TINY_WHISPER_CTC,
+    TINY_WHISPER_CTC_PRUNE,
     TINY_WHISPER_PRUNE,
     options,
     run_python,
@@ -74,6 +76,17 @@ SMALLER = {
     ),
     "train_with_whisper.py hparams/prune_whisper.yaml": options(
         TINY_WHISPER_PRUNE,
+        **SMALL_WHISPER,
+        test_csv=TEST.format("prune_whisper"),
+    ),
+    "train_with_whisper.py hparams/finetune_whisper.yaml": options(
+        TINY_WHISPER_CTC,
+        **SMALL_WHISPER,
+        test_csv=TEST.format("finetune_whisper"),
+    ),
+    "train_with_whisper.py hparams/prune_whisper.yaml "
+    "--dense_folder=results/finetune_whisper/1234": options(
+        TINY_WHISPER_CTC_PRUNE,
         **SMALL_WHISPER,
         test_csv=TEST.format("prune_whisper"),
     ),
