@@ -67,7 +67,7 @@ class LeastSquares:
 
     @checked
     def __init__(
-        self, utterances: Whole(1) = 64, ridge: Number(least=0) = 1e-3
+        self, utterances: Whole(1) = 32, ridge: Number(least=0) = 1e-3
     ):
         self.utterances = utterances
         self.ridge = ridge
@@ -98,16 +98,23 @@ class LeastSquares:
             binarise(plan)
             readers = _readers(declaration, plan)
             for layer in _in_order(readers, forwards[0]):
-                stays = _inputs_that_stay(declaration, plan, *readers[layer])
-                opened = _with_open(declaration, plan, readers[layer][1])
+                weight, read = readers[layer]
+                stays = _inputs_that_stay(declaration, plan, weight, read)
                 sums = _NormalEquations(layer, stays)
+                read = _and_inside(declaration, read)
+                is_read_elsewhere = _is_read_elsewhere(read, weight)
+                opened = _with_open(plan, read)
                 for forward in forwards:
-                    binarise(opened)
-                    _, wanted = _heard(layer, forward)
                     binarise(plan)
                     given, _ = _heard(layer, forward)
+                    binarise(opened)
+                    if is_read_elsewhere:  # so the layer was given other values
+                        _, wanted = _heard(layer, forward)
+                    else:
+                        wanted = layer(given)
                     sums.add_(given, wanted)
                 fitted.append(sums.solve_(self.ridge))
+            binarise(plan)
         return fitted
 
 
@@ -225,14 +232,28 @@ def _inputs_that_stay(declaration, plan, weight, structures):
     return stays
 
 
-def _with_open(declaration, plan, structures):
-    """The plan, but with all units of some structures and all inside them."""
-    names = [structure.name for structure in structures]
-    names += [
-        structure.name
+def _and_inside(declaration, structures):
+    """Structures, and those that their units hold."""
+    inside = [
+        structure
         for structure in declaration.structures
         if declaration.holder(structure) in structures
     ]
+    return [*structures, *inside]
+
+
+def _is_read_elsewhere(structures, weight):
+    """Whether units change more than what a layer makes of its input."""
+    return any(
+        structure.norms
+        or any((m.tensor, m.dim) != (weight, 1) for m in structure.masks)
+        for structure in structures
+    )
+
+
+def _with_open(plan, structures):
+    """The plan, but with all units of some structures."""
+    names = [structure.name for structure in structures]
     opened = {name: torch.ones_like(plan.keep[name]) for name in names}
     return Plan({**plan.keep, **opened})
 

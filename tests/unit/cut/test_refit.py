@@ -143,6 +143,38 @@ def test_layers_are_fitted_in_the_order_of_the_data():
     ]
 
 
+def test_a_norm_over_the_units_is_that_of_all_in_what_is_wanted():
+    """The layer behind it is given other values once some units go."""
+    torch.manual_seed(0)
+    norm, layer = nn.LayerNorm(UNITS), nn.Linear(UNITS, 3)
+    root = nn.Sequential(norm, layer)
+    index = torch.arange(UNITS).unsqueeze(1)
+    units = Structure(
+        "units",
+        "units",
+        UNITS,
+        masks=(Slices("1.weight", 1, index),),
+        norms=(Slices("0", 0, index),),
+    )
+    declaration = Declaration(root, ("",), (units,), None)
+    x = correlated((80, UNITS))
+    with torch.no_grad():
+        wanted = root(x) - layer.bias
+        gates = attach_(declaration)
+        plan = Plan({"units": KEPT})
+        gates.set_(plan.values(declaration))
+        given = norm(x)[:, KEPT]
+    best = torch.linalg.lstsq(given, wanted).solution
+    LeastSquares(ridge=0.0).refit_(
+        declaration,
+        plan,
+        lambda plan: gates.set_(plan.values(declaration)),
+        [lambda: root(x)],
+    )
+    found = layer._parameters["weight"][:, KEPT].T
+    torch.testing.assert_close(given @ found, given @ best, rtol=0, atol=1e-3)
+
+
 def test_a_layer_that_no_utterance_reaches_stays_as_it_is():
     layer = nn.Linear(UNITS, 3)
     root, declaration, binarise = masked(layer)
