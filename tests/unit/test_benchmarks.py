@@ -10,6 +10,7 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
+from tiny_whisper import write_tiny_whisper
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from sb_prune import (
@@ -720,3 +721,58 @@ def test_what_load_memory_measures_can_be_loaded(benchmark_module, tmp_path):
     assert loaded < sum(
         p.numel() for p in Wav2Vec2Model(Wav2Vec2Config(**tiny)).parameters()
     )
+
+
+# ------------------------------------------------------ whisper_librispeech
+
+
+@pytest.fixture
+def real(benchmark_module):
+    return benchmark_module("whisper_librispeech")
+
+
+@pytest.fixture
+def whisper_block(real, tmp_path):
+    """Function: method, size -> the block of its YAML."""
+    write_tiny_whisper(tmp_path)
+
+    def load(method, size):
+        text = real.pruning_yaml(method, size)
+        values = {"data_folder": "data", "whisper_hub": str(tmp_path)}
+        name = "layer_pruning" if method == "layers" else "pruning"
+        return load_hyperpyyaml(text, values)[name]
+
+    return load
+
+
+def test_whisper_methods_differ_in_what_their_names_say(real, whisper_block):
+    for size in real.SIZES:
+        blocks = {name: whisper_block(name, size) for name in real.METHODS}
+        for name, block in blocks.items():
+            PruningSettings(**block)
+            assert ("refit" in name) == (block["refit"] is not None)
+            sides = block["structures"].keywords["sides"]
+            assert ("decoder" in sides) == size.startswith("whole")
+        assert blocks["fisher"]["score"] is taylor_score
+        assert blocks["magnitude"]["score"] is magnitude_score
+        layers = whisper_block("layers", size)
+        assert LayerSettings(**layers).criterion.kept in (3, 4, 6)
+
+
+def test_intervals_of_word_errors(real, tmp_path):
+    file = tmp_path / "wer.txt"
+    line = "{}, %WER 10.00 [ {} / 10, 0 ins, 0 del, 0 sub ]\n"
+    alike = "".join(line.format(n, 1) for n in range(50))
+    file.write_text("%WER 10.00 [ 50 / 500, 1 ins ]\n" + alike)
+    assert real.word_errors(file) == {"wer": 10.0, "low": 10.0, "high": 10.0}
+    file.write_text("".join(line.format(n, n % 2 * 2) for n in range(50)))
+    found = real.word_errors(file)
+    assert found["wer"] == 10.0
+    # 1.96 times 10 / sqrt(50), the error of a mean of 0 and 20
+    assert found["high"] - found["low"] == pytest.approx(5.5, abs=0.6)
+
+
+def test_final_cells_are_among_all(real):
+    keys = real.all_cells()
+    assert {*real.FINAL, *real.QUICK} <= {*keys}
+    assert len(keys) == len({*keys})

@@ -1,0 +1,377 @@
+"""Whisper pruned on real speech: word errors of every method, at every size.
+
+    python tests/benchmarks/whisper_librispeech.py \\
+        --librispeech DIR --whisper DIR [--full] [--cells KEY ...]
+
+DIR is any LibriSpeech tree and a Hugging Face folder of Whisper. Every pruned
+model is fine-tuned alike; only what is cut, and whether what is left is
+refitted, differ. Word errors are counted after Whisper's own normaliser, with
+95% intervals of a bootstrap over utterances; methods are chosen on dev, and
+`--full` adds test for those that the table says are final.
+
+A cell is one run of the recipe, KEY/SIZE, e.g. `fisher_refit/encoder-0.5`, or
+its evaluation on test, `test:KEY/SIZE`; `--cells` runs those alone.
+Without data, the cells that stand in the table are printed.
+"""
+
+import argparse
+import csv
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy
+from cells import ROOT, Runs, Table
+
+from sb_prune import lobes, mac_cost, whisper_structures
+from sb_prune.report.measure import count_parameters
+
+RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
+sys.path.insert(0, str(RECIPE))
+TABLE = Path(__file__).with_suffix(".json")
+
+SPEECH = {  # of every cell
+    "context": "utterance",
+    "margin": 2.0,
+    "valid_batch_size": 16,
+    "num_workers": 0,
+    "skip_prep": True,
+}
+TRAINING = {
+    "max_batch_length": 30,
+    "max_batch_ex": 4,
+    "lr": 0.0001,
+    "warmup_steps": 50,
+}
+SCORE_STEPS = 64
+EPOCHS = 2  # after the first steps, which measure what matters
+MARGINS = (1.0, 2.0, 4.0)
+EVERY_VALID = 10  # utterances of dev of which one is for validation
+
+NO_REFIT = ["refit: null"]
+METHODS = {  # name -> lines beside the preset whisper_score
+    "fisher_refit": [],
+    "fisher": NO_REFIT,
+    "magnitude_refit": ["score: !name:sb_prune.magnitude_score"],
+    "magnitude": ["score: !name:sb_prune.magnitude_score", *NO_REFIT],
+    "random_refit": ["score: !name:sb_prune.random_score"],
+    "random": ["score: !name:sb_prune.random_score", *NO_REFIT],
+}
+WHOLE = [
+    "structures:",
+    "    kinds: [front_end_channels, ffn_units, heads, cross_heads]",
+    "    sides: [encoder, decoder]",
+]
+SIZES = {  # name -> (target, lines)
+    "encoder-0.25": (0.25, []),
+    "encoder-0.5": (0.5, []),
+    "whole-0.3": (0.3, WHOLE),
+}
+LAYERS_KEPT = {  # of 6 in the encoder, 12 in both: -31%, -46%, -30%
+    "encoder-0.25": (4, "encoder"),
+    "encoder-0.5": (3, "encoder"),
+    "whole-0.3": (6, "encoder, decoder"),
+}
+LAYERS = """layer_pruning:
+    module: whisper
+    structures: !name:sb_prune.whisper_structures
+        sides: [{sides}]
+    criterion: !new:sb_prune.depth.EvenlySpaced
+        kept: {kept}
+    inference: {recipe}/hparams/inference_whisper.yaml
+    export_folder: !ref <output_folder>/export
+"""
+FINAL = [f"fisher_refit/{size}" for size in SIZES]
+QUICK = ["dense/utterance-2.0", "fisher_refit/encoder-0.25"]
+
+
+def all_cells():
+    """Keys of all cells of the dev table, the most worth first."""
+    dense = [f"dense/utterance-{margin}" for margin in MARGINS]
+    methods = [*METHODS, "layers"]
+    pruned = [f"{method}/{size}" for method in methods for size in SIZES]
+    keys = ["dense/30s", *dense, *FINAL, "tuned/utterance-2.0", *pruned]
+    return list(dict.fromkeys(keys))
+
+
+# --------------------------------------------------------------------- runs
+
+
+class Cells:
+    """Computes cells from runs of train_with_whisper.py.
+
+    Arguments
+    ---------
+    folder : Path
+        Where runs and logs go.
+    librispeech, whisper : str
+        Data and model.
+    splits : dict
+        train, dev and test -> name of a split.
+    """
+
+    def __init__(self, folder, librispeech, whisper, splits):
+        self.runs = Runs(folder)
+        self.whisper = whisper
+        self._data = {"data_folder": librispeech}
+        self._csv = _manifests(folder / "csv", librispeech, splits)
+
+    def run(self, key):
+        """Runs, or continues, one cell of the table.
+
+        Arguments
+        ---------
+        key : str
+            "METHOD/SIZE" or "test:METHOD/SIZE".
+
+        Returns
+        -------
+        dict
+        """
+        if key.startswith("test:"):
+            key = key.removeprefix("test:")
+            output = self._evaluate(f"test-{_name(key)}", key, "test")
+            return word_errors(output / "wer_test.txt")
+        method, _, size = key.partition("/")
+        if method == "dense":
+            output = self._evaluate(_name(key), key, "dev")
+        else:
+            output = self._train(key, method, size)
+        found = word_errors(output / "wer_dev.txt")
+        return {**found, **costs(self._model(key)), **_log(output)}
+
+    def _model(self, key):
+        """Folder of the model of a cell."""
+        if key.startswith("dense/"):
+            return self.whisper
+        name = "hub" if key.startswith("tuned/") else "export"
+        return str(self.runs.folder / _name(key) / name)
+
+    def _evaluate(self, name, key, split):
+        options = {"number_of_epochs": 0, "whisper_hub": self._model(key)}
+        size = key.partition("/")[2]
+        if size == "30s":
+            options["context"] = "null"
+        elif size.startswith("utterance-"):
+            options["margin"] = size.removeprefix("utterance-")
+        yaml = RECIPE / "hparams/train_whisper.yaml"
+        return self._run(name, yaml, split, options)
+
+    def _train(self, key, method, size):
+        if method == "tuned":
+            yaml = RECIPE / "hparams/train_whisper.yaml"
+            options = {"number_of_epochs": EPOCHS}
+        else:
+            yaml = self.runs.folder / f"{_name(key)}.yaml"
+            yaml.write_text(pruning_yaml(method, size), encoding="utf-8")
+            options = {
+                "number_of_epochs": 1 + EPOCHS,
+                "target": SIZES[size][0],
+                "schedule_steps": SCORE_STEPS,
+            }
+            if method == "layers":
+                options["number_of_epochs"] = EPOCHS
+        steps = EPOCHS * self._steps()
+        options |= {"total_steps": steps, "cooldown_steps": steps - 100}
+        options |= {"whisper_hub": self.whisper, **TRAINING}
+        return self._run(_name(key), yaml, "dev", options)
+
+    def _steps(self):
+        """Optimizer steps in an epoch, about."""
+        with open(self._csv["train"], encoding="utf-8") as file:
+            seconds = [float(row["duration"]) for row in csv.DictReader(file)]
+        return round(sum(seconds) / (0.85 * TRAINING["max_batch_length"]))
+
+    def _run(self, name, yaml, split, options):
+        files = {
+            "train_csv": self._csv["train"],
+            "valid_csv": self._csv["valid"],
+            "test_csv": f"[{self._csv[split]}]",
+        }
+        options = {**SPEECH, **self._data, **files, **options}
+        return self.runs.run(
+            name,
+            RECIPE / "train_with_whisper.py",
+            yaml,
+            f"wer_{split}.txt",
+            options,
+        )
+
+
+def _name(key):
+    return key.replace("/", "-")
+
+
+def _manifests(folder, librispeech, splits):
+    """Writes csv files of the three splits, and of a part of dev."""
+    from librispeech_prepare import prepare_librispeech
+
+    prepare_librispeech(
+        librispeech,
+        str(folder),
+        tr_splits=[splits["train"]],
+        dev_splits=[splits["dev"]],
+        te_splits=[splits["test"]],
+    )
+    files = {"train": folder / "train.csv"}
+    for name in ("dev", "test"):
+        files[name] = folder / f"{name}.csv"
+        shutil.copy(folder / f"{splits[name]}.csv", files[name])
+    files["valid"] = folder / "valid.csv"
+    head, *rows = files["dev"].read_text("utf-8").splitlines()
+    rows = [head, *rows[::EVERY_VALID]]
+    files["valid"].write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return files
+
+
+def pruning_yaml(method, size):
+    """prune_whisper.yaml with what a cell cuts, and how."""
+    text = (RECIPE / "hparams/prune_whisper.yaml").read_text("utf-8")
+    text = text.replace(
+        "inference: hparams", f"inference: {RECIPE / 'hparams'}"
+    )
+    if method == "layers":
+        kept, sides = LAYERS_KEPT[size]
+        block = LAYERS.format(kept=kept, sides=sides, recipe=RECIPE)
+        return re.sub(r"(?m)^pruning:.*\n(    .*\n)+", block, text)
+    lines = [*METHODS[method], *SIZES[size][1]]
+    added = "".join(f"    {line}\n" for line in lines)
+    before = "    name: whisper_l0\n    module: whisper\n"
+    assert before in text
+    return text.replace(
+        before, f"    name: whisper_score\n    module: whisper\n{added}"
+    )
+
+
+# -------------------------------------------------------------------- figures
+
+
+def word_errors(path, draws=2000):
+    """Word error rate of a file of SpeechBrain's, and its interval.
+
+    Arguments
+    ---------
+    path : Path
+    draws : int
+        Of utterances, with replacement.
+
+    Returns
+    -------
+    dict
+        wer, low, high: in %.
+    """
+    found = re.findall(
+        r"^\S+, %WER \S+ \[ (\d+) / (\d+),", path.read_text("utf-8"), re.M
+    )
+    errors, words = numpy.array(found, dtype=float).T
+    generator = numpy.random.default_rng(0)
+    drawn = generator.integers(len(errors), size=(draws, len(errors)))
+    rates = 100 * errors[drawn].sum(1) / words[drawn].sum(1)
+    low, high = numpy.percentile(rates, [2.5, 97.5])
+    rate = 100 * errors.sum() / words.sum()
+    figures = {"wer": rate, "low": low, "high": high}
+    return {name: round(float(x), 2) for name, x in figures.items()}
+
+
+def costs(source, seconds=10, tokens_per_second=4):
+    """Parameters, and MACs for each second of speech, of a model."""
+    model = lobes.Whisper(source, source).model
+    frames = 100 * (seconds + 2)
+    declaration = whisper_structures(
+        model, tokens_per_frame=tokens_per_second * seconds / frames
+    )
+    logits = tokens_per_second * model.decoder.embed_tokens.weight.numel()
+    macs = mac_cost(declaration, frames).dense() / seconds + logits
+    return {
+        "params": count_parameters([model]),
+        "encoder_params": count_parameters([model.encoder]),
+        "gmacs_per_second": round(macs / 1e9, 3),
+    }
+
+
+def _log(output):
+    """Word errors on the validation utterances after each epoch."""
+    log = output / "train_log.txt"
+    text = log.read_text("utf-8") if log.is_file() else ""
+    rates = [float(r) for r in re.findall(r"valid WER: (\S+)", text)]
+    return {"valid_wer": rates} if rates else {}
+
+
+# -------------------------------------------------------------------- table
+
+
+def summarise(cells):
+    """{dense, table: method -> size -> {dev, test, params, ...}}."""
+    table = {}
+    for key, cell in cells.items():
+        split = "test" if key.startswith("test:") else "dev"
+        method, _, size = key.removeprefix("test:").partition("/")
+        row = table.setdefault(method, {}).setdefault(size, {})
+        rates = {name: cell[name] for name in ("wer", "low", "high")}
+        row[split] = rates
+        row.update({n: v for n, v in cell.items() if n not in rates})
+    return {"dense": table.pop("dense", {}), "table": table}
+
+
+def as_markdown(summary):
+    """The table for docs."""
+    lines = [
+        "| model | size | parameters, M | GMACs/s | dev WER, % | test WER, % |",
+        "|:--|:--|--:|--:|--:|--:|",
+    ]
+    rows = {"dense": summary["dense"], **summary["table"]}
+    for method, sizes in rows.items():
+        for size, row in sizes.items():
+            cost = f"{row['params'] / 1e6:.1f} | {row['gmacs_per_second']}"
+            rates = " | ".join(_shown(row.get(s)) for s in ("dev", "test"))
+            lines.append(f"| {method} | {size} | {cost} | {rates} |")
+    return "\n".join(lines)
+
+
+def _shown(rate):
+    if rate is None:
+        return "-"
+    return f"{rate['wer']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})"
+
+
+def main():
+    """Runs the cells that are missing, and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--librispeech", help="a LibriSpeech tree")
+    parser.add_argument("--whisper", help="a Hugging Face folder")
+    parser.add_argument("--train", default="train-clean-5", help="a split")
+    parser.add_argument("--dev", default="dev-clean", help="a split")
+    parser.add_argument("--test", default="test-clean", help="a split")
+    parser.add_argument("--full", action="store_true", help="all cells")
+    parser.add_argument("--cells", nargs="+", help="these alone")
+    parser.add_argument("--folder", default=ROOT / "results" / TABLE.stem)
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    given = parser.parse_args()
+    keys = given.cells or (all_cells() if given.full else QUICK)
+    if given.full and not given.cells:
+        keys += [f"test:{key}" for key in ("dense/30s", *FINAL)]
+    table = Table(given.table)
+    missing = [key for key in keys if key not in table.cells]
+    if missing and not (given.librispeech and given.whisper):
+        print(
+            f"{len(missing)} cells are missing; give --librispeech and "
+            "--whisper to run them",
+            file=sys.stderr,
+        )
+    elif missing:
+        folder = Path(given.folder).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        splits = {n: getattr(given, n) for n in ("train", "dev", "test")}
+        cells = Cells(folder, given.librispeech, given.whisper, splits)
+        table.fill(keys, cells.run, given.jobs)
+    summary = summarise(table.cells)
+    print(as_markdown(summary), file=sys.stderr)
+    print(json.dumps(summary), flush=True)
+
+
+if __name__ == "__main__":
+    main()
