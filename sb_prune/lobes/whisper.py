@@ -9,12 +9,14 @@ from speechbrain.integrations.huggingface.whisper import (
     N_SAMPLES,
     SAMPLE_RATE,
 )
+from speechbrain.utils.logger import get_logger
 from transformers import GenerationConfig, WhisperForConditionalGeneration
 
 from sb_prune.export.hugging_face import assign, drop_decoder_
 from sb_prune.lobes.pruned import PrunedLobe
 from sb_prune.support.values import Number
 
+logger = get_logger(__name__)
 FRAME = 320  # samples in a frame of the encoder
 LONGEST = N_SAMPLES / SAMPLE_RATE  # seconds
 UTTERANCE = "utterance"
@@ -198,7 +200,9 @@ class Whisper(PrunedLobe, whisper.Whisper):
         if seconds == UTTERANCE:
             seconds = min(samples / SAMPLE_RATE + self.margin, LONGEST)
         heard = -(-round(seconds * SAMPLE_RATE) // FRAME) * FRAME
-        if samples > heard:
+        if samples > heard and self.context == UTTERANCE:
+            logger.warning_once(f"Whisper hears {LONGEST:g} s of an utterance")
+        elif samples > heard:
             raise ValueError(
                 f"context: {self.context}: an utterance takes "
                 f"{samples / SAMPLE_RATE:.2f} s; write a longer context (30 s "

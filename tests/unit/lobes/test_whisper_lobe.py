@@ -172,8 +172,17 @@ def test_aligned_frames_are_not_for_the_decoder(load):
 def test_longer_than_the_context(load, wav):
     with pytest.raises(ValueError, match="context: 2: an utterance takes 3.00"):
         load(context=2)(wav, None)
-    with pytest.raises(ValueError, match="takes 31.00 s; write a longer conte"):
-        load(context="utterance")(torch.zeros(1, 31 * SECONDS), None)
+
+
+@pytest.mark.parametrize("context", [None, "utterance"])
+def test_the_end_of_more_than_30_s_is_not_heard(load, context):
+    """As in SpeechBrain's lobe."""
+    generator = torch.Generator().manual_seed(0)
+    wav = 0.1 * torch.randn(1, 31 * SECONDS, generator=generator)
+    lobe = load(context=context)
+    assert torch.equal(
+        lobe._get_mel(wav), lobe._get_mel(wav[:, : 30 * SECONDS])
+    )
 
 
 def test_wrong_features(load):
