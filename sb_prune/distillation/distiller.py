@@ -28,6 +28,12 @@ class Distiller:
         copied once it is needed (see `Teacher`); {} if nobody else changes
         these modules. By default all modules are copied at once.
 
+    Attributes
+    ----------
+    teacher : Teacher
+    layers : int
+        Number of layers of the student.
+
     Raises
     ------
     ValueError
@@ -58,6 +64,7 @@ class Distiller:
                 "layerdrop: 0.0 under one of sb_prune.lobes"
             )
         self.distillation = distillation
+        self.layers = len(declaration.layers)
         layers = by_entry(module, declaration.layers)
         teacher = modules if teacher is None else teacher
         missing = set(distillation.outputs) - set(teacher)

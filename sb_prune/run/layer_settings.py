@@ -6,6 +6,7 @@ from sb_prune.depth.representations import mean_over_time
 from sb_prune.run.checks import ENTRIES
 from sb_prune.run.publication import DENSE_YAML, NEW_FOLDER, Publication
 from sb_prune.run.record import identity_of
+from sb_prune.run.settings import DISTILLATION, refuse_unused
 from sb_prune.run.start import META_KEY, START, Start
 from sb_prune.support.values import (
     Function,
@@ -59,6 +60,14 @@ class LayerSettings:
     start_min_key, start_max_key : str, optional
         Chooses among the checkpoints of a dense run, like `min_key` or
         `max_key` when the dense recipe evaluates. By default the newest.
+    distillation : callable, optional
+        Class of the distillation loss, e.g. `LayerwiseDistillation`, with
+        which the model learns after layers were left out. Layers that stay are
+        compared with the same layers of the teacher.
+    teacher : str, optional
+        Save folder of a dense run of this recipe, or one checkpoint in it, or
+        an export, from which the model learns. By default it is the model at
+        the start of this run, with all of its layers.
     inference : str, optional
         YAML of the dense model, as one would publish it. The export is made
         from it.
@@ -79,6 +88,8 @@ class LayerSettings:
         start_from: START = None,
         start_min_key: META_KEY = None,
         start_max_key: META_KEY = None,
+        distillation: DISTILLATION = None,
+        teacher: START = None,
         inference: DENSE_YAML = None,
         export_folder: NEW_FOLDER = None,
     ):
@@ -94,6 +105,14 @@ class LayerSettings:
                 f"layer_pruning: {type(criterion).__name__} compares classes; "
                 "write `labels`: a key of the training data, e.g. spk_id"
             )
+        if distillation is None:
+            refuse_unused(
+                "layer_pruning",
+                "nothing is learned from one",
+                "add",
+                "distillation",
+                teacher=teacher,
+            )
         self.publication = Publication(
             "layer_pruning", inference, export_folder
         )
@@ -104,4 +123,12 @@ class LayerSettings:
         self.sample = sample
         self.pooling = pooling
         self.seed = seed
-        self.teacher = None
+        self.distillation = distillation and DISTILLATION.make(
+            "layer_pruning", "distillation", distillation
+        )
+        self.teacher = teacher
+
+    @property
+    def teaches_itself(self):
+        """Whether the model learns from itself, as it is at the start."""
+        return self.distillation is not None and self.teacher is None

@@ -8,6 +8,8 @@ Beside the record of the run lie then
 
 import json
 from collections import Counter
+from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 from speechbrain.utils.distributed import ddp_broadcast, run_on_main
@@ -15,6 +17,7 @@ from speechbrain.utils.logger import get_logger
 
 from sb_prune.architectures.whole_layers import layer_plan, stack_of
 from sb_prune.depth.representations import layer_states
+from sb_prune.distillation import Distiller
 from sb_prune.report.pictures import draw_layers
 from sb_prune.run.checks import declared
 from sb_prune.run.edited import whole_layers
@@ -68,10 +71,25 @@ class LeaveOut(Phase):
             choice = ddp_broadcast(_read(run.folder / CHOICE))
             _check_layers(run.folder, choice, declaration.layers)
         plan = layer_plan(declaration, choice["keep"])
+        if settings.distillation is not None and run.counter is not None:
+            run.distiller = self._distiller(run, declaration, choice["keep"])
         edited.cut_(declaration, self._structures, plan)
         run.facts["layers kept"] = _kept(choice["keep"])
         run.facts["criterion"] = choice["criterion"]
         logger.info(f"Layers kept: {choice['keep']} ({run.folder / CHOICE})")
+
+    def _distiller(self, run, declaration, keep):
+        """Its teacher has all layers; those that stay are compared."""
+        stay = tuple(compress(declaration.layers, keep))
+        return Distiller(
+            self._settings.distillation,
+            run.brain.modules,
+            self._settings.module,
+            replace(declaration, layers=stay),
+            teacher=run.teacher,
+            # nobody else changes another model; this one trains
+            weights=None if run.teacher is None else {},
+        )
 
     def _choose(self, brain, declaration, dataset):
         """Chooses layers and returns the content of `layers.json`."""

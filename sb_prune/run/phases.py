@@ -59,10 +59,13 @@ class Train(Phase):
 
     def begin_(self, run):
         """Makes the recipe's own training go on after a kill."""
-        run.steps = Steps(make_resumable_(run.brain.checkpointer))
+        point = make_resumable_(run.brain.checkpointer)
+        run.steps = Steps(
+            point, run.distiller, lambda: [True] * run.distiller.layers
+        )
 
 
-def where(folder, is_training, prunes, is_ours):
+def where(folder, is_training, prunes, is_ours, is_taught):
     """Finds out where a run stands, from the folders on disk.
 
     If a run was killed before its first checkpoint, training begins it anew.
@@ -77,6 +80,9 @@ def where(folder, is_training, prunes, is_ours):
         Whether there is a `pruning` block.
     is_ours : bool
         Whether there is a record of the run.
+    is_taught : bool
+        Whether training without that block needs the model at the start, its
+        teacher, again. It is on the disk with that block alone.
 
     Returns
     -------
@@ -90,7 +96,8 @@ def where(folder, is_training, prunes, is_ours):
     if not prunes:
         if is_training and is_ours:
             set_torn_aside(folder)
-        return any(folder.glob("CKPT*")), True, False
+        has_start = not (is_training and is_taught)
+        return any(folder.glob("CKPT*")), has_start, False
     set_torn_snapshot_aside(folder / "dense")
     set_torn_snapshot_aside(folder / "cut")
     is_cut = (folder / "cut").is_dir()

@@ -151,8 +151,10 @@ class Run:
         self.folder = ddp_broadcast(Path(brain.checkpointer.checkpoints_dir))
         self.record = ddp_broadcast(read_record(self.folder))
         is_training, prunes = counter is not None, "pruning" in blocks
+        is_ours = self.record is not None
+        is_taught = not prunes and self.settings.teaches_itself
         has_trained, self.has_start, self._is_past_cut = run_on_main(
-            where, [self.folder, is_training, prunes, self.record is not None]
+            where, [self.folder, is_training, prunes, is_ours, is_taught]
         )
         anew = is_training and not has_trained
         self.brain, self.counter, self.data = brain, counter, data
@@ -182,8 +184,10 @@ class Run:
         return f"output_folder: {self.folder}"
 
     def _load_again_(self):
-        """Loads the start of a run that goes on but has lost `dense`."""
+        """Loads the start of a run that goes on, but has no `dense` of it."""
         lost = f"{self._told} has lost its dense/, the model at the start"
+        if "pruning" not in self._blocks():
+            lost = f"{self._told} needs its teacher, the model at the start"
         try:
             history = self._start.load_(self.brain, self.edited)
         except (OSError, ValueError) as error:

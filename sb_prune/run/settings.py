@@ -167,7 +167,8 @@ class PruningSettings:
         )
         self.teacher = teacher
         if distillation is None:
-            _refuse_unused(
+            refuse_unused(
+                "pruning",
                 "nothing is learned from one",
                 "add",
                 "distillation",
@@ -175,12 +176,17 @@ class PruningSettings:
             )
         if score is None:
             make = _gate_pruner(gates, controller, gate_optimizer, first_score)
-            _refuse_unused(
-                "nothing is scored", "add", "score", score_every=score_every
+            refuse_unused(
+                "pruning",
+                "nothing is scored",
+                "add",
+                "score",
+                score_every=score_every,
             )
         else:
             make = _score_pruner(score, score_every)
-            _refuse_unused(
+            refuse_unused(
+                "pruning",
                 "a score leaves nothing to learn",
                 "leave out",
                 "score",
@@ -221,12 +227,31 @@ def _score_pruner(score, every):
     return partial(ScorePruner, score=score, **given)
 
 
-def _refuse_unused(why, what, other, **keys):
-    """Refuses keys that would have no effect."""
+def refuse_unused(block, why, what, other, **keys):
+    """Refuses keys that would have no effect.
+
+    Arguments
+    ---------
+    block : str
+        Name of the block in the YAML.
+    why : str
+        Why they have none.
+    what : str
+        What to do with the other key: "add" or "leave out".
+    other : str
+        The other key.
+    keys : object
+        Key -> value, None if it is not written.
+
+    Raises
+    ------
+    ValueError
+        If one of the keys is written.
+    """
     given = [f"`{key}`" for key, value in keys.items() if value is not None]
     if given:
         raise ValueError(
-            f"pruning: {why}; leave out {', '.join(given)}, or {what} `{other}`"
+            f"{block}: {why}; leave out {', '.join(given)}, or {what} `{other}`"
         )
 
 
@@ -257,4 +282,9 @@ def check_together(pruning, layers):
         raise ValueError(
             "layer_pruning: export_folder: pruning exports what both have "
             "left; write it, and inference, in that block alone"
+        )
+    if layers.distillation is not None:
+        raise ValueError(
+            "layer_pruning: distillation: pruning trains what both have "
+            "left; write it, and teacher, in that block alone"
         )

@@ -17,7 +17,7 @@ from tiny_recipe import (
     log_of,
 )
 
-from sb_prune import LeastSquares, taylor_score
+from sb_prune import LayerwiseDistillation, LeastSquares, taylor_score
 from sb_prune.export.loading import load_export
 from sb_prune.support.disk import MARK
 from sb_prune.support.hashes import file_hash
@@ -168,6 +168,7 @@ VARIANTS = {
     "again": ("record", *PRUNES, "export"),
     "layers": ("record", "choice", *PRUNES, "export"),
     "layers alone": ("record", *PLACES_OF_LAYERS, "export"),
+    "layers taught": (*PLACES_OF_LAYERS, "export"),
     "refitted": PRUNES,
 }
 
@@ -181,6 +182,11 @@ def variants(runs, tmp_path_factory):
         "again": {"start_from": str(first / "export")},
         "layers": {"layers_removed": 1, "target": 0.6},
         "layers alone": {"layers_removed": 1, "alone": True},
+        "layers taught": {
+            "layers_removed": 1,
+            "alone": True,
+            "distillation": partial(LayerwiseDistillation, outputs=["lin"]),
+        },
         "refitted": {
             "gate_optimizer": None,
             "score": taylor_score,
@@ -197,7 +203,7 @@ def endings(runs, variants, tmp_path_factory):
     for name, block in variants.items():
         folder = tmp_path_factory.mktemp(name) / "run"
         assert runs.start(folder, **block) == 0, log_of(folder)
-        cuts = 1 if name in ("layers alone", "refitted") else 2
+        cuts = 2 if name in ("again", "layers") else 1
         assert len(load_export(folder / "export").steps) == cuts
         found[name] = ending(folder)
     return found

@@ -102,7 +102,7 @@ def train(
     alone : bool
         Without a `pruning` block beside that one.
     block : dict
-        Changes in the `pruning` block.
+        Changes in the `pruning` block, or in that one if it stands alone.
     """
     sb.utils.seed.seed_everything(0)
     scalars = {"layers": 3 if layers_removed else 1, "dropout": 0.1}
@@ -133,6 +133,7 @@ def train(
             "structures": conformer_structures,
             "criterion": LastLayers(removed=layers_removed),
             **(publication if alone else {}),
+            **(block if alone else {}),
         }
     brain = PrunedRecipe(
         modules={name: built[name] for name in ("Transformer", "lin")},

@@ -186,6 +186,14 @@ LAYERS_CHANGED = [
     ("start_from", {}, "dense", "export", "'dense', not 'export'"),
     ("start_min_key", STARTED, None, "WER", "None, not 'WER'"),
     ("start_max_key", STARTED, "ACC", "F1", "'ACC', not 'F1'"),
+    (
+        "distillation",
+        {},
+        partial(LAYERWISE, temperature=2.0),
+        partial(LAYERWISE, temperature=3.0),
+        "(temperature: 2.0), not sb_prune.LayerwiseDistillation(temperature: 3",
+    ),
+    ("teacher", DISTILLED, None, "results/large", "None, not 'results/large'"),
 ]
 BLOCKS = {
     "pruning": (PruningSettings, PRUNING, CHANGED),

@@ -20,6 +20,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 
 from sb_prune import (
     LayerSettings,
+    LayerwiseDistillation,
     conformer_structures,
     encoder_decoder_structures,
     lobes,
@@ -28,6 +29,7 @@ from sb_prune import (
 )
 from sb_prune.depth.criteria import (
     ConvexityPeak,
+    EvenlySpaced,
     LastLayers,
     LayerChoice,
     RandomLayers,
@@ -65,7 +67,18 @@ class Recipe(sb.Brain):
     def on_stage_end(self, stage, stage_loss, epoch=None):
         if stage == sb.Stage.TRAIN:
             self.epochs_trained = getattr(self, "epochs_trained", 0) + 1
+            self.hparams.train_logger.log_stats({"epoch": epoch}, {})
             self.checkpointer.save_and_keep_only()
+
+
+class Log:
+    """Keeps what is logged."""
+
+    def __init__(self):
+        self.stats = []
+
+    def log_stats(self, meta, train_stats):
+        self.stats.append(train_stats)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +151,7 @@ def make(folder, dense, pruning=None, epochs=2, module="wav2vec2", **block):
     brain = pruned(Recipe)(
         modules=modules,
         opt_class=partial(torch.optim.Adam, lr=0.01),
-        hparams={**hparams, "model": model},
+        hparams={**hparams, "model": model, "train_logger": Log()},
         run_opts={"device": "cpu", "noprogressbar": True},
         checkpointer=Checkpointer(
             folder / "save", {"model": model, "counter": counter}
@@ -325,6 +338,110 @@ def test_layers_first_then_gates(dense, tmp_path):
     alone.evaluate(data(), test_loader_kwargs={"batch_size": 4})
     alone.modules.eval()
     assert_same_but_for_rounding(encode(alone.modules.wav2vec2), expected)
+
+
+# ------------------------------------------------------------- distillation
+
+PARTS = {"task", "distill_hidden", "distill_lin"}
+
+
+def taught(folder, dense, **more):
+    """The first and the last layer stay, and learn from all four."""
+    loss = partial(LayerwiseDistillation, outputs=["lin"])
+    block = {"criterion": EvenlySpaced(2), "labels": [], "distillation": loss}
+    return make(folder, dense, **{**block, **more})
+
+
+@torch.no_grad()
+def states_and_logits(brain, batch):
+    """Outputs of the first and the last layer, and of the Linear."""
+    found = []
+    stack = list(brain.modules.wav2vec2.model.encoder.layers)
+    for module in (stack[0], stack[-1], brain.modules.lin):
+        module.register_forward_hook(lambda *call: found.append(call[-1]))
+    brain.compute_forward(batch, sb.Stage.VALID)
+    return [x[0] if isinstance(x, tuple) else x for x in found]
+
+
+@torch.no_grad()
+def taught_by(brain, batch):
+    """The same of the teacher, for a batch that the student hears."""
+    teacher = brain.pruning.distiller.teacher
+    teacher.begin_()
+    Recipe.compute_forward(brain, batch, sb.Stage.VALID)
+    (states,) = teacher.hidden.values()
+    return [*states, teacher.outputs["lin"]]
+
+
+def assert_teacher(brain, other):
+    """The teacher of one is what the other is."""
+    batch = PaddedBatch([data()[0], data()[1]])
+    other.modules.eval()
+    found, expected = taught_by(brain, batch), states_and_logits(other, batch)
+    assert len(found) == len(expected) == 3
+    for ours, theirs in zip(found, expected):
+        assert_same_but_for_rounding(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def taught_run(tmp_path_factory, dense):
+    """A folder and the Brain that learned in it."""
+    folder = tmp_path_factory.mktemp("taught")
+    return folder, fit(taught(folder, dense))
+
+
+def test_what_is_left_learns_from_the_whole(taught_run, dense, tmp_path):
+    _, brain = taught_run
+    assert layers_of(brain) == [0, LAYERS - 1]
+    log = brain.hparams.train_logger.stats
+    assert [set(numbers) for numbers in log] == [PARTS, PARTS]
+    assert all(value > 0 for numbers in log for value in numbers.values())
+    assert_teacher(brain, make(tmp_path, dense))
+
+
+def test_a_stopped_run_has_the_same_teacher(taught_run, dense, tmp_path):
+    _, brain = taught_run
+    fit(taught(tmp_path, dense, epochs=1))
+    again = fit(taught(tmp_path, dense))
+    assert again.epochs_trained == 1
+    assert_teacher(again, make(tmp_path / "new", dense))
+    assert torch.equal(
+        encode(again.modules.wav2vec2), encode(brain.modules.wav2vec2)
+    )
+    assert (
+        again.hparams.train_logger.stats
+        == (brain.hparams.train_logger.stats[1:])
+    )
+
+
+def test_a_teacher_that_was_cut_before(taught_run, dense, tmp_path):
+    """start_from an export: again the model at the start, with what it has."""
+    fit(make(tmp_path / "first", dense, criterion=LastLayers(1)))
+    start = tmp_path / "first/export"
+    block = {"start_from": str(start)}
+    fit(taught(tmp_path / "second", dense, epochs=1, **block))
+    again = fit(taught(tmp_path / "second", dense, **block))
+    assert layers_of(again) == [0, 2]
+    whole = make(tmp_path / "third", dense, criterion=LastLayers(0), **block)
+    begin(whole)
+    assert layers_of(whole) == [0, 1, 2]
+    assert_teacher(again, whole)
+    shutil.rmtree(tmp_path / "first")
+    alone = taught(tmp_path / "second", dense, **block)
+    alone.evaluate(data(), test_loader_kwargs={"batch_size": 4})
+    assert alone.pruning.distiller is None  # it needs none
+    with pytest.raises(
+        ValueError, match="save needs its teacher, the model at the start, and"
+    ):
+        fit(taught(tmp_path / "second", dense, epochs=3, **block))
+
+
+def test_another_teacher(dense, tmp_path):
+    other = fit(make(tmp_path / "dense", dense, criterion=LastLayers(0)))
+    block = {"teacher": str(tmp_path / "dense/save")}
+    fit(taught(tmp_path / "small", dense, epochs=1, **block))
+    again = fit(taught(tmp_path / "small", dense, **block))
+    assert_teacher(again, other)
 
 
 # ---------------------------------------------------------- representations
@@ -612,6 +729,11 @@ def test_more_than_one_stack(make_asr, tmp_path):
             {},
             {"export_folder": "x", "inference": "y"},
             "layer_pruning: export_folder: pruning exports what both",
+        ),
+        (
+            {},
+            {"distillation": LayerwiseDistillation},
+            "layer_pruning: distillation: pruning trains what both have left; ",
         ),
     ],
 )

@@ -528,6 +528,22 @@ PEAK = "!new:sb_prune.depth.ConvexityPeak"
             "inference: a\nexport_folder: TMP/save",
             "export_folder: TMP/save holds the checkpoints of this run; write",
         ),
+        (
+            "teacher: results/dense",
+            "nothing is learned from one; leave out `teacher`, or add `distil",
+        ),
+        (
+            f"distillation: {DISTILLATION}\nteacher: 3",
+            "teacher: 3; write the save folder of a dense run, or an export",
+        ),
+        (
+            "distillation: !name:sb_prune.HardConcrete",
+            "distillation: HardConcrete; write !name: and a class with lo",
+        ),
+        (
+            f"distillation: {DISTILLATION} {{temperature: 0}}",
+            "distillation: temperature: 0; write a number above 0",
+        ),
     ],
 )
 def test_wrong_values_of_layer_pruning(refused, written, told):
