@@ -82,7 +82,7 @@ def where(folder, is_training, prunes, is_ours, is_taught):
         Whether there is a record of the run.
     is_taught : bool
         Whether training without that block needs the model at the start, its
-        teacher, again. It is on the disk with that block alone.
+        teacher, again. A run with that block keeps it on the disk.
 
     Returns
     -------
