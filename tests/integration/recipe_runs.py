@@ -166,6 +166,12 @@ TINY_WHISPER_PRUNE = {
     "target": 0.1,
     "schedule_steps": 2,
 }
+TINY_WHISPER_DISTIL = {
+    **TINY_WHISPER,
+    "number_of_epochs": 2,
+    "kept_layers": 1,
+    "max_wer": 1000,  # it hears nothing right
+}
 # Those of its encoder with CTC.
 TINY_WHISPER_CTC = {
     **TINY_WHISPER,

@@ -1,15 +1,19 @@
 """The LibriSpeech recipe of Whisper, on synthesised speech, end to end."""
 
+import csv
 import re
+import runpy
 import signal
 
 import pytest
 import soundfile
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from recipe_runs import (
     KILLED,
     RECIPE,
     TINY_WHISPER,
+    TINY_WHISPER_DISTIL,
     TINY_WHISPER_PRUNE,
     how_to_run,
     options,
@@ -66,6 +70,14 @@ def pruned(run, tmp_path_factory):
     return folder
 
 
+def assert_same_bits(*folders):
+    ours, theirs = (
+        load_file(folder / "export/model.safetensors") for folder in folders
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def rate_of(folder):
     found = re.search(
         r"%WER (\S+)", (folder / "wer_test-clean.txt").read_text()
@@ -83,12 +95,7 @@ def test_the_dense_model_is_scored_as_it_is(run, tmp_path, tiny_whisper):
 
 def test_a_killed_run_ends_with_the_same_bits(pruned, run, tmp_path):
     run(tmp_path, "prune_whisper", TINY_WHISPER_PRUNE)
-    ours, theirs = (
-        load_file(folder / "export/model.safetensors")
-        for folder in (pruned, tmp_path)
-    )
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert_same_bits(pruned, tmp_path)
 
 
 def test_the_export_is_a_tenth_smaller(pruned):
@@ -122,3 +129,127 @@ def test_the_export_is_pruned_again(pruned, run, tmp_path):
     assert len(load_export(tmp_path / "export").steps) == 2
     lobe = lobes.Whisper(str(tmp_path / "export"), str(tmp_path), language="en")
     assert lobe.tokenizer.prefix_tokens[0] == lobe.bos
+
+
+# ------------------------------------------- a student of few decoder layers
+
+
+@pytest.fixture(scope="module")
+def distilled(run, tmp_path_factory):
+    """Output folder of a run that was killed in each of its epochs."""
+    folder = tmp_path_factory.mktemp("distilled") / "run"
+    for epoch in ("1", "2"):
+        killed = run(
+            folder,
+            "distil_whisper",
+            TINY_WHISPER_DISTIL,
+            script=KILLED,
+            check=False,
+            new_process=True,
+            TRAIN=str(TRAIN),
+            KILL_EPOCH=epoch,
+        )
+        assert killed.returncode == -signal.SIGKILL
+        labels = folder / "pseudo_labels.csv"
+        if epoch == "1":  # it is written; nothing makes it again
+            labels.chmod(0o444)
+            before = labels.stat().st_mtime_ns
+    run(folder, "distil_whisper", TINY_WHISPER_DISTIL)
+    assert labels.stat().st_mtime_ns == before
+    return folder
+
+
+def test_a_student_that_was_killed_ends_with_the_same_bits(
+    distilled, run, tmp_path
+):
+    run(tmp_path, "distil_whisper", TINY_WHISPER_DISTIL)
+    ours, theirs = (f / "pseudo_labels.csv" for f in (distilled, tmp_path))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert_same_bits(distilled, tmp_path)
+
+
+def test_a_student_learns_from_labels_and_teacher(distilled):
+    log = (distilled / "train_log.txt").read_text()
+    for part in ("task", "distill_whisper"):
+        assert len(re.findall(rf"train {part}: \d", log)) == 2
+    assert "distill_hidden" not in log
+    with open(distilled / "pseudo_labels.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 24
+
+
+def test_targets_are_what_the_model_wrote(
+    corpus, tiny_whisper, tmp_path, monkeypatch
+):
+    """In its style, and of those alone that are near the transcript."""
+    monkeypatch.syspath_prepend(RECIPE)
+    script = runpy.run_path(str(TRAIN))
+    given = {
+        **TINY_WHISPER,
+        "data_folder": corpus,
+        "whisper_hub": tiny_whisper,
+        "output_folder": tmp_path,
+        "test_csv": f"[{tmp_path}/test-clean.csv]",
+    }
+    overrides = "\n".join(f"{key}: {value}" for key, value in given.items())
+    with open(RECIPE / "hparams/distil_whisper.yaml") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    script["prepare_librispeech"](
+        corpus,
+        tmp_path,
+        hparams["train_splits"],
+        hparams["dev_splits"],
+        hparams["test_splits"],
+    )
+    tokenizer = hparams["whisper"].tokenizer
+    asked = []
+
+    def transcribe(batch):
+        """One utterance is heard right."""
+        asked.extend(batch.id)
+        said = [wrd.capitalize() + "." for wrd in batch.wrd]
+        return [
+            s if i == "83-1-0001" else "No." for i, s in zip(batch.id, said)
+        ]
+
+    train, valid, _, sampler = script["dataio_prepare"](
+        hparams, tokenizer, transcribe
+    )
+    assert len(asked) == 24 and len(train) == 1 and len(list(sampler)) == 1
+    for data, style in ((train, str.capitalize), (valid, str.lower)):
+        item = data[0]
+        written = tokenizer.decode(item["tokens_eos"], skip_special_tokens=True)
+        expected = style(item["wrd"]) + ("." if data is train else "")
+        assert written == f" {expected}"
+
+
+@torch.no_grad()
+def test_a_student_is_loaded(distilled, corpus, tmp_path, tiny_whisper):
+    """By the lobe and by SpeechBrain's interface; its encoder is stock."""
+    export = distilled / "export"
+    lobe = lobes.Whisper(str(export), str(tmp_path / "lobe"), language="en")
+    dense = lobes.Whisper(
+        str(tiny_whisper), str(tmp_path / "dense"), language="en"
+    )
+    assert len(lobe.model.decoder.layers) == 1
+    ours, stock = (x.model.encoder.state_dict() for x in (lobe, dense))
+    assert all(torch.equal(ours[name], stock[name]) for name in stock)
+    audio = sorted(corpus.glob("test-clean/*/*/*.flac"))[0]
+    model = WhisperASR.from_hparams(
+        source=str(export), savedir=str(tmp_path / "hub")
+    )
+    wav = torch.from_numpy(soundfile.read(audio, dtype="float32")[0])[None]
+    words, tokens = model.transcribe_batch(wav, torch.ones(1))
+    assert len(words) == 1 and len(tokens[0]) > 0
+
+
+def test_two_processes_share_the_pseudo_labels(distilled, run, tmp_path):
+    """Each transcribes some batches; all learn from all of them."""
+    run(
+        tmp_path,
+        "distil_whisper",
+        {**TINY_WHISPER_DISTIL, "number_of_epochs": 1},
+        processes=2,
+    )
+    ours, theirs = (f / "pseudo_labels.csv" for f in (distilled, tmp_path))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert load_export(tmp_path / "export").steps

@@ -89,6 +89,7 @@ PAIRS = [
     (f"{TRANSFORMER}/train", f"{TRANSFORMER}/prune"),
     (f"{TRANSFORMER}/demo_train", f"{TRANSFORMER}/demo_prune"),
     (f"{TRANSFORMER}/train_whisper", f"{TRANSFORMER}/prune_whisper"),
+    (f"{TRANSFORMER}/train_whisper", f"{TRANSFORMER}/distil_whisper"),
     (f"{CTC}/finetune_whisper", f"{CTC}/prune_whisper"),
     *((f"{f}/demo_finetune", f"{f}/demo_prune") for f in (SLURP, CTC)),
     (f"{COMMANDS}/finetune", f"{COMMANDS}/convexity"),
@@ -107,7 +108,7 @@ def test_prune_yaml_is_the_dense_one_and_the_block(dense, pruned):
     train = (ROOT / f"{dense}.yaml").read_text().splitlines()
     prune = (ROOT / f"{pruned}.yaml").read_text()
     for title in ("Layer pruning", "Pruning"):
-        block = rf"#+ {title} #+\n\n(# .*?\n)?\w+: .*?\n\n"
+        block = rf"#+ {title} #+\n\n(# .*?\n)?\w+:.*?\n\n"
         prune = re.sub(block, "", prune, flags=re.S)
     changed = {
         re.match(r"\w*", line).group()
@@ -118,11 +119,14 @@ def test_prune_yaml_is_the_dense_one_and_the_block(dense, pruned):
         "output_folder",
         "tokenizer_folder",
         "dense_folder",
+        "freeze_encoder",
         "freeze_feature_extractor",
         "freeze_wav2vec_steps",
         "freeze_whisper_steps",
+        "kept_layers",
         "number_of_epochs",
         "prune_epochs",
+        "pseudo_labels",
         "sample",
         "target",
         "target_front_end",

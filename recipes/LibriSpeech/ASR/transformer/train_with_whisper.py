@@ -9,6 +9,9 @@ To run this recipe:
 
 To score the model as it was published:
 > python train_with_whisper.py hparams/train_whisper.yaml --data_folder=/path/to/LibriSpeech --number_of_epochs=0
+
+To distil it into a student with two layers in the decoder:
+> python train_with_whisper.py hparams/distil_whisper.yaml --data_folder=/path/to/LibriSpeech
 """  # noqa: E501
 
 import sys
@@ -29,6 +32,10 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from sb_prune import pruned
+from sb_prune.recipe.pseudo_labels import (
+    read_pseudo_labels,
+    write_pseudo_labels,
+)
 
 
 class ASR(sb.Brain):
@@ -61,6 +68,17 @@ class ASR(sb.Brain):
             )
         tokens, lengths = batch.tokens_eos
         return self.hparams.seq_cost(p_seq, tokens, length=lengths)
+
+    @torch.no_grad()
+    def transcribe(self, batch):
+        """What the model writes for a batch, in its own style."""
+        self.modules.eval()
+        wavs, wav_lens = batch.to(self.device).sig
+        begin = torch.tensor([self.tokenizer.prefix_tokens] * len(wavs))
+        with self.evaluation_ctx:
+            encoded, *_ = self.modules.whisper(wavs, begin.to(self.device))
+            hyps, *_ = self.hparams.search(encoded, wav_lens)
+        return self.tokenizer.batch_decode(hyps, skip_special_tokens=True)
 
     def words(self, texts):
         """Lists of normalised words."""
@@ -104,7 +122,7 @@ class ASR(sb.Brain):
                 self.wer_metric.write_stats(fout)
 
 
-def dataio_prepare(hparams, tokenizer):
+def dataio_prepare(hparams, tokenizer, transcribe):
     """Datasets, and the sampler of training batches.
 
     Arguments
@@ -113,6 +131,8 @@ def dataio_prepare(hparams, tokenizer):
         The loaded YAML.
     tokenizer : transformers.WhisperTokenizer
         That of the model.
+    transcribe : callable
+        Batch -> list of str, for `pseudo_labels`.
 
     Returns
     -------
@@ -130,10 +150,12 @@ def dataio_prepare(hparams, tokenizer):
     def audio_pipeline(wav):
         return sb.dataio.dataio.read_audio(wav)
 
-    @sb.utils.data_pipeline.takes("wrd")
+    labels = {}  # of training data; others have their transcripts
+
+    @sb.utils.data_pipeline.takes("id", "wrd")
     @sb.utils.data_pipeline.provides("tokens_bos", "tokens_eos")
-    def text_pipeline(wrd):
-        text = ASR.normalize(wrd)
+    def text_pipeline(name, wrd):
+        text = labels[name] if name in labels else ASR.normalize(wrd)
         text = tokenizer.encode(f" {text}", add_special_tokens=False)
         tokens = torch.LongTensor([*before, *text, *after])
         yield tokens[:-1]
@@ -150,12 +172,50 @@ def dataio_prepare(hparams, tokenizer):
 
     datasets = [train_data, valid_data, *test_data.values()]
     add_dynamic_item(datasets, audio_pipeline)
+    if hparams["pseudo_labels"]:
+        labels.update(pseudo_labels(hparams, train_data, transcribe))
+        train_data = train_data.filtered_sorted(
+            key_test={"id": labels.__contains__}, sort_key="duration"
+        )
+        datasets[0] = train_data
     add_dynamic_item(datasets, text_pipeline)
     set_output_keys(datasets, ["id", "sig", "wrd", "tokens_bos", "tokens_eos"])
     train_sampler = DynamicBatchSampler(
         train_data, **hparams["dynamic_batch_sampler_train"]
     )
     return train_data, valid_data, test_data, train_sampler
+
+
+def pseudo_labels(hparams, train_data, transcribe):
+    """Targets of training that the model writes, before it has learned.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded YAML.
+    train_data : DynamicItemDataset
+    transcribe : callable
+        Batch -> list of str.
+
+    Returns
+    -------
+    dict
+        ID -> text, without those that are far from the transcript.
+    """
+    path = Path(hparams["output_folder"], "pseudo_labels.csv")
+    model = ("whisper_hub", "language", "context", "margin")
+    batches = hparams["dynamic_batch_sampler_train"]
+    write_pseudo_labels(
+        path,
+        train_data,
+        transcribe,
+        ASR.normalize,
+        settings={key: hparams[key] for key in model},
+        max_batch_length=batches["max_batch_length"],
+        max_batch_ex=batches["max_batch_ex"],
+        **hparams["train_dataloader_opts"],
+    )
+    return read_pseudo_labels(path, train_data, hparams["max_wer"])
 
 
 if __name__ == "__main__":
@@ -180,11 +240,6 @@ if __name__ == "__main__":
             "skip_prep": hparams["skip_prep"],
         },
     )
-    tokenizer = hparams["whisper"].tokenizer
-    train_data, valid_data, test_data, train_sampler = dataio_prepare(
-        hparams, tokenizer
-    )
-
     asr_brain = pruned(ASR)(
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -192,7 +247,10 @@ if __name__ == "__main__":
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
-    asr_brain.tokenizer = tokenizer
+    asr_brain.tokenizer = hparams["whisper"].tokenizer
+    train_data, valid_data, test_data, train_sampler = dataio_prepare(
+        hparams, asr_brain.tokenizer, asr_brain.transcribe
+    )
     # Without this, one process repeats the same batches in each epoch.
     asr_brain.train_sampler = train_sampler
 
