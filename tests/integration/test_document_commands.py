@@ -29,6 +29,7 @@ from recipe_runs import (
     TINY_WHISPER,
     TINY_WHISPER_CTC,
     TINY_WHISPER_CTC_PRUNE,
+    TINY_WHISPER_DISTIL,
     TINY_WHISPER_PRUNE,
     options,
     run_python,
@@ -78,6 +79,11 @@ SMALLER = {
         TINY_WHISPER_PRUNE,
         **SMALL_WHISPER,
         test_csv=TEST.format("prune_whisper"),
+    ),
+    "train_with_whisper.py hparams/distil_whisper.yaml": options(
+        TINY_WHISPER_DISTIL,
+        **SMALL_WHISPER,
+        test_csv=TEST.format("distil_whisper"),
     ),
     "train_with_whisper.py hparams/finetune_whisper.yaml": options(
         TINY_WHISPER_CTC,

@@ -249,6 +249,7 @@ def test_two_processes_share_the_pseudo_labels(distilled, run, tmp_path):
         "distil_whisper",
         {**TINY_WHISPER_DISTIL, "number_of_epochs": 1},
         processes=2,
+        distributed_backend="gloo",
     )
     ours, theirs = (f / "pseudo_labels.csv" for f in (distilled, tmp_path))
     assert ours.read_bytes() == theirs.read_bytes()
