@@ -8,6 +8,9 @@ utterance and 2 s, and this cut at random to half of encoder and decoder, all
 timed in turns; `--full` takes more turns. `context_speedup` is that of the
 context alone, `cut_speedup` that of the cut at the same context; its efficiency
 is the speed-up times the MACs left, with those of the logits, which stay.
+`encoder` and `decoder` are that cut alone. For each token of one utterance all
+weights of the decoder are read once, with the embeddings, and few numbers
+multiplied by each: `weights_left` bounds its speed-up, not the MACs.
 """
 
 import torch
@@ -24,10 +27,15 @@ KINDS = ["front_end_channels", "ffn_units", "heads", "cross_heads"]
 
 
 @torch.inference_mode()
-def transcribe(model):
-    """Decodes so many tokens of noise, whatever they are."""
+def encode(model):
+    """States (1, T, d) of noise."""
     frames = 2 * model.config.max_source_positions
-    encoded = model.encoder(torch.zeros(1, 80, frames)).last_hidden_state
+    return model.encoder(torch.zeros(1, 80, frames)).last_hidden_state
+
+
+@torch.inference_mode()
+def decode(model, encoded):
+    """Decodes so many tokens, whatever they are."""
     token, cache = torch.ones(1, 1, dtype=torch.long), None
     embeddings = model.decoder.embed_tokens.weight
     for _ in range(TOKENS):
@@ -39,6 +47,11 @@ def transcribe(model):
         )
         cache = found.past_key_values
         token = (found.last_hidden_state @ embeddings.T).argmax(-1)
+
+
+def transcribe(model):
+    """Encodes, and decodes."""
+    decode(model, encode(model))
 
 
 def measure(full):
@@ -60,14 +73,8 @@ def measure(full):
     left = float(cost.of_kept(plan.kept_counts(declaration))) + logits
     macs = left / (cost.dense() + logits)
     before, after = (_count_and_cut(models["cut"], p) for p in (None, plan))
-    speed = measure_speed(
-        {
-            name: lambda wavs, lengths, model=model: transcribe(model)
-            for name, model in models.items()
-        },
-        SECONDS,
-        runs=25 if full else 5,
-    )
+    runs = 25 if full else 5
+    speed = _taking_turns(transcribe, models, runs)
     speedup = speed["dense"] / speed["cut"]
     return {
         "context_speedup": round(speed["30 s"] / speed["dense"], 3),
@@ -75,7 +82,49 @@ def measure(full):
         "params_reduction": round(1 - after / before, 4),
         "macs_ratio": round(macs, 4),
         "efficiency": round(speedup * macs, 3),
+        **_of_each_side(models, frames, runs),
     }
+
+
+def _of_each_side(models, frames, runs):
+    """Speed-up and efficiency of encoder and decoder, each alone."""
+    pair = {name: models[name] for name in ("dense", "cut")}
+    states = encode(models["dense"])
+    sides = {
+        "encoder": (encode, pair),
+        "decoder": (lambda model: decode(model, states), pair),
+    }
+    found = {}
+    for side, (run_side, both) in sides.items():
+        speed = _taking_turns(run_side, both, runs)
+        weights = [
+            sum(p.numel() for p in getattr(m, side).parameters())
+            for m in both.values()
+        ]
+        found[side] = {
+            "speedup": round(speed["dense"] / speed["cut"], 3),
+            "weights_left": round(weights[1] / weights[0], 3),
+        }
+    macs = [
+        mac_cost(
+            whisper_structures(m, kinds=KINDS[:3], sides=["encoder"]), frames
+        ).dense()
+        for m in pair.values()
+    ]
+    left = macs[1] / macs[0]
+    found["encoder"]["macs_left"] = round(left, 3)
+    efficiency = found["encoder"]["speedup"] * left
+    found["encoder"]["efficiency"] = round(efficiency, 3)
+    return found
+
+
+def _taking_turns(run_one, models, runs):
+    """Name -> seconds for each second of audio."""
+    timed = {
+        name: lambda wavs, lengths, model=model: run_one(model)
+        for name, model in models.items()
+    }
+    return measure_speed(timed, SECONDS, runs=runs)
 
 
 def _count_and_cut(model, plan):
