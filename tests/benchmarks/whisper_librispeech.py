@@ -19,7 +19,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -50,6 +49,7 @@ SCORE_STEPS = 64
 EPOCHS = 2  # after the first steps, which measure what matters
 MARGINS = (1.0, 2.0, 4.0)
 EVERY_VALID = 10  # utterances of dev of which one is for validation
+PART = 500  # utterances that are scored in one process
 
 NO_REFIT = ["refit: null"]
 METHODS = {  # name -> lines beside the preset whisper_score
@@ -133,24 +133,22 @@ class Cells:
         """
         if key.startswith("test:"):
             key = key.removeprefix("test:")
-            output = self._evaluate(f"test-{_name(key)}", key, "test")
-            return word_errors(output / "wer_test.txt")
+            return self._evaluate(key, "test")
         method, _, size = key.partition("/")
-        if method == "dense":
-            output = self._evaluate(_name(key), key, "dev")
-        else:
-            output = self._train(key, method, size)
-        found = word_errors(output / "wer_dev.txt")
-        return {**found, **costs(self._model(key)), **_log(output)}
+        log = {}
+        if method != "dense":
+            log = _log(self._train(key, self._csv["valid"][0]))
+        found = self._evaluate(key, "dev")
+        return {**found, **costs(self._model(key)), **log}
 
     def _model(self, key):
         """Folder of the model of a cell."""
-        if key.startswith("dense/"):
+        if key.startswith(("dense/", "tuned/")):
             return self.whisper
-        name = "hub" if key.startswith("tuned/") else "export"
-        return str(self.runs.folder / _name(key) / name)
+        return str(self.runs.folder / _name(key) / "export")
 
-    def _evaluate(self, name, key, split):
+    def _evaluate(self, key, split):
+        """Word errors, part by part, so that a stopped one continues."""
         options = {"number_of_epochs": 0, "whisper_hub": self._model(key)}
         size = key.partition("/")[2]
         if size == "30s":
@@ -158,9 +156,18 @@ class Cells:
         elif size.startswith("utterance-"):
             options["margin"] = size.removeprefix("utterance-")
         yaml = RECIPE / "hparams/train_whisper.yaml"
-        return self._run(name, yaml, split, options)
+        files = []
+        for part in self._csv[split]:
+            if key.startswith("tuned/"):  # is not exported: the run itself
+                output = self._train(key, part)
+            else:
+                name = f"{_name(key)}-{part.stem}"
+                output = self._run(name, yaml, part, options)
+            files.append(output / f"wer_{part.stem}.txt")
+        return word_errors(files)
 
-    def _train(self, key, method, size):
+    def _train(self, key, scored):
+        method, _, size = key.partition("/")
         if method == "tuned":
             yaml = RECIPE / "hparams/train_whisper.yaml"
             options = {"number_of_epochs": EPOCHS}
@@ -177,26 +184,26 @@ class Cells:
         steps = EPOCHS * self._steps()
         options |= {"total_steps": steps, "cooldown_steps": steps - 100}
         options |= {"whisper_hub": self.whisper, **TRAINING}
-        return self._run(_name(key), yaml, "dev", options)
+        return self._run(_name(key), yaml, scored, options)
 
     def _steps(self):
         """Optimizer steps in an epoch, about."""
-        with open(self._csv["train"], encoding="utf-8") as file:
+        with open(self._csv["train"][0], encoding="utf-8") as file:
             seconds = [float(row["duration"]) for row in csv.DictReader(file)]
         return round(sum(seconds) / (0.85 * TRAINING["max_batch_length"]))
 
-    def _run(self, name, yaml, split, options):
+    def _run(self, name, yaml, scored, options):
         files = {
-            "train_csv": self._csv["train"],
-            "valid_csv": self._csv["valid"],
-            "test_csv": f"[{self._csv[split]}]",
+            "train_csv": self._csv["train"][0],
+            "valid_csv": self._csv["valid"][0],
+            "test_csv": f"[{scored}]",
         }
         options = {**SPEECH, **self._data, **files, **options}
         return self.runs.run(
             name,
             RECIPE / "train_with_whisper.py",
             yaml,
-            f"wer_{split}.txt",
+            f"wer_{scored.stem}.txt",
             options,
         )
 
@@ -216,15 +223,24 @@ def _manifests(folder, librispeech, splits):
         dev_splits=[splits["dev"]],
         te_splits=[splits["test"]],
     )
-    files = {"train": folder / "train.csv"}
+    files = {"train": [folder / "train.csv"]}
     for name in ("dev", "test"):
-        files[name] = folder / f"{name}.csv"
-        shutil.copy(folder / f"{splits[name]}.csv", files[name])
-    files["valid"] = folder / "valid.csv"
-    head, *rows = files["dev"].read_text("utf-8").splitlines()
-    rows = [head, *rows[::EVERY_VALID]]
-    files["valid"].write_text("\n".join(rows) + "\n", encoding="utf-8")
+        text = (folder / f"{splits[name]}.csv").read_text("utf-8")
+        head, *rows = text.splitlines()
+        parts = range(0, len(rows), PART)
+        files[name] = [
+            _write(folder / f"{name}-{n}.csv", head, rows[n : n + PART])
+            for n in parts
+        ]
+        if name == "dev":
+            few = rows[::EVERY_VALID]
+            files["valid"] = [_write(folder / "valid.csv", head, few)]
     return files
+
+
+def _write(path, head, rows):
+    path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    return path
 
 
 def pruning_yaml(method, size):
@@ -249,12 +265,12 @@ def pruning_yaml(method, size):
 # -------------------------------------------------------------------- figures
 
 
-def word_errors(path, draws=2000):
-    """Word error rate of a file of SpeechBrain's, and its interval.
+def word_errors(paths, draws=2000):
+    """Word error rate of files of SpeechBrain's, and its interval.
 
     Arguments
     ---------
-    path : Path
+    paths : list of Path
     draws : int
         Of utterances, with replacement.
 
@@ -263,9 +279,8 @@ def word_errors(path, draws=2000):
     dict
         wer, low, high: in %.
     """
-    found = re.findall(
-        r"^\S+, %WER \S+ \[ (\d+) / (\d+),", path.read_text("utf-8"), re.M
-    )
+    text = "".join(path.read_text("utf-8") for path in paths)
+    found = re.findall(r"^\S+, %WER \S+ \[ (\d+) / (\d+),", text, re.M)
     errors, words = numpy.array(found, dtype=float).T
     generator = numpy.random.default_rng(0)
     drawn = generator.integers(len(errors), size=(draws, len(errors)))

@@ -764,9 +764,9 @@ def test_intervals_of_word_errors(real, tmp_path):
     line = "{}, %WER 10.00 [ {} / 10, 0 ins, 0 del, 0 sub ]\n"
     alike = "".join(line.format(n, 1) for n in range(50))
     file.write_text("%WER 10.00 [ 50 / 500, 1 ins ]\n" + alike)
-    assert real.word_errors(file) == {"wer": 10.0, "low": 10.0, "high": 10.0}
+    assert real.word_errors([file]) == {"wer": 10.0, "low": 10.0, "high": 10.0}
     file.write_text("".join(line.format(n, n % 2 * 2) for n in range(50)))
-    found = real.word_errors(file)
+    found = real.word_errors([file])
     assert found["wer"] == 10.0
     # 1.96 times 10 / sqrt(50), the error of a mean of 0 and 20
     assert found["high"] - found["low"] == pytest.approx(5.5, abs=0.6)
