@@ -18,6 +18,7 @@ from sb_prune.support.values import Number
 
 logger = get_logger(__name__)
 FRAME = 320  # samples in a frame of the encoder
+RATE = SAMPLE_RATE / FRAME  # frames a second
 LONGEST = N_SAMPLES / SAMPLE_RATE  # seconds
 UTTERANCE = "utterance"
 SECONDS = Number(above=0, example=", e.g. 10")
@@ -27,9 +28,11 @@ MARGIN = Number(least=0)
 class Whisper(PrunedLobe, whisper.Whisper):
     """`speechbrain.integrations.huggingface.whisper.Whisper`, pruned or not.
 
-    Whisper was trained on 30 s of audio, and pads what is shorter. A shorter
-    `context` saves the time that this takes. A model that was not fine-tuned
-    with it needs a margin of silence at the end, or it repeats itself.
+    Whisper was trained on windows of 30 s, in which silence follows what is
+    shorter. A shorter `context` saves the time that this takes, but a decoder
+    that never hears the end of a window repeats itself. So the encoder hears
+    the utterance, a margin of silence, and the end of the window: the second
+    half of the margin has the positions of the last frames of the 30 s.
 
     Arguments
     ---------
@@ -44,11 +47,11 @@ class Whisper(PrunedLobe, whisper.Whisper):
     *args
         Other arguments of SpeechBrain's lobe.
     context : float or "utterance", optional
-        Seconds of audio that the encoder sees; "utterance": those of the
-        longest one in the batch, and the margin. By default 30.
+        Seconds of audio that the encoder sees, with the margin; "utterance":
+        those of the longest one in the batch, and the margin. By default 30.
     margin : float
-        Seconds of silence after the longest utterance in a batch, if `context`
-        is "utterance".
+        Seconds of silence after the longest utterance in a batch, if there is
+        a `context`.
     aligned : bool
         Whether the frames are those of the audio, as CTC needs them: lengths
         relative to the waveforms are then lengths relative to the frames. The
@@ -73,10 +76,11 @@ class Whisper(PrunedLobe, whisper.Whisper):
         encoder_only=False,
         *args,
         context=None,
-        margin=2.0,
+        margin=1.0,
         aligned=False,
         **kwargs,
     ):
+        MARGIN.check(margin, "margin")
         if context not in (None, UTTERANCE):
             SECONDS.check(context, "context")
             if context > LONGEST:
@@ -84,7 +88,11 @@ class Whisper(PrunedLobe, whisper.Whisper):
                     f"context: {context}; Whisper hears {LONGEST:g} s, write "
                     "no more"
                 )
-        MARGIN.check(margin, "margin")
+            if context <= margin:
+                raise ValueError(
+                    f"context: {context}; write more than the margin of "
+                    f"{margin:g} s that is in it"
+                )
         if aligned and not encoder_only:
             raise ValueError(
                 f"aligned: {aligned}; the decoder reads all frames: write "
@@ -102,6 +110,9 @@ class Whisper(PrunedLobe, whisper.Whisper):
         encoder = self.model.encoder
         encoder.register_forward_pre_hook(_shorten, with_kwargs=True)
         encoder.register_forward_hook(_restore, always_call=True)
+        if context is not None:
+            end = partial(_end_of_window, frames=round(margin / 2 * RATE))
+            encoder.embed_positions.register_forward_pre_hook(end)
         if self.tokenizer is not None:
             hide = partial(_hide_padding, pad=self.eos)  # Whisper pads with it
             self.model.decoder.register_forward_pre_hook(hide, with_kwargs=True)
@@ -175,7 +186,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
         """Samples of the longest utterance that it can hear."""
         if self.context in (None, UTTERANCE):
             return N_SAMPLES
-        return round(self.context * SAMPLE_RATE)
+        return round((self.context - self.margin) * SAMPLE_RATE)
 
     def samples_heard(self, samples):
         """Samples that the encoder sees of utterances of so many samples.
@@ -192,23 +203,23 @@ class Whisper(PrunedLobe, whisper.Whisper):
         Raises
         ------
         ValueError
-            If the utterances are longer than the context.
+            If utterances and margin are longer than the context.
         """
         if self.context is None:
             return N_SAMPLES
         seconds = self.context
         if seconds == UTTERANCE:
             seconds = min(samples / SAMPLE_RATE + self.margin, LONGEST)
-        heard = -(-round(seconds * SAMPLE_RATE) // FRAME) * FRAME
-        if samples > heard and self.context == UTTERANCE:
+        if samples > self.longest and self.context == UTTERANCE:
             logger.warning_once(f"Whisper hears {LONGEST:g} s of an utterance")
-        elif samples > heard:
+        elif samples > self.longest:
             raise ValueError(
                 f"context: {self.context}: an utterance takes "
-                f"{samples / SAMPLE_RATE:.2f} s; write a longer context (30 s "
-                "at most), or leave such utterances out of the data"
+                f"{samples / SAMPLE_RATE:.2f} s, and a margin of "
+                f"{self.margin:g} s; write a longer context (30 s at most), "
+                "or leave such utterances out of the data"
             )
-        return heard
+        return -(-round(seconds * SAMPLE_RATE) // FRAME) * FRAME
 
     def for_generation(self, seconds=None):
         """Makes a model with the method `generate` of transformers.
@@ -216,8 +227,9 @@ class Whisper(PrunedLobe, whisper.Whisper):
         Arguments
         ---------
         seconds : float, optional
-            What it hears at a time, to which it pads its input. By default the
-            context; 30 if that depends on the utterance.
+            What it hears at a time, to which it pads its input; a margin of
+            it should be silent. By default the context; 30 if that depends on
+            the utterance.
 
         Returns
         -------
@@ -264,6 +276,14 @@ def _shorten(encoder, args, kwargs):
         )
     encoder.embed_positions.num_embeddings = frames
     encoder.config.max_source_positions = frames
+
+
+def _end_of_window(embedding, args, frames):
+    """Gives the last frames of a shorter context the last positions of all."""
+    (positions,) = args
+    left_out = len(embedding.weight) - len(positions)
+    is_end = positions >= len(positions) - frames
+    return (torch.where(is_end, positions + left_out, positions),)
 
 
 def _hide_padding(decoder, args, kwargs, pad):

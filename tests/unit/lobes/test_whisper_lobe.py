@@ -54,7 +54,7 @@ def test_without_a_context_it_is_speechbrains(folder, load, wav, prefix):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "context, seconds", [(10, 10), (3, 3), ("utterance", 5), (30, 30)]
+    "context, seconds", [(10, 10), (4, 4), ("utterance", 4), (30, 30)]
 )
 def test_what_the_encoder_sees(load, wav, context, seconds):
     lobe = load(context=context)
@@ -66,7 +66,7 @@ def test_what_the_encoder_sees(load, wav, context, seconds):
 @torch.no_grad()
 def test_a_shorter_context_is_the_start_of_a_longer_one(load, wav):
     """Positions are those that the model knows: up to attention, the same."""
-    lobe = load(context=10)
+    lobe = load(context=10, margin=0)
     lobe.model.encoder.layers = torch.nn.ModuleList()
     mel = lobe._get_mel(wav)
     whole = lobe.forward_encoder(mel)
@@ -82,6 +82,23 @@ def test_utterances_up_to_the_end(load):
     assert lobe.samples_heard(30 * SECONDS) == 30 * SECONDS
     assert lobe.samples_heard(16_001) == 48_320  # a whole frame more
     assert load(context="utterance", margin=0).samples_heard(1) == 320
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options, ends", [({"context": 4}, 25), ({}, 0), ({"context": 30}, 0)]
+)
+def test_the_encoder_hears_the_end_of_the_window(load, wav, options, ends):
+    """Half of the margin of 1 s has the positions of the last 0.5 s."""
+    lobe, heard = load(**options), []
+    weight = lobe.model.encoder.embed_positions.weight
+    lobe.model.encoder.embed_positions.register_forward_hook(
+        lambda module, args, output: heard.append(output)
+    )
+    lobe.forward_encoder(lobe._get_mel(wav))
+    frames = len(heard[0]) - ends
+    assert torch.equal(heard[0][:frames], weight[:frames])
+    assert torch.equal(heard[0][frames:], weight[1500 - ends :])
 
 
 @torch.no_grad()
@@ -115,7 +132,7 @@ def test_training_hides_the_padding_of_tokens(load, wav):
 
 def test_generate(load, wav):
     lobe = load(context="utterance")
-    model = lobe.for_generation(seconds=5)
+    model = lobe.for_generation(seconds=4)
     found = model.generate(lobe._get_mel(wav), max_length=7, do_sample=False)
     tokens = torch.tensor([[lobe.bos]] * 2)
     for _ in range(found.shape[1]):
@@ -130,6 +147,7 @@ def test_generate(load, wav):
         ({"context": 40}, "context: 40; Whisper hears 30 s"),
         ({"context": 0}, "context: 0; write a number above 0"),
         ({"context": "utterances"}, "context: 'utterances'; write"),
+        ({"context": 1}, "context: 1; write more than the margin of 1 s"),
         ({"margin": -1}, "margin: -1; write a number, 0 or more"),
     ],
 )
@@ -139,7 +157,7 @@ def test_wrong_options(load, options, message):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("context", [None, 3.01, "utterance"])
+@pytest.mark.parametrize("context", [None, 4.01, "utterance"])
 def test_aligned_frames_are_those_of_the_audio(load, wav, context):
     """All is heard, then the silence behind the audio is dropped."""
     options = {"encoder_only": True, "context": context, "margin": 1.0}
@@ -153,6 +171,7 @@ def test_aligned_frames_are_those_of_the_audio(load, wav, context):
 def test_aligned_audio_longer_than_the_context(load, wav):
     """In equal pieces of whole frames, each of them as if it were alone."""
     options = {"encoder_only": True, "context": 1.25, "aligned": True}
+    options["margin"] = 0.25
     lobe = load(**options)
     whole, piece = lobe(wav), SECONDS
     assert whole.shape == (2, 150, 16)
@@ -170,8 +189,9 @@ def test_aligned_frames_are_not_for_the_decoder(load):
 
 
 def test_longer_than_the_context(load, wav):
-    with pytest.raises(ValueError, match="context: 2: an utterance takes 3.00"):
-        load(context=2)(wav, None)
+    said = "context: 3.5: an utterance takes 3.00 s, and a margin of 1 s; write"
+    with pytest.raises(ValueError, match=said):
+        load(context=3.5)(wav, None)
 
 
 @pytest.mark.parametrize("context", [None, "utterance"])
