@@ -1,6 +1,7 @@
 """The LibriSpeech recipe of Whisper, on synthesised speech, end to end."""
 
 import csv
+import json
 import re
 import runpy
 import signal
@@ -129,6 +130,56 @@ def test_the_export_is_pruned_again(pruned, run, tmp_path):
     assert len(load_export(tmp_path / "export").steps) == 2
     lobe = lobes.Whisper(str(tmp_path / "export"), str(tmp_path), language="en")
     assert lobe.tokenizer.prefix_tokens[0] == lobe.bos
+
+
+def test_test_only_repeats_the_figures(pruned, run):
+    before = (pruned / "wer_test-clean.txt").read_text()
+    (pruned / "wer_test-clean.txt").unlink()
+    run(pruned, "prune_whisper", TINY_WHISPER_PRUNE, test_only=True)
+    assert (pruned / "wer_test-clean.txt").read_text() == before
+
+
+def test_encoder_and_decoder_at_once_refitted_past_a_milestone(run, tmp_path):
+    """By the other preset, in bf16; few utterances are enough here."""
+    change = {
+        "name": "whisper_score",
+        "prune_steps": 2,
+        "refit": {"utterances": 3},
+        "structures": {
+            "kinds": ["ffn_units", "heads", "cross_heads"],
+            "sides": ["encoder", "decoder"],
+        },
+        "milestones": [0.003],
+    }
+    run(
+        tmp_path,
+        "prune_whisper",
+        {**TINY_WHISPER_PRUNE, "target": 0.006},
+        pruning=json.dumps(change),
+        precision="bf16",
+    )
+    for name in ("export", "export_0.003"):
+        (step,) = load_export(tmp_path / name).steps
+        assert {n.split(".")[1] for n in step.plan.keep} == {
+            "encoder",
+            "decoder",
+        }
+        lobe = lobes.Whisper(str(tmp_path / name), str(tmp_path / "lobe"))
+        assert torch.isfinite(lobe.model.encoder.conv1.weight).all()
+
+
+def test_two_processes_prune_it(run, tmp_path):
+    run(
+        tmp_path,
+        "prune_whisper",
+        TINY_WHISPER_PRUNE,
+        processes=2,
+        distributed_backend="gloo",
+    )
+    (step,) = load_export(tmp_path / "export").steps
+    kept = [kept for kept in step.plan.keep.values()]
+    assert any(not k.all() for k in kept)
+    assert rate_of(tmp_path) > 0
 
 
 # ------------------------------------------- a student of few decoder layers
