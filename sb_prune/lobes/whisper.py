@@ -31,8 +31,8 @@ class Whisper(PrunedLobe, whisper.Whisper):
     Whisper was trained on windows of 30 s, in which silence follows what is
     shorter. A shorter `context` saves the time that this takes, but a decoder
     that never hears the end of a window repeats itself. So the encoder hears
-    the utterance, a margin of silence, and the end of the window: the second
-    half of the margin has the positions of the last frames of the 30 s.
+    the utterance, a margin of silence, and the end of the window: the last
+    quarter of the margin has the positions of the last frames of the 30 s.
 
     Arguments
     ---------
@@ -76,7 +76,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
         encoder_only=False,
         *args,
         context=None,
-        margin=1.0,
+        margin=2.0,
         aligned=False,
         **kwargs,
     ):
@@ -111,7 +111,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
         encoder.register_forward_pre_hook(_shorten, with_kwargs=True)
         encoder.register_forward_hook(_restore, always_call=True)
         if context is not None:
-            end = partial(_end_of_window, frames=round(margin / 2 * RATE))
+            end = partial(_end_of_window, frames=round(margin / 4 * RATE))
             encoder.embed_positions.register_forward_pre_hook(end)
         if self.tokenizer is not None:
             hide = partial(_hide_padding, pad=self.eos)  # Whisper pads with it

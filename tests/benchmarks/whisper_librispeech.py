@@ -34,7 +34,7 @@ TABLE = Path(__file__).with_suffix(".json")
 
 SPEECH = {  # of every cell
     "context": "utterance",
-    "margin": 1.0,
+    "margin": 2.0,
     "valid_batch_size": 16,
     "num_workers": 0,
     "skip_prep": True,
@@ -47,7 +47,7 @@ TRAINING = {
 }
 SCORE_STEPS = 64
 EPOCHS = 2  # after the first steps, which measure what matters
-MARGINS = (0.5, 1.0, 2.0)
+MARGINS = (1.0, 2.0, 3.0)
 EVERY_VALID = 10  # utterances of dev of which one is for validation
 PART = 500  # utterances that are scored in one process
 
@@ -85,7 +85,7 @@ LAYERS = """layer_pruning:
     export_folder: !ref <output_folder>/export
 """
 FINAL = [f"fisher_refit/{size}" for size in SIZES]
-QUICK = ["dense/utterance-1.0", "fisher_refit/encoder-0.25"]
+QUICK = ["dense/utterance-2.0", "fisher_refit/encoder-0.25"]
 
 
 def all_cells():
@@ -93,7 +93,7 @@ def all_cells():
     dense = [f"dense/utterance-{margin}" for margin in MARGINS]
     methods = [*METHODS, "layers"]
     pruned = [f"{method}/{size}" for method in methods for size in SIZES]
-    keys = ["dense/30s", *dense, *FINAL, "tuned/utterance-1.0", *pruned]
+    keys = ["dense/30s", *dense, *FINAL, "tuned/utterance-2.0", *pruned]
     return list(dict.fromkeys(keys))
 
 

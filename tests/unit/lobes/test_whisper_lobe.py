@@ -54,7 +54,7 @@ def test_without_a_context_it_is_speechbrains(folder, load, wav, prefix):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "context, seconds", [(10, 10), (4, 4), ("utterance", 4), (30, 30)]
+    "context, seconds", [(10, 10), (5, 5), ("utterance", 5), (30, 30)]
 )
 def test_what_the_encoder_sees(load, wav, context, seconds):
     lobe = load(context=context)
@@ -86,10 +86,10 @@ def test_utterances_up_to_the_end(load):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "options, ends", [({"context": 4}, 25), ({}, 0), ({"context": 30}, 0)]
+    "options, ends", [({"context": 5}, 25), ({}, 0), ({"context": 30}, 0)]
 )
 def test_the_encoder_hears_the_end_of_the_window(load, wav, options, ends):
-    """Half of the margin of 1 s has the positions of the last 0.5 s."""
+    """A quarter of the margin of 2 s has the positions of the last 0.5 s."""
     lobe, heard = load(**options), []
     weight = lobe.model.encoder.embed_positions.weight
     lobe.model.encoder.embed_positions.register_forward_hook(
@@ -132,7 +132,7 @@ def test_training_hides_the_padding_of_tokens(load, wav):
 
 def test_generate(load, wav):
     lobe = load(context="utterance")
-    model = lobe.for_generation(seconds=4)
+    model = lobe.for_generation(seconds=5)
     found = model.generate(lobe._get_mel(wav), max_length=7, do_sample=False)
     tokens = torch.tensor([[lobe.bos]] * 2)
     for _ in range(found.shape[1]):
@@ -147,7 +147,7 @@ def test_generate(load, wav):
         ({"context": 40}, "context: 40; Whisper hears 30 s"),
         ({"context": 0}, "context: 0; write a number above 0"),
         ({"context": "utterances"}, "context: 'utterances'; write"),
-        ({"context": 1}, "context: 1; write more than the margin of 1 s"),
+        ({"context": 2}, "context: 2; write more than the margin of 2 s"),
         ({"margin": -1}, "margin: -1; write a number, 0 or more"),
     ],
 )
@@ -189,9 +189,9 @@ def test_aligned_frames_are_not_for_the_decoder(load):
 
 
 def test_longer_than_the_context(load, wav):
-    said = "context: 3.5: an utterance takes 3.00 s, and a margin of 1 s; write"
+    said = "context: 4.5: an utterance takes 3.00 s, and a margin of 2 s; write"
     with pytest.raises(ValueError, match=said):
-        load(context=3.5)(wav, None)
+        load(context=4.5)(wav, None)
 
 
 @pytest.mark.parametrize("context", [None, "utterance"])
