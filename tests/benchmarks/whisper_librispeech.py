@@ -46,13 +46,15 @@ TRAINING = {
     "warmup_steps": 50,
 }
 SCORE_STEPS = 64
+GATE_STEPS = 300  # from the dense model to the target, of learned gates
 EPOCHS = 2  # after the first steps, which measure what matters
 MARGINS = (1.0, 2.0, 3.0)
 EVERY_VALID = 10  # utterances of dev of which one is for validation
 PART = 500  # utterances that are scored in one process
 
 NO_REFIT = ["refit: null"]
-METHODS = {  # name -> lines beside the preset whisper_score
+METHODS = {  # name -> lines beside the preset whisper_score, or whisper_l0
+    "l0": [],
     "fisher_refit": [],
     "fisher": NO_REFIT,
     "magnitude_refit": ["score: !name:sb_prune.magnitude_score"],
@@ -175,12 +177,13 @@ class Cells:
             yaml = self.runs.folder / f"{_name(key)}.yaml"
             yaml.write_text(pruning_yaml(method, size), encoding="utf-8")
             options = {
-                "number_of_epochs": 1 + EPOCHS,
+                "number_of_epochs": EPOCHS + (method in METHODS),
                 "target": SIZES[size][0],
                 "schedule_steps": SCORE_STEPS,
             }
-            if method == "layers":
+            if method == "l0":  # its first epoch is a whole one
                 options["number_of_epochs"] = EPOCHS
+                options["schedule_steps"] = GATE_STEPS
         steps = EPOCHS * self._steps()
         options |= {"total_steps": steps, "cooldown_steps": steps - 100}
         options |= {"whisper_hub": self.whisper, **TRAINING}
@@ -257,8 +260,9 @@ def pruning_yaml(method, size):
     added = "".join(f"    {line}\n" for line in lines)
     before = "    name: whisper_l0\n    module: whisper\n"
     assert before in text
+    preset = "whisper_l0" if method == "l0" else "whisper_score"
     return text.replace(
-        before, f"    name: whisper_score\n    module: whisper\n{added}"
+        before, f"    name: {preset}\n    module: whisper\n{added}"
     )
 
 

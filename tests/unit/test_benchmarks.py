@@ -750,7 +750,7 @@ def test_whisper_methods_differ_in_what_their_names_say(real, whisper_block):
         blocks = {name: whisper_block(name, size) for name in real.METHODS}
         for name, block in blocks.items():
             PruningSettings(**block)
-            assert ("refit" in name) == (block["refit"] is not None)
+            assert ("refit" in name) == (block.get("refit") is not None)
             sides = block["structures"].keywords["sides"]
             assert ("decoder" in sides) == size.startswith("whole")
         assert blocks["fisher"]["score"] is taylor_score
