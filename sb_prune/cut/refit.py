@@ -145,6 +145,8 @@ class _NormalEquations:
         columns = self._stays.to(flat.device)
         first = flat[:, columns].cpu().double().T
         scale = self._gram.diagonal().mean()
+        if scale == 0:  # nothing was given
+            return self._weight
         penalty = (ridge + 1e-9) * scale  # never singular
         best = torch.linalg.solve(
             self._gram + penalty * torch.eye(len(first)),
@@ -215,8 +217,10 @@ def _readers(declaration, plan):
 
 
 def _can_be_fitted(layer):
+    if "weight" not in layer._parameters:  # it is made of others
+        return False
     if isinstance(layer, CONVOLUTIONS):
-        return layer.groups == 1 and "weight" in layer._parameters
+        return layer.groups == 1
     return isinstance(layer, nn.Linear)
 
 

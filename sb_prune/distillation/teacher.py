@@ -148,18 +148,19 @@ class Teacher:
             name: next((p.device for p in module.parameters()), None)
             for name, module in heard.items()
         }
-        firsts = _first_of_each_list(heard)
+        stacks = _lists(heard)
         for key, names in self._layers.items():
             for name in names:
                 layer = unwrap(modules[key]).get_submodule(name)
-                firsts.setdefault(_stack(key, name), layer)
+                stacks.setdefault(_stack(key, name), [layer])
                 hook = self._keep_student(_stack(key, name))
                 self._handles.append(layer.register_forward_hook(hook))
-        for stack, layer in firsts.items():
+        for stack, layers in stacks.items():
             hook = self._read_padding(stack)
-            self._handles.append(
+            self._handles += [
                 layer.register_forward_pre_hook(hook, with_kwargs=True)
-            )
+                for layer in layers  # of which training may skip some
+            ]
 
     def begin_(self):
         """Forgets the last batch and starts to record the student's calls."""
@@ -185,7 +186,7 @@ class Teacher:
             named = zip(inspect.signature(module.forward).parameters, args)
             given = {**dict(named), **kwargs}
             for key in self._padding:
-                if given.get(key) is not None:
+                if torch.is_tensor(given.get(key)):
                     self.pads[stack] = padded_frames(key, given[key])
 
         return hook
@@ -313,13 +314,13 @@ def _has_parameters(module):
     return any(True for _ in module.parameters())
 
 
-def _first_of_each_list(modules):
-    """Name of each ModuleList -> the first module in it."""
+def _lists(modules):
+    """Name of each ModuleList -> the modules in it."""
     return {
-        f"{key}.{name}".removesuffix("."): next(iter(layers))
+        f"{key}.{name}".removesuffix("."): list(layers)
         for key, module in modules.items()
         for name, layers in unwrap(module).named_modules()
-        if isinstance(layers, torch.nn.ModuleList) and len(layers)
+        if isinstance(layers, torch.nn.ModuleList)
     }
 
 

@@ -63,7 +63,8 @@ class Whisper(PrunedLobe, whisper.Whisper):
     Raises
     ------
     ValueError
-        If the context is longer than 30 s, the source has no tokenizer, the
+        If the context is longer than 30 s or no longer than the margin, the
+        source has no tokenizer, the
         model has no tokens for `language` and `task`, or frames shall be
         aligned that the decoder reads.
     """
@@ -147,7 +148,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
 
     def _piece(self, samples):
         """Samples of each of the equal pieces that the context can hold."""
-        longest = -(-self.longest // FRAME) * FRAME
+        longest = self.longest // FRAME * FRAME
         pieces = -(-samples // longest)
         return -(-samples // (pieces * FRAME)) * FRAME
 
@@ -289,7 +290,8 @@ def _end_of_window(embedding, args, frames):
 def _hide_padding(decoder, args, kwargs, pad):
     """Masks tokens behind a transcript in training, as losses ignore them."""
     tokens = kwargs.get("input_ids")
-    if not decoder.training or tokens is None:
+    cache = kwargs.get("past_key_values", kwargs.get("cache"))
+    if not decoder.training or tokens is None or cache is not None:
         return None
     return args, {"attention_mask": (tokens != pad).long(), **kwargs}
 

@@ -46,7 +46,18 @@ class Data:
 
     def a_batch(self):
         """A batch for `compute_forward`, of the validation data if possible."""
-        return next(iter(self.train if self.valid is None else self.valid))
+        batches = self._batches() if self.valid is None else self.valid
+        return next(iter(batches))
+
+    def _batches(self):
+        """Those of training, without counting them as trained on."""
+        is_looped = isinstance(self.train, LoopedLoader)
+        return self.train.loader if is_looped else self.train
+
+    def begin_epoch_(self):
+        """Lets a LoopedLoader, which counts by itself, begin an epoch anew."""
+        if isinstance(self.train, LoopedLoader):
+            self.train.step = 0
 
     def utterances(self, count, seed):
         """Single utterances of the training data, chosen at random.
@@ -68,7 +79,7 @@ class Data:
             try:
                 order = torch.randperm(len(self.train.dataset))[:count]
             except (AttributeError, TypeError):  # no length
-                return list(islice(self.train, count))
+                return list(islice(self._batches(), count))
             items = [self.train.dataset[i] for i in order.tolist()]
             if self.train.batch_sampler is not None:
                 items = [[item] for item in items]

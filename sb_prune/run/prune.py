@@ -104,7 +104,8 @@ class Prune(Phase):
             steps, longer = limit, "optimizer_step_limit"
         ends = self._settings.prune_steps
         if ends is not None and not brain.debug:
-            if not steps - per_epoch < ends <= steps:
+            begun = per_epoch * (wanted - 1) if wanted > 1 else 0
+            if not begun < ends <= steps:
                 raise ValueError(
                     f"prune_steps: {ends} must lie in the last epoch of the "
                     f"prune phase, whose {wanted} have {steps} optimizer "
@@ -143,6 +144,7 @@ class Prune(Phase):
         pruner, brain = run.steps.pruner, run.brain
         run.counter.limit, brain.optimizer_step_limit = self._limits
         _warn_if_short(pruner)
+        run.data.begin_epoch_()
         brain.modules.eval()
         # all take the plan of one process, as their rounding may differ
         plan = ddp_broadcast(pruner.plan(final=True))

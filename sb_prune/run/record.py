@@ -154,10 +154,11 @@ def check_same_run(folder, record, blocks, has_trained):
             )
         before, now = found[block], blocks[block]
         for key in [*before, *now]:
-            if before.get(key) != now.get(key):
+            was, is_now = (said.get(key, str(None)) for said in (before, now))
+            if was != is_now:  # a key that is new since then was not written
                 raise ValueError(
                     f"output_folder: {folder} holds a run with another "
-                    f"{block}: {key}: {before.get(key)}, not {now.get(key)}; "
+                    f"{block}: {key}: {was}, not {is_now}; "
                     "write another output_folder, or the old value"
                 )
 

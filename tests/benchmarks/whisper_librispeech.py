@@ -141,7 +141,7 @@ class Cells:
         if method != "dense":
             log = _log(self._train(key, self._csv["valid"][0]))
         found = self._evaluate(key, "dev")
-        return {**found, **costs(self._model(key)), **log}
+        return {**found, **costs(self._model(key), _margin(key)), **log}
 
     def _model(self, key):
         """Folder of the model of a cell."""
@@ -152,11 +152,10 @@ class Cells:
     def _evaluate(self, key, split):
         """Word errors, part by part, so that a stopped one continues."""
         options = {"number_of_epochs": 0, "whisper_hub": self._model(key)}
-        size = key.partition("/")[2]
-        if size == "30s":
+        if _margin(key) is None:
             options["context"] = "null"
-        elif size.startswith("utterance-"):
-            options["margin"] = size.removeprefix("utterance-")
+        else:
+            options["margin"] = _margin(key)
         yaml = RECIPE / "hparams/train_whisper.yaml"
         files = []
         for part in self._csv[split]:
@@ -181,8 +180,7 @@ class Cells:
                 "target": SIZES[size][0],
                 "schedule_steps": SCORE_STEPS,
             }
-            if method == "l0":  # its first epoch is a whole one
-                options["number_of_epochs"] = EPOCHS
+            if method == "l0":  # in an epoch more, before it is fine-tuned
                 options["schedule_steps"] = GATE_STEPS
         steps = EPOCHS * self._steps()
         options |= {"total_steps": steps, "cooldown_steps": steps - 100}
@@ -213,6 +211,16 @@ class Cells:
 
 def _name(key):
     return key.replace("/", "-")
+
+
+def _margin(key):
+    """Seconds of silence behind an utterance; None where it is padded to 30."""
+    size = key.partition("/")[2]
+    if size == "30s":
+        return None
+    if size.startswith("utterance-"):
+        return float(size.removeprefix("utterance-"))
+    return SPEECH["margin"]
 
 
 def _manifests(folder, librispeech, splits):
@@ -295,10 +303,10 @@ def word_errors(paths, draws=2000):
     return {name: round(float(x), 2) for name, x in figures.items()}
 
 
-def costs(source, seconds=10, tokens_per_second=4):
+def costs(source, margin, seconds=10, tokens_per_second=4):
     """Parameters, and MACs for each second of speech, of a model."""
     model = lobes.Whisper(source, source).model
-    frames = 100 * (seconds + 2)
+    frames = 3000 if margin is None else round(100 * (seconds + margin))
     declaration = whisper_structures(
         model, tokens_per_frame=tokens_per_second * seconds / frames
     )

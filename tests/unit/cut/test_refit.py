@@ -112,6 +112,13 @@ def test_too_few_frames_leave_no_nonsense():
     assert layer.weight.abs().max() < 100
 
 
+def test_silent_units_leave_the_weights():
+    layer = nn.Linear(UNITS, 3)
+    before = layer.weight.detach().clone()
+    refitted(layer, [torch.zeros(50, UNITS)])
+    assert torch.equal(layer._parameters["weight"], before)
+
+
 def test_layers_are_fitted_in_the_order_of_the_data():
     """The second layer is fitted to what the first, fitted, feeds it."""
     torch.manual_seed(0)

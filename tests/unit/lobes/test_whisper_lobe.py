@@ -130,6 +130,19 @@ def test_training_hides_the_padding_of_tokens(load, wav):
     torch.testing.assert_close(found[tokens != pad], expected[tokens != pad])
 
 
+@torch.no_grad()
+def test_decoding_in_training_mode_reads_its_cache(load, wav, prefix):
+    lobe = load(context="utterance")
+    encoded = lobe.forward_encoder(lobe._get_mel(wav))
+    lobe.model.train()
+    _, _, cache = lobe.forward_decoder(encoded, prefix)
+    tokens = torch.cat([prefix, prefix[:, :1]], dim=1)
+    found = lobe.forward_decoder(encoded, tokens, past_key_values=cache)[0]
+    lobe.model.eval()
+    expected = lobe.forward_decoder(encoded, tokens)[0][:, -1:]
+    torch.testing.assert_close(found, expected)
+
+
 def test_generate(load, wav):
     lobe = load(context="utterance")
     model = lobe.for_generation(seconds=5)
@@ -181,6 +194,14 @@ def test_aligned_audio_longer_than_the_context(load, wav):
     states = load(output_all_hiddens=True, **options)(wav)
     assert states.shape == (3, 2, 150, 16)
     assert torch.equal(states[-1], whole)
+
+
+@torch.no_grad()
+def test_aligned_audio_a_little_longer_than_the_context(load):
+    """The context without its margin is no whole number of frames."""
+    options = {"encoder_only": True, "context": 3.01, "margin": 0.5}
+    lobe = load(aligned=True, **options)
+    assert lobe(torch.zeros(1, 40_300)).shape == (1, 126, 16)
 
 
 def test_aligned_frames_are_not_for_the_decoder(load):

@@ -7,6 +7,7 @@ import pytest
 import small_runs
 import torch
 from small_runs import make, prune, pruning
+from speechbrain.dataio.dataloader import LoopedLoader
 
 from sb_prune import LeastSquares, taylor_score
 from sb_prune.run.snapshots import find_snapshot
@@ -64,6 +65,16 @@ def test_steps_outside_the_last_epoch_are_refused(tmp_path, epochs, steps):
     brain = make(tmp_path, model, {"pruning": block}, epochs=3)
     with pytest.raises(ValueError, match=f"prune_steps: {steps} must lie"):
         small_runs.fit(brain, model)
+
+
+def test_data_without_a_length_end_after_the_steps(tmp_path):
+    model = small_runs.conformer()
+    block = pruning(tmp_path, model, 0.4, prune_steps=2, schedule_steps=2)
+    block["refit"] = partial(LeastSquares, utterances=2)
+    brain = make(tmp_path, model, {"pruning": block})
+    stream = LoopedLoader(model.batches(), EPOCH)
+    brain.fit(brain.hparams.epoch_counter, stream)
+    assert brain.optimizer_step == EPOCH  # all of the other epoch
 
 
 def test_a_schedule_longer_than_the_steps_is_refused(tmp_path):
