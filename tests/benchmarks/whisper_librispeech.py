@@ -42,7 +42,7 @@ SPEECH = {  # of every cell
 TRAINING = {
     "max_batch_length": 30,
     "max_batch_ex": 4,
-    "lr": 0.0001,
+    "lr": 0.00001,  # 0.0001 overwrites what the decoder knows
     "warmup_steps": 50,
 }
 SCORE_STEPS = 64
