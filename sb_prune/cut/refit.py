@@ -168,13 +168,7 @@ def _heard(layer, forward):
         call.extend([args[0], output])
         raise _Heard
 
-    handle = layer.register_forward_hook(listen)
-    try:
-        forward()
-    except _Heard:
-        pass
-    finally:
-        handle.remove()
+    _run([layer], listen, forward)
     return call
 
 
@@ -188,6 +182,12 @@ def _in_order(layers, forward):
         if len(called) == len(layers):
             raise _Heard
 
+    _run(layers, listen, forward)
+    return called
+
+
+def _run(layers, listen, forward):
+    """Runs a forward with a hook on layers, which may end it."""
     handles = [layer.register_forward_hook(listen) for layer in layers]
     try:
         forward()
@@ -196,7 +196,6 @@ def _in_order(layers, forward):
     finally:
         for handle in handles:
             handle.remove()
-    return called
 
 
 def _readers(declaration, plan):
