@@ -41,13 +41,17 @@ class ASR(sb.Brain):
         wavs, wav_lens = batch.sig
         if stage == sb.Stage.TRAIN and hasattr(self.hparams, "wav_augment"):
             wavs, wav_lens = self.hparams.wav_augment(wavs, wav_lens)
-        feats = self.modules.wav2vec2(wavs, wav_lens)
+        feats = self.encode(wavs, wav_lens)
         logits = self.modules.ctc_lin(self.modules.enc(feats))
         p_ctc = logits.log_softmax(dim=-1)
         hyps = None
         if stage != sb.Stage.TRAIN:
             hyps = ctc_greedy_decode(p_ctc, wav_lens, self.hparams.blank_index)
         return p_ctc, wav_lens, hyps
+
+    def encode(self, wavs, wav_lens):
+        """Features of the encoder."""
+        return self.modules.wav2vec2(wavs, wav_lens)
 
     def compute_objectives(self, predictions, batch, stage):
         """The loss, and the word errors in evaluation."""

@@ -16,51 +16,21 @@ import sys
 from pathlib import Path
 
 import speechbrain as sb
-import torch
+import train_with_wav2vec
 from hyperpyyaml import load_hyperpyyaml
 from librispeech_prepare import prepare_librispeech
-from speechbrain.dataio.dataset import (
-    DynamicItemDataset,
-    add_dynamic_item,
-    set_output_keys,
-)
-from speechbrain.dataio.sampler import DynamicBatchSampler
-from speechbrain.decoders import ctc_greedy_decode
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import run_on_main
+from train_with_wav2vec import dataio_prepare
 
 from sb_prune import pruned
 
 
-class ASR(sb.Brain):
+class ASR(train_with_wav2vec.ASR):
     """CTC on the encoder of Whisper; two optimizers."""
 
-    def compute_forward(self, batch, stage):
-        """From waveforms to log-probabilities and, in evaluation, tokens."""
-        batch = batch.to(self.device)
-        wavs, wav_lens = batch.sig
-        if stage == sb.Stage.TRAIN and hasattr(self.hparams, "wav_augment"):
-            wavs, wav_lens = self.hparams.wav_augment(wavs, wav_lens)
-        # `aligned` in the YAML: lengths of the audio are those of the frames.
-        feats = self.modules.whisper(wavs)
-        logits = self.modules.ctc_lin(self.modules.enc(feats))
-        p_ctc = logits.log_softmax(dim=-1)
-        hyps = None
-        if stage != sb.Stage.TRAIN:
-            hyps = ctc_greedy_decode(p_ctc, wav_lens, self.hparams.blank_index)
-        return p_ctc, wav_lens, hyps
-
-    def compute_objectives(self, predictions, batch, stage):
-        """The loss, and the word errors in evaluation."""
-        p_ctc, wav_lens, hyps = predictions
-        if stage != sb.Stage.TRAIN:
-            self.wer_metric.append(
-                batch.id,
-                [self.tokenizer.decode_ids(hyp).split(" ") for hyp in hyps],
-                [wrd.split(" ") for wrd in batch.wrd],
-            )
-        return self.hparams.ctc_cost(
-            p_ctc, batch.tokens.data, wav_lens, batch.tokens.lengths
-        )
+    def encode(self, wavs, wav_lens):
+        """Features; `aligned` in the YAML: one for each frame of the audio."""
+        return self.modules.whisper(wavs)
 
     def init_optimizers(self):
         """One optimizer for the head, one for the encoder unless frozen."""
@@ -83,14 +53,6 @@ class ASR(sb.Brain):
             return optimizers
         return {"model_optimizer": self.model_optimizer}
 
-    def optimizers_step(self):
-        """A step; no gradient is kept for later."""
-        super().optimizers_step()
-        # SpeechBrain clears those of the active optimizers only: what a
-        # frozen encoder gathered would all go into its first step.
-        for optimizer in self.optimizers_dict.values():
-            optimizer.zero_grad(set_to_none=True)
-
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rates of the coming step."""
         # Beyond total_steps the schedules would turn negative.
@@ -98,109 +60,6 @@ class ASR(sb.Brain):
         self.hparams.lr_annealing_model(self.model_optimizer, step)
         if not self.hparams.freeze_whisper:
             self.hparams.lr_annealing_whisper(self.whisper_optimizer, step)
-
-    def on_stage_start(self, stage, epoch=None):
-        """Starts counting word errors."""
-        if stage != sb.Stage.TRAIN:
-            self.wer_metric = self.hparams.error_rate_computer()
-
-    def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Logs, and keeps the checkpoint with the fewest word errors."""
-        stats = {"loss": stage_loss}
-        if stage == sb.Stage.TRAIN:
-            self.train_stats = stats
-            return
-        stats["WER"] = self.wer_metric.summarize("error_rate")
-        if stage == sb.Stage.VALID:
-            rates = {
-                f"lr_{name.removesuffix('_optimizer')}": rate_of(optimizer)
-                for name, optimizer in self.optimizers_dict.items()
-            }
-            self.hparams.train_logger.log_stats(
-                {"epoch": epoch, **rates},
-                train_stats=self.train_stats,
-                valid_stats=stats,
-            )
-            self.checkpointer.save_and_keep_only(
-                meta={"WER": stats["WER"], "epoch": epoch},
-                min_keys=["WER"],
-            )
-            return
-        self.hparams.train_logger.log_stats(
-            {"Epoch loaded": self.hparams.epoch_counter.current},
-            test_stats=stats,
-        )
-        if if_main_process():
-            with open(self.test_wer_file, "w", encoding="utf-8") as fout:
-                self.wer_metric.write_stats(fout)
-
-
-def rate_of(optimizer):
-    """The learning rate of an optimizer's first parameter group."""
-    return optimizer.param_groups[0]["lr"]
-
-
-def dataio_prepare(hparams):
-    """Datasets, the sampler of training batches, and the tokenizer.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded YAML.
-
-    Returns
-    -------
-    train_data, valid_data : DynamicItemDataset
-        For `fit`.
-    test_data : dict of str to DynamicItemDataset
-        For `evaluate`, by split.
-    train_sampler : DynamicBatchSampler
-        Batches of utterances of about the same length.
-    tokenizer : sentencepiece.SentencePieceProcessor
-        Between words and tokens.
-
-    Raises
-    ------
-    ValueError
-        If `output_neurons` is not the number of tokens, which for characters
-        follows from the transcripts.
-    """
-    # One process trains it; the others must not find half of it.
-    tokenizer = run_on_main(hparams["tokenizer"]).sp
-    tokens, outputs = tokenizer.vocab_size(), hparams["output_neurons"]
-    if tokens != outputs:
-        raise ValueError(
-            f"output_neurons: {outputs}, but the tokenizer made from the "
-            f"transcripts has {tokens} tokens; write {tokens}"
-        )
-
-    @sb.utils.data_pipeline.takes("wav")
-    @sb.utils.data_pipeline.provides("sig")
-    def audio_pipeline(wav):
-        return sb.dataio.dataio.read_audio(wav)
-
-    @sb.utils.data_pipeline.takes("wrd")
-    @sb.utils.data_pipeline.provides("tokens")
-    def text_pipeline(wrd):
-        return torch.LongTensor(tokenizer.encode_as_ids(wrd))
-
-    def load(csv_file):
-        return DynamicItemDataset.from_csv(
-            csv_file, replacements={"data_root": hparams["data_folder"]}
-        ).filtered_sorted(sort_key="duration")
-
-    train_data = load(hparams["train_csv"])
-    valid_data = load(hparams["valid_csv"])
-    test_data = {Path(name).stem: load(name) for name in hparams["test_csv"]}
-
-    datasets = [train_data, valid_data, *test_data.values()]
-    add_dynamic_item(datasets, audio_pipeline)
-    add_dynamic_item(datasets, text_pipeline)
-    set_output_keys(datasets, ["id", "sig", "wrd", "tokens"])
-    train_sampler = DynamicBatchSampler(
-        train_data, **hparams["dynamic_batch_sampler_train"]
-    )
-    return train_data, valid_data, test_data, train_sampler, tokenizer
 
 
 if __name__ == "__main__":
