@@ -62,6 +62,8 @@ def write_tiny_whisper(folder, seed=0, mels=80, english=False, **shape):
     transformers.WhisperFeatureExtractor(feature_size=mels).save_pretrained(
         folder
     )
+    spelling = Path(folder, "normalizer.json")
+    spelling.write_text(json.dumps({"colour": "color"}))
     generation = {
         "decoder_start_token_id": start,
         "eos_token_id": end,

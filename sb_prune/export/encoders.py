@@ -132,14 +132,17 @@ def _save_tokenizer(document, entry, lobe, folder):
     from sb_prune.export import tokens as tokenizers
 
     settings = tokenizers.save_tokenizer(lobe, folder)
-    pretrainer, key = document["pretrainer"], f"{entry}_tokenizer"
-    pretrainer["loadables"][key] = reference(entry)
-    pretrainer["files"][key] = tokenizers.TOKENIZER
-    pretrainer["custom_hooks"][key] = tagged(
-        "!name:sb_prune.load_tokenizer",
-        settings=settings,
-        sha256=file_hash(folder / tokenizers.TOKENIZER),
-    )
+    pretrainer = document["pretrainer"]
+    files = {tokenizers.TOKENIZER: ("tokenizer", {"settings": settings})}
+    if (folder / tokenizers.SPELLING).is_file():
+        files[tokenizers.SPELLING] = ("spelling", {})  # after the tokenizer
+    for file, (part, more) in files.items():
+        key, sha256 = f"{entry}_{part}", file_hash(folder / file)
+        pretrainer["loadables"][key] = reference(entry)
+        pretrainer["files"][key] = file
+        pretrainer["custom_hooks"][key] = tagged(
+            f"!name:sb_prune.load_{part}", **more, sha256=sha256
+        )
 
 
 def save_encoder_config(edits, steps, module, entry, lobe, folder):

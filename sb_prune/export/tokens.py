@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from sb_prune.support.hashes import check_hash
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+SPELLING = "normalizer.json"  # British words -> American ones
 SPECIAL = (  # what lobe and searchers of SpeechBrain ask for
     "<|startoftranscript|>",
     "<|endoftext|>",
@@ -104,6 +105,10 @@ def save_tokenizer(lobe, folder):
         Its settings, for `load_tokenizer`.
     """
     lobe.tokenizer.save_pretrained(folder)
+    spelling = lobe.tokenizer.english_spelling_normalizer
+    if spelling is not None:  # fast tokenizers do not write it
+        text = json.dumps(spelling, indent=2, ensure_ascii=False)
+        (folder / SPELLING).write_text(text + "\n", "utf-8")
     return json.loads((folder / SETTINGS).read_text("utf-8"))
 
 
@@ -135,3 +140,27 @@ def load_tokenizer(lobe, path, settings, sha256):
         lobe.tokenizer.set_prefix_tokens(
             language=lobe.language or "en", task=lobe.task
         )
+
+
+def load_spelling(lobe, path, sha256):
+    """Loads the spellings by which the tokenizer of a lobe normalises words.
+
+    A hook of a Pretrainer, after `load_tokenizer`.
+
+    Arguments
+    ---------
+    lobe : torch.nn.Module
+        SpeechBrain's lobe Whisper, or one of `sb_prune.lobes`.
+    path : str
+        The file `normalizer.json`.
+    sha256 : str
+        Hash of the file at the export, as hexadecimal digits.
+
+    Raises
+    ------
+    ValueError
+        If the file was truncated or edited.
+    """
+    check_hash(path, sha256)
+    spelling = json.loads(Path(path).read_text("utf-8"))
+    lobe.tokenizer.english_spelling_normalizer = spelling

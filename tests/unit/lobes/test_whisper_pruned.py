@@ -153,11 +153,27 @@ def test_it_transcribes_as_before(small, tmp_path):
     assert [list(t) for t in tokens] == [list(t) for t in expected]
 
 
-def test_an_edited_tokenizer_is_named(small, tmp_path):
+def test_words_are_normalised_as_before(small, tmp_path):
+    """SpeechBrain's option normalized_transcripts reads normalizer.json."""
+    export, brain = small
+    model = WhisperASR.from_hparams(source=str(export), savedir=str(tmp_path))
+    swapped = lobes.Whisper(str(export), str(tmp_path), **OPTIONS)
+    for lobe in (brain.modules.whisper, model.mods.whisper, swapped):
+        assert lobe.tokenizer.normalize("My colour, dear!") == "my color dear"
+
+
+@pytest.mark.parametrize(
+    "name, old, new",
+    [
+        ("tokenizer.json", "<|translate|>", "<|trans|>"),
+        ("normalizer.json", "color", "colar"),
+    ],
+)
+def test_an_edited_tokenizer_is_named(small, tmp_path, name, old, new):
     export = tmp_path / "export"
     shutil.copytree(small[0], export)
-    file = export / "tokenizer.json"
-    file.write_text(file.read_text().replace("<|translate|>", "<|trans|>"))
+    file = export / name
+    file.write_text(file.read_text().replace(old, new))
     with pytest.raises(ExportError, match=f"{file} is not the file that was"):
         load_export(export)
 
