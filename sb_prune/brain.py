@@ -125,15 +125,28 @@ class PruningMixin:
         super().check_loss_isfinite(loss)
 
     def optimizers_step(self):
-        """Calls the recipe's, then updates the gates.
+        """Calls the recipe's unless weights are held, then updates the gates.
 
         Gates are not updated if the GradScaler skipped the recipe's step.
         """
         scale = self.scaler.get_scale()
-        super().optimizers_step()
+        if self.pruning.steps.holds_weights:
+            self._pass_step()
+        else:
+            super().optimizers_step()
         if self.scaler.get_scale() < scale:
             self.pruning.steps.veto_()
         self.pruning.steps.step_(scale)
+
+    def _pass_step(self):
+        """Counts an optimizer step in which the weights stay as they are."""
+        optimizers = self.optimizers_dict or {"optimizer": self.optimizer}
+        for optimizer in optimizers.values():
+            self.scaler.unscale_(optimizer)  # looks for what is not finite
+        self.scaler.update()
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        self.optimizer_step += 1
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Calls the recipe's, then exports milestones that were reached."""

@@ -97,7 +97,8 @@ class Distiller:
         self._batches += 1
         for name, value in {"task": loss, **parts}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
-        return self.distillation.task_weight * loss + sum(parts.values())
+        total, weight = sum(parts.values()), self.distillation.task_weight
+        return total + weight * loss if weight else total
 
     def means(self):
         """Mean of each part of the loss since the last call, for the log.

@@ -106,7 +106,13 @@ class LayerwiseDistillation:
     match : callable
         `same_index` or `nearest_surviving`.
     task_weight : float
-        Weight of the recipe's own loss.
+        Weight of the recipe's own loss; with 0, what it alone reaches does
+        not learn.
+
+    Raises
+    ------
+    ValueError
+        If every weight is 0, or weighs nothing.
 
     Example
     -------
@@ -143,6 +149,18 @@ class LayerwiseDistillation:
         self.temperature = temperature
         self.match = match
         self.task_weight = task_weight
+        if not any(
+            [
+                task_weight,
+                hidden_weight,
+                output_weight and self._logits,
+                state_weight and self._states,
+            ]
+        ):
+            raise ValueError(
+                f"task_weight: {task_weight}: no loss is left; write a number "
+                "above 0, or `outputs` or `states` to compare"
+            )
 
     def losses(self, teacher, surviving=None):
         """Computes the weighted parts of the loss.

@@ -184,8 +184,14 @@ class BasePruner:
         targets = [group.scheduled(fraction) for group in self.groups]
         return torch.tensor(targets, dtype=torch.float64)
 
-    def _rises(self):
-        """Whether the schedule asks for more than what is gone already."""
+    def rises(self):
+        """Whether the schedule asks for more than what is gone already.
+
+        Returns
+        -------
+        bool
+            False as long as all gates are open.
+        """
         targets = self.targets().tolist()
         return any(t > group.gone for t, group in zip(targets, self.groups))
 
@@ -511,7 +517,7 @@ class Pruner(BasePruner):
 
         Gates are open until the schedule rises.
         """
-        if not self._rises():  # no shift of the logits opens all gates
+        if not self.rises():  # no shift of the logits opens all gates
             self._source = None
             collects = self._first_score is not None
             self._apply(torch.ones_like(self.logits), learn=collects)
@@ -565,7 +571,7 @@ class Pruner(BasePruner):
         """
         with torch.no_grad():
             logits = self.logits
-        if self._rises():
+        if self.rises():
             logits, _ = self._control()
         expected = self.expected_sparsity(logits).detach()
         return {

@@ -187,7 +187,7 @@ class ScorePruner(BasePruner):
 
     def sample_(self):
         """Applies the current plan, which is made anew every few steps."""
-        if self._rises() and self.step % self.every == 0:
+        if self.rises() and self.step % self.every == 0:
             self._chosen = self.plan().values(self.declaration)
         self._apply(self._chosen, learn=True)
 

@@ -79,6 +79,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
         context=None,
         margin=2.0,
         aligned=False,
+        freeze_decoder=False,
         **kwargs,
     ):
         MARGIN.check(margin, "margin")
@@ -117,6 +118,8 @@ class Whisper(PrunedLobe, whisper.Whisper):
         if self.tokenizer is not None:
             hide = partial(_hide_padding, pad=self.eos)  # Whisper pads with it
             self.model.decoder.register_forward_pre_hook(hide, with_kwargs=True)
+        if freeze_decoder and not encoder_only:
+            self.model.decoder.requires_grad_(False)
 
     def _assign(self, weights):
         if self._without_decoder:

@@ -303,6 +303,7 @@ def check_trainable(brain, module, declaration):
                 raise ValueError(
                     f"modules: {module}: {name} {reason}, so it cannot be "
                     "pruned; let it train (freeze: False, as well as "
-                    "freeze_encoder or freeze_feature_extractor), or leave "
+                    "freeze_encoder, freeze_decoder or "
+                    "freeze_feature_extractor), or leave "
                     f"{structure.kind} out of `kinds` under `structures`"
                 )

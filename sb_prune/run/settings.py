@@ -21,6 +21,7 @@ from sb_prune.support.values import (
     Number,
     OneOrList,
     Whole,
+    YesNo,
     checked,
 )
 
@@ -65,6 +66,10 @@ class PruningSettings:
     prune_steps : int, optional
         Optimizer steps after which the prune phase ends, in the last of its
         epochs. By default it ends with that epoch.
+    hold_weights : bool
+        Whether weights stay as they are, and nothing is distilled, until the
+        schedule rises. What units are worth is then measured on the model as
+        it is, by the loss of the recipe alone.
     start_from : str, optional
         Save folder of a dense run, or one checkpoint in it, or an export of
         sb_prune, which is pruned further. By default the modules are as the
@@ -124,6 +129,7 @@ class PruningSettings:
         prune_epochs: Whole(1),
         schedule_steps: Whole(0),
         prune_steps: Whole(1) = None,
+        hold_weights: YesNo() = False,
         start_from: START = None,
         start_min_key: META_KEY = None,
         start_max_key: META_KEY = None,
@@ -156,6 +162,7 @@ class PruningSettings:
         self.structures = structures
         self.prune_epochs = prune_epochs
         self.prune_steps = prune_steps
+        self.hold_weights = hold_weights
         self.min_keep = min_keep
         self.budget = BUDGET.make("pruning", "budget", budget, target=target)
         self.schedule = SCHEDULE.make(

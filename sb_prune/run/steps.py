@@ -21,6 +21,7 @@ class Steps:
     """
 
     pruner = None
+    holds_weights = False  # whether optimizers wait in this step
 
     def __init__(self, point=None, distiller=None, surviving=None):
         self.point = point or ResumePoint()
@@ -50,7 +51,7 @@ class Steps:
     def begin_batch_(self):
         """To be called before the forward of each training batch."""
         self.point.begin_batch_()
-        if self.distiller is not None:
+        if self._distils():
             self.distiller.teacher.begin_()
 
     def add_to_loss(self, loss):
@@ -66,9 +67,13 @@ class Steps:
         torch.Tensor
             Scalar.
         """
-        if self.distiller is None:
+        if not self._distils():
             return loss
         return self.distiller.add(loss, self._surviving())
+
+    def _distils(self):
+        # as long as weights are held, the teacher would say the same
+        return self.distiller is not None and not self.holds_weights
 
     def veto_(self):
         """Skips the next update of the gates, as the recipe skips its own."""
@@ -132,6 +137,11 @@ class PruneSteps(Steps):
         """Refuses masked tensors that are not trained; hooks the teacher."""
         check_trainable(brain, self._settings.module, self._run.declaration)
         super().start_(brain)
+
+    @property
+    def holds_weights(self):
+        """Whether optimizers wait, as the gates are not closing yet."""
+        return self._settings.hold_weights and not self.pruner.rises()
 
     def begin_stage_(self, stage):
         """Sets the gates to the current plan, if the stage is not training."""

@@ -40,9 +40,8 @@ SPEECH = {  # of every cell
     "skip_prep": True,
 }
 TRAINING = {
-    "max_batch_length": 30,
+    "max_batch_length": 16,
     "max_batch_ex": 4,
-    "lr": 0.00001,  # 0.0001 overwrites what the decoder knows
     "warmup_steps": 50,
 }
 SCORE_STEPS = 64

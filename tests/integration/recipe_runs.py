@@ -146,12 +146,11 @@ TINY_COMMANDS = {
     "output_neurons": 11,
 }
 # Those of Whisper; positions are most of what its tiny encoder has.
-TINY_WHISPER = {
+_ANY_WHISPER = {
     "train_splits": "[train-clean-100]",
     "test_splits": "[test-clean]",
     "context": "utterance",
     "margin": 0,
-    "lr": 0.005,
     "total_steps": 20,
     "warmup_steps": 2,
     "cooldown_steps": 4,
@@ -159,6 +158,7 @@ TINY_WHISPER = {
     "num_buckets": 4,
     "num_workers": 0,
 }
+TINY_WHISPER = {**_ANY_WHISPER, "lr_encoder": 0.005, "lr_decoder": 0.005}
 TINY_WHISPER_PRUNE = {
     **TINY_WHISPER,
     "number_of_epochs": 2,
@@ -174,7 +174,7 @@ TINY_WHISPER_DISTIL = {
 }
 # Those of its encoder with CTC.
 TINY_WHISPER_CTC = {
-    **TINY_WHISPER,
+    **_ANY_WHISPER,
     "margin": 0.5,
     "number_of_epochs": 2,
     "freeze_whisper_steps": 2,

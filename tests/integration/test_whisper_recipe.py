@@ -156,6 +156,7 @@ def test_encoder_and_decoder_at_once_refitted_past_a_milestone(run, tmp_path):
         "prune_whisper",
         {**TINY_WHISPER_PRUNE, "target": 0.006},
         pruning=json.dumps(change),
+        freeze_decoder="False",
         precision="bf16",
     )
     for name in ("export", "export_0.003"):

@@ -119,6 +119,7 @@ def test_prune_yaml_is_the_dense_one_and_the_block(dense, pruned):
         "output_folder",
         "tokenizer_folder",
         "dense_folder",
+        "freeze_decoder",
         "freeze_encoder",
         "freeze_feature_extractor",
         "freeze_wav2vec_steps",
@@ -136,4 +137,6 @@ def test_prune_yaml_is_the_dense_one_and_the_block(dense, pruned):
         "total_steps",
         "update_until_epoch",
         "lr",
+        "lr_decoder",
+        "lr_encoder",
     }

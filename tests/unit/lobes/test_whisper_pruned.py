@@ -243,11 +243,27 @@ def test_the_encoder_of_an_export_alone(small, tmp_path):
     assert torch.equal(alone(wav), ours.forward_encoder(ours._get_mel(wav)))
 
 
-def test_a_frozen_encoder_is_refused(source, tmp_path, monkeypatch):
-    frozen = {**OPTIONS, "freeze_encoder": True}
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_a_frozen_side_is_refused(source, tmp_path, monkeypatch, side):
+    frozen = {**OPTIONS, f"freeze_{side}": True}
     monkeypatch.setattr(f"{__name__}.OPTIONS", frozen)
-    with pytest.raises(ValueError, match="is frozen, so .*freeze_encoder"):
-        prune(tmp_path, source)
+    structures = partial(whisper_structures, sides=[side])
+    with pytest.raises(ValueError, match=f"is frozen, so .*freeze_{side}"):
+        prune(tmp_path, source, structures=structures, target=0.01)
+
+
+def test_a_frozen_decoder_stays(source, tmp_path, monkeypatch):
+    frozen = {**OPTIONS, "freeze_decoder": True}
+    monkeypatch.setattr(f"{__name__}.OPTIONS", frozen)
+    dense = lobes.Whisper(str(source), str(source), **OPTIONS).model
+    model = prune(tmp_path, source, structures=NARROW).modules.whisper.model
+    for ours, before, same in (
+        (model.decoder, dense.decoder, True),
+        (model.encoder.conv2, dense.encoder.conv2, False),
+    ):
+        before = dict(before.named_parameters())
+        found = [torch.equal(p, before[n]) for n, p in ours.named_parameters()]
+        assert all(found) == same
 
 
 def test_a_missing_tokenizer_is_named(source, tmp_path):

@@ -58,6 +58,7 @@ CHANGED = [
     ("prune_epochs", {}, 2, 3, "2, not 3"),
     ("schedule_steps", {}, 10, 20, "10, not 20"),
     ("prune_steps", {}, None, 12, "None, not 12"),
+    ("hold_weights", {}, False, True, "False, not True"),
     ("start_from", {}, None, "results/dense", "None, not 'results/dense'"),
     ("start_min_key", STARTED, None, "WER", "None, not 'WER'"),
     ("start_max_key", STARTED, "ACC", "F1", "'ACC', not 'F1'"),

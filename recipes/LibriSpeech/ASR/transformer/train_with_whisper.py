@@ -80,15 +80,42 @@ class ASR(sb.Brain):
             hyps, *_ = self.hparams.search(encoded, wav_lens)
         return self.tokenizer.batch_decode(hyps, skip_special_tokens=True)
 
+    def learning_rates(self):
+        """Those of the last step, for the log."""
+        return {
+            f"lr_{name}": optimizer.param_groups[0]["lr"]
+            for name, optimizer in self.optimizers_dict.items()
+        }
+
     def words(self, texts):
         """Lists of normalised words."""
         return [self.normalize(text).split() for text in texts]
 
+    def init_optimizers(self):
+        """One optimizer for the encoder, one for the decoder, unless frozen."""
+        model = self.hparams.whisper.model
+        parts = {
+            "encoder": (model.encoder, self.hparams.encoder_opt_class),
+            "decoder": (model.decoder, self.hparams.decoder_opt_class),
+        }
+        self.optimizers_dict = {}
+        for name, (part, opt_class) in parts.items():
+            learned = [p for p in part.parameters() if p.requires_grad]
+            if learned:
+                self.optimizers_dict[name] = opt_class(learned)
+        if self.checkpointer is not None:
+            for name, optimizer in self.optimizers_dict.items():
+                self.checkpointer.add_recoverable(
+                    f"{name}_optimizer", optimizer
+                )
+
     def on_fit_batch_start(self, batch, should_step):
-        """Sets the learning rate of the coming step."""
-        # Beyond total_steps the schedule would turn negative.
+        """Sets the learning rates of the coming step."""
+        # Beyond total_steps the schedules would turn negative.
         step = min(self.optimizer_step + 1, self.hparams.total_steps)
-        self.hparams.lr_annealing(self.optimizer, step)
+        for name, optimizer in self.optimizers_dict.items():
+            anneal = getattr(self.hparams, f"lr_annealing_{name}")
+            anneal(optimizer, step)
 
     def on_stage_start(self, stage, epoch=None):
         """Starts counting word errors."""
@@ -104,7 +131,7 @@ class ASR(sb.Brain):
         stats["WER"] = self.wer_metric.summarize("error_rate")
         if stage == sb.Stage.VALID:
             self.hparams.train_logger.log_stats(
-                {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]},
+                {"epoch": epoch, **self.learning_rates()},
                 train_stats=self.train_stats,
                 valid_stats=stats,
             )
@@ -242,7 +269,6 @@ if __name__ == "__main__":
     )
     asr_brain = pruned(ASR)(
         modules=hparams["modules"],
-        opt_class=hparams["opt_class"],
         hparams=hparams,
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
