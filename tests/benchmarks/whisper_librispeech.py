@@ -3,14 +3,16 @@
     python tests/benchmarks/whisper_librispeech.py \\
         --librispeech DIR --whisper DIR [--full] [--cells KEY ...]
 
-DIR is any LibriSpeech tree and a Hugging Face folder of Whisper. Every pruned
-model is fine-tuned alike; only what is cut, and whether what is left is
-refitted, differ. Word errors are counted after Whisper's own normaliser, with
-95% intervals of a bootstrap over utterances; methods are chosen on dev, and
-`--full` adds test for those that the table says are final.
+DIR is any LibriSpeech tree and a Hugging Face folder of Whisper. Methods are
+compared after the same training, on a third of the training data; only what is
+cut, and whether what is left is refitted, differ. The final models learn from
+all of it for longer. Word errors are counted after Whisper's own normaliser,
+with 95% intervals of a bootstrap over utterances; methods are chosen on dev,
+and `--full` adds test for the final ones.
 
-A cell is one run of the recipe, KEY/SIZE, e.g. `fisher_refit/encoder-0.5`, or
-its evaluation on test, `test:KEY/SIZE`; `--cells` runs those alone.
+A cell is one run of the recipe, METHOD/SIZE, e.g. `fisher_refit/encoder-0.5`;
+`cut:METHOD/SIZE` is the same just after the cut, before any training, and
+`test:METHOD/SIZE` its evaluation on test. `--cells` runs those alone.
 Without data, the cells that stand in the table are printed.
 """
 
@@ -20,13 +22,16 @@ import json
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy
+import torch
 from cells import ROOT, Runs, Table
+from whisper_speed import decode
 
 from sb_prune import lobes, mac_cost, whisper_structures
-from sb_prune.report.measure import count_parameters
+from sb_prune.report.measure import count_parameters, measure_speed
 
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 sys.path.insert(0, str(RECIPE))
@@ -46,7 +51,9 @@ TRAINING = {
 }
 SCORE_STEPS = 64
 GATE_STEPS = 300  # from the dense model to the target, of learned gates
-EPOCHS = 2  # after the first steps, which measure what matters
+FINAL_EPOCHS = 2  # after the first steps, which measure what matters
+FEW = 3  # of so many utterances of the training data one is for comparisons
+FEW_CUT = 100  # utterances that are enough to measure what matters
 MARGINS = (1.0, 2.0, 3.0)
 EVERY_VALID = 10  # utterances of dev of which one is for validation
 PART = 500  # utterances that are scored in one process
@@ -60,16 +67,20 @@ METHODS = {  # name -> lines beside the preset whisper_score, or whisper_l0
     "magnitude": ["score: !name:sb_prune.magnitude_score", *NO_REFIT],
     "random_refit": ["score: !name:sb_prune.random_score"],
     "random": ["score: !name:sb_prune.random_score", *NO_REFIT],
+    "final": [],
 }
 WHOLE = [
     "structures:",
-    "    kinds: [front_end_channels, ffn_units, heads, cross_heads]",
+    "    kinds: [front_end_channels, ffn_units, heads, value_dims, cross_heads]",
     "    sides: [encoder, decoder]",
+    "distillation:",
+    "    states: {whisper: 0}",
+    "    outputs: {whisper: 1}",
 ]
-SIZES = {  # name -> (target, lines)
-    "encoder-0.25": (0.25, []),
-    "encoder-0.5": (0.5, []),
-    "whole-0.3": (0.3, WHOLE),
+SIZES = {  # name -> (target, lines of the block, options)
+    "encoder-0.25": (0.25, [], {}),
+    "encoder-0.5": (0.5, [], {}),
+    "whole-0.3": (0.3, WHOLE, {"freeze_decoder": False}),
 }
 LAYERS_KEPT = {  # of 6 in the encoder, 12 in both: -31%, -46%, -30%
     "encoder-0.25": (4, "encoder"),
@@ -85,8 +96,13 @@ LAYERS = """layer_pruning:
     inference: {recipe}/hparams/inference_whisper.yaml
     export_folder: !ref <output_folder>/export
 """
-FINAL = [f"fisher_refit/{size}" for size in SIZES]
+FINAL = [f"final/{size}" for size in SIZES]
 QUICK = ["dense/utterance-2.0", "fisher_refit/encoder-0.25"]
+CUTS = [
+    f"cut:{method}/{size}"
+    for method in ("fisher_refit", "fisher", "magnitude_refit", "magnitude")
+    for size in SIZES
+]
 
 
 def all_cells():
@@ -94,7 +110,7 @@ def all_cells():
     dense = [f"dense/utterance-{margin}" for margin in MARGINS]
     methods = [*METHODS, "layers"]
     pruned = [f"{method}/{size}" for method in methods for size in SIZES]
-    keys = ["dense/30s", *dense, *FINAL, "tuned/utterance-2.0", *pruned]
+    keys = ["dense/30s", *dense, *FINAL, "tuned/utterance-2.0", *pruned, *CUTS]
     return list(dict.fromkeys(keys))
 
 
@@ -126,7 +142,7 @@ class Cells:
         Arguments
         ---------
         key : str
-            "METHOD/SIZE" or "test:METHOD/SIZE".
+            "METHOD/SIZE", "cut:METHOD/SIZE" or "test:METHOD/SIZE".
 
         Returns
         -------
@@ -135,12 +151,13 @@ class Cells:
         if key.startswith("test:"):
             key = key.removeprefix("test:")
             return self._evaluate(key, "test")
-        method, _, size = key.partition("/")
         log = {}
-        if method != "dense":
+        if not key.startswith("dense/"):
             log = _log(self._train(key, self._csv["valid"][0]))
         found = self._evaluate(key, "dev")
-        return {**found, **costs(self._model(key), _margin(key)), **log}
+        model, margin = self._model(key), _margin(key)
+        speed = real_time_factors(model, margin, self.whisper)
+        return {**found, **costs(model, margin), **speed, **log}
 
     def _model(self, key):
         """Folder of the model of a cell."""
@@ -167,28 +184,38 @@ class Cells:
         return word_errors(files)
 
     def _train(self, key, scored):
-        method, _, size = key.partition("/")
+        is_cut, (method, _, size) = _is_cut(key), _plain(key).partition("/")
+        train = {"final": "train", "tuned": "train"}.get(method, "some")
+        epochs = FINAL_EPOCHS if train == "train" else 1
+        if is_cut:
+            train = "few"
+        steps = epochs * self._steps(train)
+        options = {
+            **TRAINING,
+            "whisper_hub": self.whisper,
+            "train_csv": self._csv[train][0],
+            "number_of_epochs": epochs,
+            "total_steps": steps,
+            "cooldown_steps": max(steps - 100, 1),
+        }
+        if is_cut:  # an epoch in which nothing is learned
+            options |= {"lr_encoder": 0.0, "lr_decoder": 0.0}
         if method == "tuned":
             yaml = RECIPE / "hparams/train_whisper.yaml"
-            options = {"number_of_epochs": EPOCHS}
         else:
             yaml = self.runs.folder / f"{_name(key)}.yaml"
             yaml.write_text(pruning_yaml(method, size), encoding="utf-8")
-            options = {
-                "number_of_epochs": EPOCHS + (method in METHODS),
-                "target": SIZES[size][0],
-                "schedule_steps": SCORE_STEPS,
-            }
-            if method == "l0":  # in an epoch more, before it is fine-tuned
-                options["schedule_steps"] = GATE_STEPS
-        steps = EPOCHS * self._steps()
-        options |= {"total_steps": steps, "cooldown_steps": steps - 100}
-        options |= {"whisper_hub": self.whisper, **TRAINING}
+            target, _, more = SIZES[size]
+            options |= {"target": target, "schedule_steps": SCORE_STEPS, **more}
+        if method in METHODS:
+            options["number_of_epochs"] += 1  # of which 64 steps are run
+        if method == "l0":
+            options["schedule_steps"] = GATE_STEPS
         return self._run(_name(key), yaml, scored, options)
 
-    def _steps(self):
+    def _steps(self, train):
         """Optimizer steps in an epoch, about."""
-        with open(self._csv["train"][0], encoding="utf-8") as file:
+        with open(self._csv[train][0], encoding="utf-8") as file:
             seconds = [float(row["duration"]) for row in csv.DictReader(file)]
         return round(sum(seconds) / (0.85 * TRAINING["max_batch_length"]))
 
@@ -209,7 +236,15 @@ class Cells:
 
 
 def _name(key):
-    return key.replace("/", "-")
+    return key.replace("/", "-").replace(":", "-")
+
+
+def _is_cut(key):
+    return key.startswith("cut:")
+
+
+def _plain(key):
+    return key.removeprefix("cut:")
 
 
 def _margin(key):
@@ -223,7 +258,7 @@ def _margin(key):
 
 
 def _manifests(folder, librispeech, splits):
-    """Writes csv files of the three splits, and of a part of dev."""
+    """Writes csv files of the three splits, and of parts of train and dev."""
     from librispeech_prepare import prepare_librispeech
 
     prepare_librispeech(
@@ -234,6 +269,10 @@ def _manifests(folder, librispeech, splits):
         te_splits=[splits["test"]],
     )
     files = {"train": [folder / "train.csv"]}
+    head, *rows = files["train"][0].read_text("utf-8").splitlines()
+    for name, every in (("some", FEW), ("few", len(rows) // FEW_CUT or 1)):
+        chosen = rows[::every]
+        files[name] = [_write(folder / f"train-{name}.csv", head, chosen)]
     for name in ("dev", "test"):
         text = (folder / f"{splits[name]}.csv").read_text("utf-8")
         head, *rows = text.splitlines()
@@ -318,6 +357,27 @@ def costs(source, margin, seconds=10, tokens_per_second=4):
     }
 
 
+@torch.inference_mode()
+def real_time_factors(source, margin, dense, runs=3):
+    """Seconds for each second of speech, of a model and of the dense in 30 s.
+
+    10 s of speech, 40 tokens, one thread, in turns.
+    """
+    torch.set_num_threads(1)
+    lobe = partial(lobes.Whisper, save_path=source, language="en")
+    models = {
+        "rtf": lobe(source, context=margin and "utterance", margin=margin or 0),
+        "rtf_dense": lobe(dense),
+    }
+
+    def transcribe(wavs, lengths, lobe):
+        decode(lobe.model, lobe.forward_encoder(lobe._get_mel(wavs)))
+
+    timed = {n: partial(transcribe, lobe=m.eval()) for n, m in models.items()}
+    found = measure_speed(timed, 10, runs=runs)
+    return {name: round(seconds, 4) for name, seconds in found.items()}
+
+
 def _log(output):
     """Word errors on the validation utterances after each epoch."""
     log = output / "train_log.txt"
@@ -345,14 +405,20 @@ def summarise(cells):
 def as_markdown(summary):
     """The table for docs."""
     lines = [
-        "| model | size | parameters, M | GMACs/s | dev WER, % | test WER, % |",
-        "|:--|:--|--:|--:|--:|--:|",
+        "| model | size | parameters, M | GMACs/s | time, dense at 30 s = 1 "
+        "| dev WER, % | test WER, % |",
+        "|:--|:--|--:|--:|--:|--:|--:|",
     ]
     rows = {"dense": summary["dense"], **summary["table"]}
     for method, sizes in rows.items():
         for size, row in sizes.items():
-            cost = f"{row['params'] / 1e6:.1f} | {row['gmacs_per_second']}"
+            params, macs = (
+                row.get("params", 0),
+                row.get("gmacs_per_second", "-"),
+            )
             rates = " | ".join(_shown(row.get(s)) for s in ("dev", "test"))
+            time = row.get("rtf", 0) / row.get("rtf_dense", 1)
+            cost = f"{params / 1e6:.1f} | {macs} | {time:.2f}"
             lines.append(f"| {method} | {size} | {cost} | {rates} |")
     return "\n".join(lines)
 

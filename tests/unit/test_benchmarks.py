@@ -750,7 +750,8 @@ def test_whisper_methods_differ_in_what_their_names_say(real, whisper_block):
         blocks = {name: whisper_block(name, size) for name in real.METHODS}
         for name, block in blocks.items():
             PruningSettings(**block)
-            assert ("refit" in name) == (block.get("refit") is not None)
+            is_refitted = "refit" in name or name == "final"
+            assert is_refitted == (block.get("refit") is not None)
             sides = block["structures"].keywords["sides"]
             assert ("decoder" in sides) == size.startswith("whole")
         assert blocks["fisher"]["score"] is taylor_score
