@@ -43,7 +43,7 @@ def units_of(declaration):
     return {s.name: s.units for s in structures}
 
 
-def write_record(folder, blocks, units, history):
+def write_record(folder, blocks, units, history, checkpoints):
     """Writes the record of a run that begins.
 
     Arguments
@@ -56,6 +56,9 @@ def write_record(folder, blocks, units, history):
         Name of a structure -> units, when pruning began.
     history : str
         How the start was made, as HyperPyYAML; empty if it is stock.
+    checkpoints : dict
+        Key of the block that names another run -> its checkpoint that was
+        loaded.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = {
@@ -63,6 +66,7 @@ def write_record(folder, blocks, units, history):
         "blocks": blocks,
         "units": units,
         "history": history,
+        "checkpoints": checkpoints,
     }
     aside = folder / f"{RECORD}.incomplete"
     with naming_what_fails(folder):
@@ -81,7 +85,8 @@ def read_record(folder):
     Returns
     -------
     dict or None
-        With `blocks`, `units` and `history`; None if there is none.
+        With `blocks`, `units`, `history` and `checkpoints`; None if there is
+        none.
 
     Raises
     ------
@@ -98,6 +103,7 @@ def read_record(folder):
             for identity in record["blocks"].values():
                 identity.items()
             record["units"].items(), record["history"].strip()
+            record.setdefault("checkpoints", {}).items()  # it is a later key
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged, so nobody knows what the run beside it is; "

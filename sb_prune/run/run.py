@@ -159,12 +159,17 @@ class Run:
         anew = is_training and not has_trained
         self.brain, self.counter, self.data = brain, counter, data
         module = self.settings.module
-        self.teacher = load_teacher(self.settings.teacher, brain, module)
+        checkpoints = {}
+        if is_ours and not anew:
+            checkpoints = self.record["checkpoints"]
+        self.teacher = load_teacher(
+            self.settings.teacher, brain, module, checkpoints
+        )
         self.edited = Edited(brain.modules, module)
         if not anew:
             check_same_run(self.folder, self.record, blocks, has_trained)
         if anew:
-            history = self._start.load_(brain, self.edited)
+            history = self._start.load_(brain, self.edited, checkpoints)
         elif not self.has_start:
             history = self._load_again_()
         else:
@@ -176,7 +181,13 @@ class Run:
         if anew:
             run_on_main(
                 write_record,
-                [self.folder, blocks, units_of(self.declaration), history],
+                [
+                    self.folder,
+                    blocks,
+                    units_of(self.declaration),
+                    history,
+                    checkpoints,
+                ],
             )
 
     @property
@@ -189,7 +200,9 @@ class Run:
         if "pruning" not in self._blocks():
             lost = f"{self._told} needs its teacher, the model at the start"
         try:
-            history = self._start.load_(self.brain, self.edited)
+            history = self._start.load_(
+                self.brain, self.edited, self.record["checkpoints"]
+            )
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{lost}, and it cannot be read again ({error}); put back what "

@@ -58,7 +58,7 @@ class Start:
         self._keys = given
         self._chosen = {"min_key": min_key, "max_key": max_key}
 
-    def load_(self, brain, edited):
+    def load_(self, brain, edited, checkpoints):
         """Gives the modules of a recipe the weights and shapes to start with.
 
         Arguments
@@ -66,6 +66,9 @@ class Start:
         brain : Brain
         edited : Edited
             Those of its modules that the run edits.
+        checkpoints : dict
+            Key of the block -> checkpoint with which the run began. It gets
+            the one that is loaded now, if there is none yet.
 
         Returns
         -------
@@ -84,7 +87,9 @@ class Start:
         _check_folder(self.folder, "start_from")
         if not _is_export(self.folder):
             modules = saved_modules(brain)
-            source = load_dense(self.folder, modules, **self._chosen)
+            folder = _with_the_same(self.folder, "start_from", checkpoints)
+            source = load_dense(folder, modules, **self._chosen)
+            checkpoints["start_from"] = source.name
             logger.info(f"The run starts from {source}")
             _warn_about_updates(brain)
             return ""
@@ -100,7 +105,7 @@ class Start:
         return export.history.text
 
 
-def load_teacher(folder, brain, module):
+def load_teacher(folder, brain, module, checkpoints):
     """Loads another model as the teacher, before the recipe's is changed.
 
     Arguments
@@ -111,6 +116,8 @@ def load_teacher(folder, brain, module):
     brain : Brain
     module : str or list of str
         Keys of the modules that learn from it.
+    checkpoints : dict
+        As for `Start.load_`.
 
     Returns
     -------
@@ -141,8 +148,24 @@ def load_teacher(folder, brain, module):
     shared = [p for p in brain.modules.parameters() if id(p) not in trained]
     memo = {id(parameter): parameter for parameter in shared}
     modules, saved = copy.deepcopy((dict(brain.modules), saved), memo)
-    load_dense(folder, saved, key="teacher")
+    source = load_dense(
+        _with_the_same(folder, "teacher", checkpoints), saved, key="teacher"
+    )
+    checkpoints["teacher"] = source.name
     return modules
+
+
+def _with_the_same(folder, key, checkpoints):
+    """The folder, or the checkpoint in it with which the run began."""
+    name = checkpoints.get(key)
+    if name is None or Path(folder).name == name:
+        return folder
+    if not Path(folder, name).is_dir():
+        raise FileNotFoundError(
+            f"{key}: {folder} has lost {name}, with which this run began; put "
+            "it back, or write another output_folder"
+        )
+    return Path(folder, name)
 
 
 def _load_export(folder, key):

@@ -69,9 +69,16 @@ METHODS = {  # name -> lines beside the preset whisper_score, or whisper_l0
     "random": ["score: !name:sb_prune.random_score", *NO_REFIT],
     "final": [],
 }
+WHOLE_KINDS = (
+    "front_end_channels",
+    "ffn_units",
+    "heads",
+    "value_dims",
+    "cross_heads",
+)
 WHOLE = [
     "structures:",
-    "    kinds: [front_end_channels, ffn_units, heads, value_dims, cross_heads]",
+    f"    kinds: [{', '.join(WHOLE_KINDS)}]",
     "    sides: [encoder, decoder]",
     "distillation:",
     "    states: {whisper: 0}",

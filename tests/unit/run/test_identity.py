@@ -213,7 +213,7 @@ def go_on(folder, name, before, after):
         {name: settings(**{**stock, **given}).identity}
         for given in (before, after)
     )
-    record.write_record(folder, old, {}, "")
+    record.write_record(folder, old, {}, "", {})
     record.check_same_run(folder, record.read_record(folder), new, True)
 
 
@@ -330,7 +330,7 @@ def test_a_folder_without_a_record_is_refused(tmp_path):
 @pytest.fixture
 def written(tmp_path):
     """Path of a record."""
-    record.write_record(tmp_path, {"pruning": {"seed": "0"}}, {}, "")
+    record.write_record(tmp_path, {"pruning": {"seed": "0"}}, {}, "", {})
     return tmp_path / record.RECORD
 
 

@@ -444,6 +444,24 @@ def test_another_teacher(dense, tmp_path):
     assert_teacher(again, other)
 
 
+@pytest.mark.parametrize("key", ["teacher", "start_from"])
+def test_the_same_checkpoint_teaches_a_run_that_goes_on(dense, tmp_path, key):
+    """Though the run that it names has trained on meanwhile."""
+    whole = {"criterion": LastLayers(0)}
+    other = fit(make(tmp_path / "dense", dense, **whole))
+    block = {key: str(tmp_path / "dense/save")}
+    fit(taught(tmp_path / "small", dense, epochs=1, **block))
+    (first,) = (tmp_path / "dense/save").glob("CKPT*")
+    shutil.copytree(first, tmp_path / "kept")
+    fit(make(tmp_path / "dense", dense, epochs=3, **whole))
+    shutil.copytree(tmp_path / "kept", first, dirs_exist_ok=True)
+    again = fit(taught(tmp_path / "small", dense, **block))
+    assert_teacher(again, other)
+    shutil.rmtree(first)
+    with pytest.raises((OSError, ValueError), match="has lost CKPT"):
+        fit(taught(tmp_path / "small", dense, epochs=3, **block))
+
+
 # ---------------------------------------------------------- representations
 
 
