@@ -69,6 +69,17 @@ METHODS = {  # name -> lines beside the preset whisper_score, or whisper_l0
     "random": ["score: !name:sb_prune.random_score", *NO_REFIT],
     "final": [],
 }
+_KINDS = "structures: {{kinds: [front_end_channels, ffn_units, heads{}]}}"
+_AND_TASK = ["distillation: {task_weight: 1.0}"]
+VARIANTS = {  # of fisher_refit, for encoders: name -> (lines, options)
+    "whole_heads": ([_KINDS.format("")], {}),
+    "query_key_dims": ([_KINDS.format(", value_dims, query_key_dims")], {}),
+    "moving": (["hold_weights: False"], {}),
+    "and_task": (_AND_TASK, {}),
+    "and_decoder": (_AND_TASK, {"freeze_decoder": False}),
+    "rate_1e-4": ([], {"lr_encoder": 0.0001}),
+    "rate_1e-3": ([], {"lr_encoder": 0.001}),
+}
 WHOLE_KINDS = (
     "front_end_channels",
     "ffn_units",
@@ -89,10 +100,10 @@ SIZES = {  # name -> (target, lines of the block, options)
     "encoder-0.5": (0.5, [], {}),
     "whole-0.3": (0.3, WHOLE, {"freeze_decoder": False}),
 }
-LAYERS_KEPT = {  # of 6 in the encoder, 12 in both: -31%, -46%, -30%
+LAYERS_KEPT = {  # of 6: -31% and -46% of the encoder, -29% of all
     "encoder-0.25": (4, "encoder"),
     "encoder-0.5": (3, "encoder"),
-    "whole-0.3": (6, "encoder, decoder"),
+    "whole-0.3": (1, "decoder"),
 }
 LAYERS = """layer_pruning:
     module: whisper
@@ -100,6 +111,11 @@ LAYERS = """layer_pruning:
         sides: [{sides}]
     criterion: !new:sb_prune.depth.EvenlySpaced
         kept: {kept}
+    distillation: !name:sb_prune.LayerwiseDistillation
+        hidden_weight: 0.0
+        states: {{whisper: 0}}
+        outputs: {{whisper: 1}}
+        task_weight: 0.0
     inference: {recipe}/hparams/inference_whisper.yaml
     export_folder: !ref <output_folder>/export
 """
@@ -109,6 +125,9 @@ CUTS = [
     f"cut:{method}/{size}"
     for method in ("fisher_refit", "fisher", "magnitude_refit", "magnitude")
     for size in SIZES
+] + [
+    f"cut:{method}/encoder-0.5"
+    for method in ("whole_heads", "query_key_dims", "moving")
 ]
 
 
@@ -117,7 +136,9 @@ def all_cells():
     dense = [f"dense/utterance-{margin}" for margin in MARGINS]
     methods = [*METHODS, "layers"]
     pruned = [f"{method}/{size}" for method in methods for size in SIZES]
-    keys = ["dense/30s", *dense, *FINAL, "tuned/utterance-2.0", *pruned, *CUTS]
+    variants = [f"{name}/encoder-0.5" for name in VARIANTS]
+    keys = ["dense/30s", *dense, *FINAL, "tuned/utterance-2.0", *pruned]
+    keys += [*variants, *CUTS]
     return list(dict.fromkeys(keys))
 
 
@@ -205,19 +226,21 @@ class Cells:
             "total_steps": steps,
             "cooldown_steps": max(steps - 100, 1),
         }
-        if is_cut:  # an epoch in which nothing is learned
-            options |= {"lr_encoder": 0.0, "lr_decoder": 0.0}
         if method == "tuned":
             yaml = RECIPE / "hparams/train_whisper.yaml"
         else:
             yaml = self.runs.folder / f"{_name(key)}.yaml"
             yaml.write_text(pruning_yaml(method, size), encoding="utf-8")
             target, _, more = SIZES[size]
-            options |= {"target": target, "schedule_steps": SCORE_STEPS, **more}
-        if method in METHODS:
+            _, variant = VARIANTS.get(method, ([], {}))
+            options |= {"target": target, "schedule_steps": SCORE_STEPS}
+            options = {**options, **more, **variant}
+        if method in METHODS or method in VARIANTS:
             options["number_of_epochs"] += 1  # of which 64 steps are run
         if method == "l0":
             options["schedule_steps"] = GATE_STEPS
+        if is_cut:  # an epoch in which nothing is learned
+            options |= {"lr_encoder": 0.0, "lr_decoder": 0.0}
         return self._run(_name(key), yaml, scored, options)
 
     def _steps(self, train):
@@ -309,7 +332,8 @@ def pruning_yaml(method, size):
         kept, sides = LAYERS_KEPT[size]
         block = LAYERS.format(kept=kept, sides=sides, recipe=RECIPE)
         return re.sub(r"(?m)^pruning:.*\n(    .*\n)+", block, text)
-    lines = [*METHODS[method], *SIZES[size][1]]
+    lines = METHODS.get(method) or VARIANTS.get(method, ([], {}))[0]
+    lines = [*lines, *SIZES[size][1]]
     added = "".join(f"    {line}\n" for line in lines)
     before = "    name: whisper_l0\n    module: whisper\n"
     assert before in text

@@ -25,6 +25,7 @@ from sb_prune import (
 from sb_prune.architectures.parts import INSIDE_HEADS
 from sb_prune.architectures.wav2vec2 import KINDS
 from sb_prune.demo.encoder import encoder_shape, write_untrained
+from sb_prune.run.descriptions import described
 from sb_prune.run.settings import PruningSettings
 
 ROOT = Path(__file__).parents[2]
@@ -757,7 +758,19 @@ def test_whisper_methods_differ_in_what_their_names_say(real, whisper_block):
         assert blocks["fisher"]["score"] is taylor_score
         assert blocks["magnitude"]["score"] is magnitude_score
         layers = whisper_block("layers", size)
-        assert LayerSettings(**layers).criterion.kept in (3, 4, 6)
+        assert LayerSettings(**layers).criterion.kept in (1, 3, 4)
+        sides = layers["structures"].keywords["sides"]
+        assert len(sides) == 1  # one depth is chosen
+
+
+def test_whisper_variants_differ_from_fisher_refit(real, whisper_block):
+    size = "encoder-0.5"
+    same = described(whisper_block("fisher_refit", size))
+    for name, (lines, options) in real.VARIANTS.items():
+        block = whisper_block(name, size)
+        PruningSettings(**block)
+        assert (described(block) != same) == bool(lines)
+        assert lines or options
 
 
 def test_intervals_of_word_errors(real, tmp_path):
