@@ -335,12 +335,12 @@ def pruning_yaml(method, size):
     lines = METHODS.get(method) or VARIANTS.get(method, ([], {}))[0]
     lines = [*lines, *SIZES[size][1]]
     added = "".join(f"    {line}\n" for line in lines)
-    before = "    name: whisper_l0\n    module: whisper\n"
-    assert before in text
-    preset = "whisper_l0" if method == "l0" else "whisper_score"
-    return text.replace(
-        before, f"    name: {preset}\n    module: whisper\n{added}"
-    )
+    before = "    module: whisper\n"
+    assert text.count(before) == 1
+    if method == "l0":
+        text = text.replace("    name: whisper_score", "    name: whisper_l0")
+        text = re.sub(r"    prune_steps: .*\n", "", text)
+    return text.replace(before, before + added)
 
 
 # -------------------------------------------------------------------- figures
