@@ -51,7 +51,12 @@ COMPRESSED = "--output_folder=results/finetune_small/1234"
 CTC, SLURP = "train_with_wav2vec.py", "train_with_wav2vec2.py"
 CONVEXITY = "train.py hparams/convexity.yaml"
 # What tests/unit/test_documents.py looks at.
-ELSEWHERE = ("make ", "pip install ", "python -m pytest ")
+ELSEWHERE = (
+    "make ",
+    "pip install ",
+    "python -m pytest ",
+    "python tests/benchmarks/",
+)
 # What debug size adds to a command, by words that it holds; of several that
 # fit, the one of most words.
 SMALLER = {

@@ -157,6 +157,8 @@ def test_pytest_is_given_paths_that_exist(page):
     for line in commands(page):
         if line.startswith("python -m pytest "):
             assert (ROOT / line.split()[3]).exists(), line
+        if line.startswith("python tests/benchmarks/"):
+            assert (ROOT / line.split()[1]).exists(), line
         if line.startswith("pip install "):
             assert line == "pip install ."
 
@@ -177,6 +179,7 @@ TABLES = {
     "headline": "README.md",
     "hj_variants": "docs/results/hj_variants.md",
     "task_agnostic": "docs/results/task_agnostic.md",
+    "whisper_librispeech": "docs/results/whisper.md",
 }
 CELLS = sorted(
     path
