@@ -212,7 +212,8 @@ class Cells:
         return word_errors(files)
 
     def _train(self, key, scored):
-        is_cut, (method, _, size) = _is_cut(key), _plain(key).partition("/")
+        plain = key.removeprefix("cut:")
+        is_cut, (method, _, size) = plain != key, plain.partition("/")
         train = {"final": "train", "tuned": "train"}.get(method, "some")
         epochs = FINAL_EPOCHS if train == "train" else 1
         if is_cut:
@@ -267,14 +268,6 @@ class Cells:
 
 def _name(key):
     return key.replace("/", "-").replace(":", "-")
-
-
-def _is_cut(key):
-    return key.startswith("cut:")
-
-
-def _plain(key):
-    return key.removeprefix("cut:")
 
 
 def _margin(key):
