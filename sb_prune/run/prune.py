@@ -70,7 +70,7 @@ class Prune(Phase):
             save_snapshot(run.folder / "dense", modules, {})
         load_snapshot(run.folder / "dense", modules)
         run.fresh = FreshStart(brain, run.counter)
-        if settings.distillation is not None:
+        if settings.distillation is not None and run.counter is not None:
             run.distiller = self._distiller(run, modules)
 
     def _distiller(self, run, saved):

@@ -162,9 +162,10 @@ class Run:
         checkpoints = {}
         if is_ours and not anew:
             checkpoints = self.record["checkpoints"]
-        self.teacher = load_teacher(
-            self.settings.teacher, brain, module, checkpoints
-        )
+        if is_training:
+            self.teacher = load_teacher(
+                self.settings.teacher, brain, module, checkpoints
+            )
         self.edited = Edited(brain.modules, module)
         if not anew:
             check_same_run(self.folder, self.record, blocks, has_trained)

@@ -413,6 +413,23 @@ def test_the_teacher_is_a_dense_run(first, tmp_path):
     check(brain, model, 0.5, 2)
 
 
+def test_evaluation_needs_no_teacher(tmp_path):
+    model = small_runs.conformer()
+    small_runs.fit(_dense_run(tmp_path / "dense", model), model)
+    block = small_runs.pruning(
+        tmp_path,
+        model,
+        0.5,
+        distillation=DISTILLATION,
+        teacher=str(tmp_path / "dense/save"),
+    )
+    small_runs.fit(make(tmp_path, model, {"pruning": block}), model)
+    shutil.rmtree(tmp_path / "dense")
+    alone = make(tmp_path, model, {"pruning": block})
+    alone.evaluate(model.batches(), test_loader_kwargs={"batch_size": None})
+    assert alone.pruning.is_cut and alone.pruning.distiller is None
+
+
 def test_an_encoder_learns_from_the_dense_run(tmp_path, dense_folder):
     """Its teacher is under weight norm, the student is folded already."""
     model = encoder(dense_folder())
