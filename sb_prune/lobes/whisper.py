@@ -21,6 +21,7 @@ FRAME = 320  # samples in a frame of the encoder
 RATE = SAMPLE_RATE / FRAME  # frames a second
 LONGEST = N_SAMPLES / SAMPLE_RATE  # seconds
 UTTERANCE = "utterance"
+MIN_CONTEXT = 8.0  # seconds
 SECONDS = Number(above=0, example=", e.g. 10")
 MARGIN = Number(least=0)
 
@@ -52,6 +53,10 @@ class Whisper(PrunedLobe, whisper.Whisper):
     margin : float
         Seconds of silence after the longest utterance in a batch, if there is
         a `context`.
+    min_context : float, optional
+        Seconds that the encoder sees at least, if the context is "utterance".
+        By default 8 if a decoder reads it, which repeats itself after less
+        (docs/results/whisper.md), and 0 for the encoder alone.
     aligned : bool
         Whether the frames are those of the audio, as CTC needs them: lengths
         relative to the waveforms are then lengths relative to the frames. The
@@ -64,9 +69,8 @@ class Whisper(PrunedLobe, whisper.Whisper):
     ------
     ValueError
         If the context is longer than 30 s or no longer than the margin, the
-        source has no tokenizer, the
-        model has no tokens for `language` and `task`, or frames shall be
-        aligned that the decoder reads.
+        source has no tokenizer, the model has no tokens for `language` and
+        `task`, or frames shall be aligned that the decoder reads.
     """
 
     def __init__(
@@ -78,11 +82,20 @@ class Whisper(PrunedLobe, whisper.Whisper):
         *args,
         context=None,
         margin=2.0,
+        min_context=None,
         aligned=False,
         freeze_decoder=False,
         **kwargs,
     ):
+        if min_context is None:
+            min_context = 0 if encoder_only else MIN_CONTEXT
         MARGIN.check(margin, "margin")
+        MARGIN.check(min_context, "min_context")
+        if min_context > LONGEST:
+            raise ValueError(
+                f"min_context: {min_context}; Whisper hears {LONGEST:g} s, "
+                "write no more"
+            )
         if context not in (None, UTTERANCE):
             SECONDS.check(context, "context")
             if context > LONGEST:
@@ -106,6 +119,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
         )
         self.context = context
         self.margin = margin
+        self.min_context = min_context
         self.aligned = aligned
         self.generation_config = _generation_config(source, save_path)
         _check_tokens(self, source)
@@ -213,7 +227,8 @@ class Whisper(PrunedLobe, whisper.Whisper):
             return N_SAMPLES
         seconds = self.context
         if seconds == UTTERANCE:
-            seconds = min(samples / SAMPLE_RATE + self.margin, LONGEST)
+            seconds = max(samples / SAMPLE_RATE + self.margin, self.min_context)
+            seconds = min(seconds, LONGEST)
         if samples > self.longest and self.context == UTTERANCE:
             logger.warning_once(f"Whisper hears {LONGEST:g} s of an utterance")
         elif samples > self.longest:

@@ -184,7 +184,8 @@ class Cells:
             log = _log(self._train(key, self._csv["valid"][0]))
         found = self._evaluate(key, "dev")
         model, margin = self._model(key), _margin(key)
-        speed = real_time_factors(model, margin, self.whisper)
+        usual = self._usual_lengths("dev")
+        speed = real_time_factors(model, margin, self.whisper, usual)
         return {**found, **costs(model, margin), **speed, **log}
 
     def _model(self, key):
@@ -246,9 +247,16 @@ class Cells:
 
     def _steps(self, train):
         """Optimizer steps in an epoch, about."""
-        with open(self._csv[train][0], encoding="utf-8") as file:
-            seconds = [float(row["duration"]) for row in csv.DictReader(file)]
-        return round(sum(seconds) / (0.85 * TRAINING["max_batch_length"]))
+        seconds = sum(durations(self._csv[train][0]))
+        return round(seconds / (0.85 * TRAINING["max_batch_length"]))
+
+    def _usual_lengths(self, split, count=5):
+        """Seconds of utterances from the short to the long, at even ranks."""
+        seconds = sorted(
+            s for path in self._csv[split] for s in durations(path)
+        )
+        places = (numpy.arange(count) + 0.5) / count * len(seconds)
+        return [seconds[int(place)] for place in places]
 
     def _run(self, name, yaml, scored, options):
         files = {
@@ -308,6 +316,12 @@ def _manifests(folder, librispeech, splits):
             few = rows[::EVERY_VALID]
             files["valid"] = [_write(folder / "valid.csv", head, few)]
     return files
+
+
+def durations(path):
+    """Seconds of each utterance of a csv file."""
+    with open(path, encoding="utf-8") as file:
+        return [float(row["duration"]) for row in csv.DictReader(file)]
 
 
 def _write(path, head, rows):
@@ -382,10 +396,11 @@ def costs(source, margin, seconds=10, tokens_per_second=4):
 
 
 @torch.inference_mode()
-def real_time_factors(source, margin, dense, runs=3):
+def real_time_factors(source, margin, dense, lengths, runs=3):
     """Seconds for each second of speech, of a model and of the dense in 30 s.
 
-    10 s of speech, 40 tokens, one thread, in turns.
+    Utterances of these lengths, one after another, 4 tokens a second, one
+    thread, in turns.
     """
     torch.set_num_threads(1)
     lobe = partial(lobes.Whisper, save_path=source, language="en")
@@ -394,12 +409,16 @@ def real_time_factors(source, margin, dense, runs=3):
         "rtf_dense": lobe(dense),
     }
 
-    def transcribe(wavs, lengths, lobe):
-        decode(lobe.model, lobe.forward_encoder(lobe._get_mel(wavs)))
+    def transcribe(wavs, _, lobe):
+        encoded = lobe.forward_encoder(lobe._get_mel(wavs))
+        decode(lobe.model, encoded, round(wavs.shape[-1] / 4000))
 
     timed = {n: partial(transcribe, lobe=m.eval()) for n, m in models.items()}
-    found = measure_speed(timed, 10, runs=runs)
-    return {name: round(seconds, 4) for name, seconds in found.items()}
+    taken = dict.fromkeys(timed, 0.0)
+    for seconds in lengths:
+        for name, rtf in measure_speed(timed, seconds, runs=runs).items():
+            taken[name] += rtf * seconds
+    return {name: round(t / sum(lengths), 4) for name, t in taken.items()}
 
 
 def _log(output):

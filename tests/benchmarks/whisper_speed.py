@@ -34,11 +34,11 @@ def encode(model):
 
 
 @torch.inference_mode()
-def decode(model, encoded):
+def decode(model, encoded, tokens=TOKENS):
     """Decodes so many tokens, whatever they are."""
     token, cache = torch.ones(1, 1, dtype=torch.long), None
     embeddings = model.decoder.embed_tokens.weight
-    for _ in range(TOKENS):
+    for _ in range(tokens):
         found = model.decoder(
             token,
             encoder_hidden_states=encoded,

@@ -158,7 +158,12 @@ _ANY_WHISPER = {
     "num_buckets": 4,
     "num_workers": 0,
 }
-TINY_WHISPER = {**_ANY_WHISPER, "lr_encoder": 0.005, "lr_decoder": 0.005}
+TINY_WHISPER = {
+    **_ANY_WHISPER,
+    "min_context": 0,
+    "lr_encoder": 0.005,
+    "lr_decoder": 0.005,
+}
 TINY_WHISPER_PRUNE = {
     **TINY_WHISPER,
     "number_of_epochs": 2,

@@ -54,7 +54,7 @@ def test_without_a_context_it_is_speechbrains(folder, load, wav, prefix):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "context, seconds", [(10, 10), (5, 5), ("utterance", 5), (30, 30)]
+    "context, seconds", [(10, 10), (5, 5), ("utterance", 8), (30, 30)]
 )
 def test_what_the_encoder_sees(load, wav, context, seconds):
     lobe = load(context=context)
@@ -77,11 +77,21 @@ def test_a_shorter_context_is_the_start_of_a_longer_one(load, wav):
 
 def test_utterances_up_to_the_end(load):
     """The margin is silence, so no utterance needs it to be heard."""
-    lobe = load(context="utterance", margin=2)
+    lobe = load(context="utterance", margin=2, min_context=0)
     assert lobe.samples_heard(29 * SECONDS) == 30 * SECONDS
     assert lobe.samples_heard(30 * SECONDS) == 30 * SECONDS
     assert lobe.samples_heard(16_001) == 48_320  # a whole frame more
-    assert load(context="utterance", margin=0).samples_heard(1) == 320
+    lobe = load(context="utterance", margin=0, min_context=0)
+    assert lobe.samples_heard(1) == 320
+
+
+def test_a_decoder_hears_eight_seconds_at_least(load):
+    whole = load(context="utterance", margin=2)
+    assert whole.samples_heard(SECONDS) == 8 * SECONDS
+    assert whole.samples_heard(7 * SECONDS) == 9 * SECONDS
+    lobe = load(context="utterance", margin=2, encoder_only=True)
+    assert lobe.samples_heard(SECONDS) == 3 * SECONDS
+    assert load(context=4).samples_heard(SECONDS) == 4 * SECONDS
 
 
 @torch.no_grad()
@@ -144,7 +154,7 @@ def test_decoding_in_training_mode_reads_its_cache(load, wav, prefix):
 
 
 def test_generate(load, wav):
-    lobe = load(context="utterance")
+    lobe = load(context="utterance", min_context=0)
     model = lobe.for_generation(seconds=5)
     found = model.generate(lobe._get_mel(wav), max_length=7, do_sample=False)
     tokens = torch.tensor([[lobe.bos]] * 2)
@@ -162,6 +172,7 @@ def test_generate(load, wav):
         ({"context": "utterances"}, "context: 'utterances'; write"),
         ({"context": 2}, "context: 2; write more than the margin of 2 s"),
         ({"margin": -1}, "margin: -1; write a number, 0 or more"),
+        ({"min_context": 40}, "min_context: 40; Whisper hears 30 s"),
     ],
 )
 def test_wrong_options(load, options, message):

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 INFERENCE = (
     ROOT / "recipes/LibriSpeech/ASR/transformer/hparams/inference_whisper.yaml"
 )
-OPTIONS = {"language": "en", "context": 2, "margin": 0}
+OPTIONS = {"language": "en", "context": 2, "margin": 0, "min_context": 0}
 SIDES = {"model.encoder": 0.1, "model.decoder": 0.005}
 
 

@@ -230,7 +230,7 @@ def pseudo_labels(hparams, train_data, transcribe):
         ID -> text, without those that are far from the transcript.
     """
     path = Path(hparams["output_folder"], "pseudo_labels.csv")
-    model = ("whisper_hub", "language", "context", "margin")
+    model = ("whisper_hub", "language", "context", "margin", "min_context")
     batches = hparams["dynamic_batch_sampler_train"]
     write_pseudo_labels(
         path,
