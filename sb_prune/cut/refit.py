@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb_prune.cut.exactness import exact_arithmetic
+from sb_prune.cut.selection import keep_best
 from sb_prune.declare.plan import Plan
-from sb_prune.support.values import Number, Whole, checked
+from sb_prune.support.values import Number, Whole, YesNo, checked
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
@@ -41,6 +42,11 @@ class LeastSquares:
         frames should outnumber the inputs of the widest layer several times.
     ridge : float
         How much a weight must help before it changes.
+    reselect : bool
+        Whether to choose anew, just before a layer is fitted, which of the
+        units that it alone reads go (`selection.keep_best`): as many as
+        before, inside each head too. A score says how many units of each
+        structure matter; which of them tell the same as others, it cannot.
 
     Example
     -------
@@ -55,7 +61,7 @@ class LeastSquares:
     >>> units = Structure("units", "units", 2, masks=(reads,))
     >>> declaration = Declaration(model, ("",), (units,), None)
     >>> gates = attach_(declaration)
-    >>> fitted = LeastSquares(utterances=1, ridge=0.0).refit_(
+    >>> plan, fitted = LeastSquares(utterances=1, ridge=0.0).refit_(
     ...     declaration,
     ...     Plan({"units": torch.tensor([True, False])}),
     ...     lambda plan: gates.set_(plan.values(declaration)),
@@ -67,10 +73,14 @@ class LeastSquares:
 
     @checked
     def __init__(
-        self, utterances: Whole(1) = 32, ridge: Number(least=0) = 1e-3
+        self,
+        utterances: Whole(1) = 32,
+        ridge: Number(least=0) = 1e-3,
+        reselect: YesNo() = False,
     ):
         self.utterances = utterances
         self.ridge = ridge
+        self.reselect = reselect
 
     @torch.no_grad()
     def refit_(self, declaration, plan, binarise, forwards):
@@ -90,8 +100,10 @@ class LeastSquares:
 
         Returns
         -------
-        list of torch.nn.Parameter
-            The weights that were fitted.
+        plan : Plan
+            The units that stay; those of the argument unless `reselect`.
+        weights : list of torch.nn.Parameter
+            Those that were fitted.
         """
         fitted = []
         with exact_arithmetic():
@@ -99,8 +111,13 @@ class LeastSquares:
             readers = _readers(declaration, plan)
             for layer in _in_order(readers, forwards[0]):
                 weight, read = readers[layer]
-                stays = _inputs_that_stay(declaration, plan, weight, read)
-                sums = _NormalEquations(layer, stays)
+                chosen = self._chosen_anew(declaration, plan, weight, read)
+                problem = _NormalEquations(
+                    layer,
+                    _inputs_that_stay(
+                        declaration, _with_open(plan, chosen), weight, read
+                    ),
+                )
                 read = _and_inside(declaration, read)
                 is_read_elsewhere = _is_read_elsewhere(read, weight)
                 opened = _with_open(plan, read)
@@ -112,26 +129,54 @@ class LeastSquares:
                         _, wanted = _heard(layer, forward)
                     else:
                         wanted = layer(given)
-                    sums.add_(given, wanted)
-                fitted.append(sums.solve_(self.ridge))
+                    problem.add_(given, wanted)
+                for structure in chosen if problem.heard_any else []:
+                    kept = problem.keep_best_(
+                        _entries(structure, weight),
+                        _groups(declaration, plan, structure),
+                        self.ridge,
+                    )
+                    plan = Plan({**plan.keep, structure.name: kept})
+                fitted.append(problem.solve_(self.ridge))
             binarise(plan)
-        return fitted
+        return plan, fitted
+
+    def _chosen_anew(self, declaration, plan, weight, read):
+        """Structures whose units only this layer reads, each by itself."""
+        if not self.reselect:
+            return []
+        return [
+            structure
+            for structure in read
+            if structure.is_leaf
+            and structure.multiple == 1
+            and not _is_read_elsewhere([structure], weight)
+            and (_entries(structure, weight) >= 0).all()
+        ]
 
 
 class _NormalEquations:
-    """What least squares needs to know of one layer, summed over utterances."""
+    """What least squares needs to know of one layer, summed over utterances.
 
-    def __init__(self, layer, stays):
+    Arguments
+    ---------
+    layer : torch.nn.Module
+    inputs : torch.Tensor
+        (inputs,) bool, those that may be read.
+    """
+
+    def __init__(self, layer, inputs):
         self._layer = layer
         self._weight = layer._parameters["weight"]  # without the gates
-        self._stays = stays.repeat_interleave(self._weight[0, 0].numel())
-        inputs, outputs = int(self._stays.sum()), len(self._weight)
-        self._gram = torch.zeros(inputs, inputs).double()
-        self._moment = torch.zeros(inputs, outputs).double()
+        self._size = self._weight[0, 0].numel()  # weights of an input
+        self._read = inputs.repeat_interleave(self._size)
+        read, outputs = int(self._read.sum()), len(self._weight)
+        self._gram = torch.zeros(read, read).double()
+        self._moment = torch.zeros(read, outputs).double()
 
     def add_(self, given, wanted):
         """Adds what the layer is given, and what it shall give for it."""
-        x = _rows(self._layer, given)[:, self._stays.to(given.device)]
+        x = _rows(self._layer, given)[:, self._read.to(given.device)]
         channels = -1 if isinstance(self._layer, nn.Linear) else 1
         y = wanted.movedim(channels, -1).reshape(len(x), -1)
         if self._layer.bias is not None:
@@ -139,20 +184,70 @@ class _NormalEquations:
         self._gram += (x.T @ x).cpu().double()
         self._moment += (x.T @ y).cpu().double()
 
+    @property
+    def heard_any(self):
+        """Whether the layer was given anything but zeros."""
+        return bool(self._gram.any())
+
+    def keep_best_(self, units, groups, ridge):
+        """Chooses which units stay; the inputs of the others are forgotten.
+
+        Arguments
+        ---------
+        units : torch.Tensor
+            (units, entries) int64, the inputs of each.
+        groups : list of (torch.Tensor, int)
+            As for `keep_best`.
+        ridge : float
+
+        Returns
+        -------
+        torch.Tensor
+            (units,) bool
+        """
+        may = self._read[units * self._size].all(1)  # not in a removed head
+        places = self._read.cumsum(0) - 1  # among the inputs that are read
+        steps = torch.arange(self._size)
+        entries = (units.unsqueeze(2) * self._size + steps).flatten(1)
+        best = keep_best(
+            self._ridged(ridge),
+            self._solution(ridge),
+            places[entries[may]],
+            [(members[may], count) for members, count in groups],
+        )
+        kept = torch.zeros(len(units)).bool()
+        kept[may] = best
+        self._forget_(entries[may & ~kept].flatten())
+        return kept
+
+    def _forget_(self, inputs):
+        before = self._read.clone()
+        self._read[inputs] = False
+        left = self._read[before]
+        self._gram = self._gram[left][:, left]
+        self._moment = self._moment[left]
+
+    def _ridged(self, ridge):
+        penalty = self._penalty(ridge)
+        return self._gram + penalty * torch.eye(len(self._gram))
+
+    def _penalty(self, ridge):  # never singular
+        return (ridge + 1e-9) * self._gram.diagonal().mean()
+
+    def _solution(self, ridge):
+        """(inputs, outputs), the best weights."""
+        flat = self._weight.view(len(self._weight), -1)
+        first = flat[:, self._read.to(flat.device)].cpu().double().T
+        if not self.heard_any:
+            return first
+        return torch.linalg.solve(
+            self._ridged(ridge), self._moment + self._penalty(ridge) * first
+        )
+
     def solve_(self, ridge):
         """Writes the best weights into the layer, and returns them."""
         flat = self._weight.view(len(self._weight), -1)
-        columns = self._stays.to(flat.device)
-        first = flat[:, columns].cpu().double().T
-        scale = self._gram.diagonal().mean()
-        if scale == 0:  # nothing was given
-            return self._weight
-        penalty = (ridge + 1e-9) * scale  # never singular
-        best = torch.linalg.solve(
-            self._gram + penalty * torch.eye(len(first)),
-            self._moment + penalty * first,
-        )
-        flat[:, columns] = best.T.to(flat)
+        flat[:, self._read.to(flat.device)] = self._solution(ridge).T.to(flat)
         return self._weight
 
 
@@ -233,6 +328,26 @@ def _inputs_that_stay(declaration, plan, weight, structures):
                 entries = mask.index[goes]
                 stays[entries[entries >= 0]] = False
     return stays
+
+
+def _entries(structure, weight):
+    """(units, entries) inputs of a layer that each unit is, -1 for none."""
+    return torch.cat(
+        [
+            mask.index
+            for mask in structure.masks
+            if (mask.tensor, mask.dim) == (weight, 1)
+        ],
+        dim=1,
+    )
+
+
+def _groups(declaration, plan, structure):
+    """(units,) bool and how many stay, for each unit of the holder."""
+    counts = plan.kept_inside(structure, declaration)
+    sizes = torch.tensor(declaration.inside(structure))
+    group = torch.arange(len(sizes)).repeat_interleave(sizes)
+    return [(group == i, int(count)) for i, count in enumerate(counts)]
 
 
 def _and_inside(declaration, structures):

@@ -149,7 +149,7 @@ class Prune(Phase):
         # all take the plan of one process, as their rounding may differ
         plan = ddp_broadcast(pruner.plan(final=True))
         pruner.binarise_(plan)
-        self._refit_(run, pruner, plan)
+        plan = self._refitted_(run, pruner, plan)
         run.edited.remember_dense_()
         difference = difference_around(
             lambda: pruner.cut_(plan),
@@ -166,20 +166,24 @@ class Prune(Phase):
         )
         self._set_cut_(run, plan)
 
-    def _refit_(self, run, pruner, plan):
+    def _refitted_(self, run, pruner, plan):
         """Fits the weights that stay, if the block asks for it."""
         refit = self._settings.refit
         if refit is None:
-            return
+            return plan
         forwards = [
             partial(_evaluated, run.brain, batch)
             for batch in run.data.utterances(refit.utterances, pruner.seed)
         ]
         logger.info(f"Refitting what is kept, to {len(forwards)} utterances")
-        for fitted in refit.refit_(
+        plan, weights = refit.refit_(
             run.declaration, plan, pruner.binarise_, forwards
-        ):
-            broadcast_(fitted.data)
+        )
+        for weight in weights:
+            broadcast_(weight.data)
+        plan = ddp_broadcast(plan)
+        pruner.binarise_(plan)
+        return plan
 
     def load_cut_(self, run):
         """Gives the model the shapes and weights that it had after the cut.

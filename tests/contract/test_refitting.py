@@ -33,15 +33,27 @@ def reading(declaration):
     }
 
 
+def counts(declaration, plan):
+    """How many units stay, inside each unit of a holder too."""
+    return {
+        s.name: plan.kept_inside(s, declaration).tolist()
+        for s in declaration.structures
+    }
+
+
+@pytest.mark.parametrize("reselect", [False, True])
 @pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS.keys())
-def test_all_that_reads_what_goes_is_refitted(make_model, compute, build):
+def test_all_that_reads_what_goes_is_refitted(
+    make_model, compute, build, reselect
+):
     model = build.make(make_model)
     never = NEVER_CALLED.get(build.options.get("family"), "nothing")
     declaration = build.declare(model)
     before = {name: p.clone() for name, p in model.named_parameters()}
     plan = half_of_the_units(declaration)
     gates = attach_(declaration)
-    fitted = LeastSquares(utterances=2).refit_(
+    refit = LeastSquares(utterances=2, reselect=reselect)
+    chosen, fitted = refit.refit_(
         declaration,
         plan,
         lambda plan: gates.set_(plan.values(declaration)),
@@ -62,6 +74,8 @@ def test_all_that_reads_what_goes_is_refitted(make_model, compute, build):
         if not torch.equal(parameter, before[name])
     }
     assert changed == found
+    assert reselect or chosen is plan
+    assert counts(declaration, chosen) == counts(declaration, plan)
     detach_(model)
-    cut_(declaration, plan)
+    cut_(declaration, chosen)
     assert_exact(masked, compute(model).detach())

@@ -1,0 +1,73 @@
+"""Units that a layer misses least, against trying all of them."""
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from sb_prune.cut import selection
+from sb_prune.cut.selection import keep_best
+
+INPUTS, OUTPUTS = 8, 3
+
+
+def problem(seed=0):
+    """A gram matrix, and what is to be computed from the inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(60, INPUTS, generator=generator).double()
+    x = x @ torch.randn(INPUTS, INPUTS, generator=generator).double()
+    y = torch.randn(60, OUTPUTS, generator=generator).double()
+    return x, y
+
+
+def error(x, y, inputs):
+    """Least squared error of what these inputs tell of y."""
+    best = torch.linalg.lstsq(x[:, inputs], y).solution
+    return (x[:, inputs] @ best - y).square().sum().item()
+
+
+def solve(x, y):
+    return x.T @ x, torch.linalg.lstsq(x, y).solution
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("entries", [1, 2])
+def test_each_unit_that_goes_is_the_cheapest(seed, entries):
+    x, y = problem(seed)
+    units = torch.arange(INPUTS).view(-1, entries)
+    every = torch.ones(len(units)).bool()
+    left = {*range(len(units))}
+    for count in reversed(range(1, len(units))):
+        stays = keep_best(*solve(x, y), units, [(every, count)])
+        found = {*stays.nonzero().flatten().tolist()}
+        (gone,) = left - found
+        errors = {
+            u: error(x, y, units[[*(left - {u})]].flatten()) for u in left
+        }
+        assert gone == min(errors, key=errors.get)
+        left = found
+
+
+def test_each_group_keeps_its_number():
+    x, y = problem()
+    units = torch.arange(INPUTS).unsqueeze(1)
+    first = torch.arange(INPUTS) < 3
+    stays = keep_best(*solve(x, y), units, [(first, 2), (~first, 1)])
+    assert [int(stays[first].sum()), int(stays[~first].sum())] == [2, 1]
+    alone = keep_best(*solve(x, y), units, [(first, 1)])
+    assert alone[~first].all() and int(alone[first].sum()) == 1
+
+
+def test_several_at_a_time_are_nearly_as_good(monkeypatch):
+    """Of wide layers more than one unit goes before costs are found anew."""
+    x, y = problem()
+    units = torch.arange(INPUTS).unsqueeze(1)
+    every = torch.ones(INPUTS).bool()
+    monkeypatch.setattr(selection, "PER_STEP", 4)
+    stays = keep_best(*solve(x, y), units, [(every, 4)])
+    assert int(stays.sum()) == 4
+    errors = sorted(
+        error(x, y, list(chosen)) for chosen in combinations(range(INPUTS), 4)
+    )
+    found = error(x, y, stays.nonzero().flatten())
+    assert found <= errors[len(errors) // 4]
