@@ -74,6 +74,7 @@ _AND_TASK = ["distillation: {task_weight: 1.0}"]
 VARIANTS = {  # of fisher_refit, for encoders: name -> (lines, options)
     "whole_heads": ([_KINDS.format("")], {}),
     "query_key_dims": ([_KINDS.format(", value_dims, query_key_dims")], {}),
+    "not_reselected": (["refit: {reselect: False}"], {}),
     "moving": (["hold_weights: False"], {}),
     "and_task": (_AND_TASK, {}),
     "and_decoder": (_AND_TASK, {"freeze_decoder": False}),
@@ -127,7 +128,7 @@ CUTS = [
     for size in SIZES
 ] + [
     f"cut:{method}/encoder-0.5"
-    for method in ("whole_heads", "query_key_dims", "moving")
+    for method in ("whole_heads", "query_key_dims", "not_reselected", "moving")
 ]
 
 
