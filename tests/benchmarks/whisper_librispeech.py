@@ -48,10 +48,11 @@ TRAINING = {
     "max_batch_length": 16,
     "max_batch_ex": 4,
     "warmup_steps": 50,
+    "ckpt_interval_minutes": 10,
 }
 SCORE_STEPS = 64
 GATE_STEPS = 300  # from the dense model to the target, of learned gates
-FINAL_EPOCHS = 2  # after the first steps, which measure what matters
+FINAL_EPOCHS = 4  # after the first steps, which measure what matters
 FEW = 3  # of so many utterances of the training data one is for comparisons
 FEW_CUT = 100  # utterances that are enough to measure what matters
 MARGINS = (1.0, 2.0, 3.0)
@@ -79,7 +80,7 @@ VARIANTS = {  # of fisher_refit, for encoders: name -> (lines, options)
     "and_task": (_AND_TASK, {}),
     "and_decoder": (_AND_TASK, {"freeze_decoder": False}),
     "rate_1e-4": ([], {"lr_encoder": 0.0001}),
-    "rate_1e-3": ([], {"lr_encoder": 0.001}),
+    "rate_4e-4": ([], {"lr_encoder": 0.0004}),
 }
 WHOLE_KINDS = (
     "front_end_channels",
@@ -97,7 +98,7 @@ WHOLE = [
     "    outputs: {whisper: 1}",
 ]
 SIZES = {  # name -> (target, lines of the block, options)
-    "encoder-0.25": (0.25, [], {}),
+    "encoder-0.25": (0.25, [], {"lr_encoder": 0.0001}),
     "encoder-0.5": (0.5, [], {}),
     "whole-0.3": (0.3, WHOLE, {"freeze_decoder": False}),
 }
