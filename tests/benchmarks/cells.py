@@ -111,13 +111,17 @@ class Table:
 
     def __init__(self, path):
         self.path = path
-        self.cells = json.loads(path.read_text()) if path.is_file() else {}
+        self.cells = self._read()
         self._lock = Lock()
+
+    def _read(self):
+        return json.loads(self.path.read_text()) if self.path.is_file() else {}
 
     def add(self, key, value):
         """Keeps a cell, on disk too."""
         with self._lock:
-            self.cells[key] = value
+            # another process may have added some
+            self.cells = {**self._read(), key: value}
             text = json.dumps(dict(sorted(self.cells.items())), indent=1)
             aside = self.path.with_suffix(".tmp")
             aside.write_text(text + "\n")

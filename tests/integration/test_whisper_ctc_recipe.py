@@ -175,6 +175,16 @@ def test_losses_of_the_teacher(pruned):
     assert "distill_whisper_states" in text and "distill_ctc_lin" in text
 
 
+def test_transcripts_teach_too(pruned):
+    """The loss has the recipe's own part, beside those of the teacher."""
+    text = (pruned / "train_log.txt").read_text()
+    for line in text.splitlines()[:2]:  # an epoch of each phase
+        shown = dict(re.findall(r"train (\w+): ([-+.\de]+)", line))
+        parts = {n: float(x) for n, x in shown.items() if "distill" in n}
+        whole = float(shown["task"]) + sum(parts.values())
+        assert float(shown["loss"]) == pytest.approx(whole, rel=0.02)
+
+
 def test_the_export_hears_what_was_evaluated(asr, pruned, corpus):
     hypotheses = evaluated(pruned)
     assert len(hypotheses) == 8 and any(hypotheses.values())
