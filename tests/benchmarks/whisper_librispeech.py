@@ -136,6 +136,7 @@ CUTS = [
 def all_cells():
     """Keys of all cells of the dev table, the most worth first."""
     dense = [f"dense/utterance-{margin}" for margin in MARGINS]
+    dense.append("dense/utterance-2.0-0")  # however short an utterance is
     methods = [*METHODS, "layers"]
     pruned = [f"{method}/{size}" for method in methods for size in SIZES]
     variants = [f"{name}/encoder-0.5" for name in VARIANTS]
@@ -185,10 +186,10 @@ class Cells:
         if not key.startswith("dense/"):
             log = _log(self._train(key, self._csv["valid"][0]))
         found = self._evaluate(key, "dev")
-        model, margin = self._model(key), _margin(key)
+        model, heard = self._model(key), _context(key)
         usual = self._usual_lengths("dev")
-        speed = real_time_factors(model, margin, self.whisper, usual)
-        return {**found, **costs(model, margin), **speed, **log}
+        speed = real_time_factors(model, heard, self.whisper, usual)
+        return {**found, **costs(model, heard), **speed, **log}
 
     def _model(self, key):
         """Folder of the model of a cell."""
@@ -198,11 +199,9 @@ class Cells:
 
     def _evaluate(self, key, split):
         """Word errors, part by part, so that a stopped one continues."""
+        heard = _context(key)
         options = {"number_of_epochs": 0, "whisper_hub": self._model(key)}
-        if _margin(key) is None:
-            options["context"] = "null"
-        else:
-            options["margin"] = _margin(key)
+        options |= {n: "null" if v is None else v for n, v in heard.items()}
         yaml = RECIPE / "hparams/train_whisper.yaml"
         files = []
         for part in self._csv[split]:
@@ -280,14 +279,21 @@ def _name(key):
     return key.replace("/", "-").replace(":", "-")
 
 
-def _margin(key):
-    """Seconds of silence behind an utterance; None where it is padded to 30."""
+def _context(key):
+    """Options of the lobe: utterance-MARGIN, utterance-MARGIN-SHORTEST or 30s.
+
+    By default those of the recipe, with the margin of all cells.
+    """
     size = key.partition("/")[2]
     if size == "30s":
-        return None
+        return {"context": None}
+    heard = {name: SPEECH[name] for name in ("context", "margin")}
     if size.startswith("utterance-"):
-        return float(size.removeprefix("utterance-"))
-    return SPEECH["margin"]
+        _, margin, *shortest = size.split("-")
+        heard["margin"] = float(margin)
+        if shortest:
+            heard["min_context"] = float(shortest[0])
+    return heard
 
 
 def _manifests(folder, librispeech, splits):
@@ -381,10 +387,12 @@ def word_errors(paths, draws=2000):
     return {name: round(float(x), 2) for name, x in figures.items()}
 
 
-def costs(source, margin, seconds=10, tokens_per_second=4):
+def costs(source, heard, seconds=10, tokens_per_second=4):
     """Parameters, and MACs for each second of speech, of a model."""
     model = lobes.Whisper(source, source).model
-    frames = 3000 if margin is None else round(100 * (seconds + margin))
+    frames = 3000
+    if heard["context"] is not None:
+        frames = round(100 * (seconds + heard["margin"]))
     declaration = whisper_structures(
         model, tokens_per_frame=tokens_per_second * seconds / frames
     )
@@ -398,7 +406,7 @@ def costs(source, margin, seconds=10, tokens_per_second=4):
 
 
 @torch.inference_mode()
-def real_time_factors(source, margin, dense, lengths, runs=3):
+def real_time_factors(source, heard, dense, lengths, runs=3):
     """Seconds for each second of speech, of a model and of the dense in 30 s.
 
     Utterances of these lengths, one after another, 4 tokens a second, one
@@ -406,10 +414,7 @@ def real_time_factors(source, margin, dense, lengths, runs=3):
     """
     torch.set_num_threads(1)
     lobe = partial(lobes.Whisper, save_path=source, language="en")
-    models = {
-        "rtf": lobe(source, context=margin and "utterance", margin=margin or 0),
-        "rtf_dense": lobe(dense),
-    }
+    models = {"rtf": lobe(source, **heard), "rtf_dense": lobe(dense)}
 
     def transcribe(wavs, _, lobe):
         encoded = lobe.forward_encoder(lobe._get_mel(wavs))

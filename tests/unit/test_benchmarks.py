@@ -786,6 +786,22 @@ def test_intervals_of_word_errors(real, tmp_path):
     assert found["high"] - found["low"] == pytest.approx(5.5, abs=0.6)
 
 
+@pytest.mark.parametrize(
+    "key, options",
+    [
+        ("dense/30s", {"context": None}),
+        ("dense/utterance-3.0", {"context": "utterance", "margin": 3.0}),
+        (
+            "dense/utterance-2.0-0",
+            {"context": "utterance", "margin": 2.0, "min_context": 0.0},
+        ),
+        ("final/encoder-0.5", {"context": "utterance", "margin": 2.0}),
+    ],
+)
+def test_the_context_of_a_cell(real, key, options):
+    assert real._context(key) == options
+
+
 def test_final_cells_are_among_all(real):
     keys = real.all_cells()
     assert {*real.FINAL, *real.QUICK} <= {*keys}
