@@ -187,7 +187,7 @@ class Cells:
             log = _log(self._train(key, self._csv["valid"][0]))
         found = self._evaluate(key, "dev")
         model, heard = self._model(key), _context(key)
-        usual = self._usual_lengths("dev")
+        usual = self._usual_lengths("test")
         speed = real_time_factors(model, heard, self.whisper, usual)
         return {**found, **costs(model, heard), **speed, **log}
 
