@@ -21,6 +21,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from sb_prune import lobes, mac_cost, whisper_structures
 from sb_prune.report.measure import count_parameters, measure_speed
 
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
+DENSE = RECIPE / "hparams/train_whisper.yaml"
 sys.path.insert(0, str(RECIPE))
 TABLE = Path(__file__).with_suffix(".json")
 
@@ -100,7 +102,15 @@ WHOLE = [
 SIZES = {  # name -> (target, lines of the block, options)
     "encoder-0.25": (0.25, [], {"lr_encoder": 0.0001}),
     "encoder-0.5": (0.5, [], {}),
-    "whole-0.3": (0.3, WHOLE, {"freeze_decoder": False}),
+    "whole-0.3": (
+        0.3,
+        WHOLE,
+        {
+            "freeze_decoder": False,
+            "lr_encoder": 0.0001,
+            "pseudo_labels": True,  # a decoder keeps the words that it writes
+        },
+    ),
 }
 LAYERS_KEPT = {  # of 6: -31% and -46% of the encoder, -29% of all
     "encoder-0.25": (4, "encoder"),
@@ -202,14 +212,13 @@ class Cells:
         heard = _context(key)
         options = {"number_of_epochs": 0, "whisper_hub": self._model(key)}
         options |= {n: "null" if v is None else v for n, v in heard.items()}
-        yaml = RECIPE / "hparams/train_whisper.yaml"
         files = []
         for part in self._csv[split]:
             if key.startswith("tuned/"):  # is not exported: the run itself
                 output = self._train(key, part)
             else:
                 name = f"{_name(key)}-{part.stem}"
-                output = self._run(name, yaml, part, options)
+                output = self._run(name, DENSE, part, options)
             files.append(output / f"wer_{part.stem}.txt")
         return word_errors(files)
 
@@ -230,7 +239,8 @@ class Cells:
             "cooldown_steps": max(steps - 100, 1),
         }
         if method == "tuned":
-            yaml = RECIPE / "hparams/train_whisper.yaml"
+            yaml = DENSE
+            options["pseudo_labels"] = True
         else:
             yaml = self.runs.folder / f"{_name(key)}.yaml"
             yaml.write_text(pruning_yaml(method, size), encoding="utf-8")
@@ -244,7 +254,23 @@ class Cells:
             options["schedule_steps"] = GATE_STEPS
         if is_cut:  # an epoch in which nothing is learned
             options |= {"lr_encoder": 0.0, "lr_decoder": 0.0}
+        if options.get("pseudo_labels"):
+            self._copy_labels(self.runs.folder / _name(key))
         return self._run(_name(key), yaml, scored, options)
+
+    def _copy_labels(self, folder):
+        """Gives a run the labels that the dense model writes, once for all."""
+        options = {
+            "whisper_hub": self.whisper,
+            "number_of_epochs": 0,
+            "pseudo_labels": True,
+            **{n: TRAINING[n] for n in ("max_batch_length", "max_batch_ex")},
+        }
+        source = self._run("labels", DENSE, self._csv["valid"][0], options)
+        folder.mkdir(exist_ok=True)
+        for name in ("pseudo_labels.csv", "pseudo_labels.json"):
+            if not (folder / name).is_file():
+                shutil.copy(source / name, folder)
 
     def _steps(self, train):
         """Optimizer steps in an epoch, about."""
