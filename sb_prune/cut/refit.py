@@ -46,7 +46,8 @@ class LeastSquares:
         Whether to choose anew, just before a layer is fitted, which of the
         units that it alone reads go (`selection.keep_best`): as many as
         before, inside each head too. A score says how many units of each
-        structure matter; which of them tell the same as others, it cannot.
+        structure matter, but not which of them tell the same as others. Heads
+        whose dims are units themselves stay as the score chose them.
 
     Example
     -------
@@ -149,7 +150,6 @@ class LeastSquares:
             structure
             for structure in read
             if structure.is_leaf
-            and structure.multiple == 1
             and not _is_read_elsewhere([structure], weight)
             and (_entries(structure, weight) >= 0).all()
         ]

@@ -7,7 +7,8 @@ the layer that reads them can.
 
 import torch
 
-PER_STEP = 128  # of so many units one goes before costs are found anew
+PER_STEP = 128  # of so many units one goes before all costs are found anew
+NEAR = 4  # so many times as many are looked at meanwhile
 
 
 def keep_best(gram, weights, units, groups):
@@ -48,36 +49,58 @@ def keep_best(gram, weights, units, groups):
     """
     inverse, weights = torch.linalg.inv(gram), weights.clone()
     stays = torch.ones(len(units)).bool()
-    while True:
-        spare = {i: int(stays[m].sum()) - n for i, (m, n) in enumerate(groups)}
-        if not any(count > 0 for count in spare.values()):
-            return stays
-        most = max(int(stays.sum()) // PER_STEP, 1)
-        gone = _cheapest(inverse, weights, units, stays, groups, spare, most)
-        stays[gone] = False
-        entries = units[gone].flatten()
-        step = torch.linalg.solve(
-            inverse[entries][:, entries], inverse[entries]
-        )  # (entries, inputs)
-        weights -= step.T @ weights[entries]
-        inverse -= inverse[:, entries] @ step
-        inverse[entries, entries] = 1.0  # it is not asked for again
-
-
-def _cheapest(inverse, weights, units, stays, groups, spare, most):
-    """Indices of the units that cost the least, at most so many."""
-    blocks = inverse[units.unsqueeze(2), units.unsqueeze(1)]  # (units, e, e)
-    read = weights[units]  # (units, e, outputs)
-    costs = (read * torch.linalg.solve(blocks, read)).sum((1, 2))
+    spare = torch.tensor([int(members.sum()) - n for members, n in groups])
     group_of = torch.full((len(units),), -1)
     for i, (members, _) in enumerate(groups):
         group_of[members] = i
-    found = []
-    for unit in costs.argsort().tolist():
-        group = int(group_of[unit])
-        if group >= 0 and stays[unit] and spare[group] > 0:
-            spare[group] -= 1
-            found.append(unit)
-            if len(found) == most:
-                break
-    return torch.tensor(found)
+    while (spare > 0).any():
+        may_go = stays & (group_of >= 0) & (spare[group_of] > 0)
+        costs = _costs(inverse, weights, units).masked_fill(~may_go, torch.inf)
+        few = max(int(may_go.sum()) // PER_STEP, 1)
+        cheap = costs.argsort()[: min(NEAR * few, int(may_go.sum()))]
+        gone = _in_turn(
+            inverse, weights, units[cheap], group_of[cheap], spare, few
+        )
+        stays[cheap[gone]] = False
+        _remove_(inverse, weights, units[cheap[gone]].flatten())
+    return stays
+
+
+def _in_turn(inverse, weights, units, group_of, spare, few):
+    """Indices of the units that go, one after another, among some cheap ones.
+
+    Twins are cheap as long as both are there, so costs are found anew after
+    each; what happens to all others can wait. Counts down what is to spare.
+    """
+    entries = units.flatten()
+    inverse, weights = inverse[entries][:, entries], weights[entries]
+    units = torch.arange(len(entries)).view_as(units)
+    gone = []
+    for _ in range(few):
+        may_go = spare[group_of] > 0
+        may_go[gone] = False
+        if not may_go.any():
+            break
+        costs = _costs(inverse, weights, units)
+        unit = int(costs.masked_fill(~may_go, torch.inf).argmin())
+        gone.append(unit)
+        spare[group_of[unit]] -= 1
+        _remove_(inverse, weights, units[unit])
+    return gone
+
+
+def _costs(inverse, weights, units):
+    """(units,) what the squared error gains if one of them goes."""
+    blocks = inverse[units.unsqueeze(2), units.unsqueeze(1)]
+    read = weights[units]  # (units, entries, outputs)
+    return (read * (torch.linalg.inv(blocks) @ read)).sum((1, 2))
+
+
+def _remove_(inverse, weights, entries):
+    """Leaves the solution, and the inverse, without some of the inputs."""
+    step = torch.linalg.solve(
+        inverse[entries][:, entries], inverse[entries]
+    )  # (entries, inputs)
+    weights.addmm_(step.T, weights[entries], alpha=-1)
+    inverse.addmm_(inverse[:, entries], step, alpha=-1)
+    inverse[entries, entries] = 1.0  # it is not asked for again

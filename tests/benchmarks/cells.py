@@ -5,18 +5,28 @@ so that a stopped benchmark continues; a run that was killed continues too.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 from threading import Lock
 
 ROOT = Path(__file__).resolve().parents[2]
 CTC = ROOT / "recipes/LibriSpeech/ASR/CTC"
+
+
+@contextmanager
+def locked(path):
+    """Context that one process at a time is in."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Runs:
@@ -52,7 +62,7 @@ class Runs:
             The output folder.
         """
         output = self.folder / name
-        with self._locks[name]:
+        with self._locks[name], locked(self.folder / f"{name}.lock"):
             if not (output / last).is_file():
                 self._run(script, yaml, {**options, "output_folder": output})
         return output
@@ -119,8 +129,8 @@ class Table:
 
     def add(self, key, value):
         """Keeps a cell, on disk too."""
-        with self._lock:
-            # another process may have added some
+        # another process may have added some
+        with self._lock, locked(self.path.with_suffix(".lock")):
             self.cells = {**self._read(), key: value}
             text = json.dumps(dict(sorted(self.cells.items())), indent=1)
             aside = self.path.with_suffix(".tmp")

@@ -52,6 +52,7 @@ TRAINING = {
     "warmup_steps": 50,
     "ckpt_interval_minutes": 10,
 }
+MAX_WER = 10.0  # of a pseudo-label, in %
 SCORE_STEPS = 64
 GATE_STEPS = 300  # from the dense model to the target, of learned gates
 FINAL_EPOCHS = 4  # after the first steps, which measure what matters
@@ -61,23 +62,30 @@ MARGINS = (1.0, 2.0, 3.0)
 EVERY_VALID = 10  # utterances of dev of which one is for validation
 PART = 500  # utterances that are scored in one process
 
-NO_REFIT = ["refit: null"]
+REFITS = {  # suffix -> lines; of the preset reselected, then refitted
+    "_reselected": [],
+    "_refit": ["refit: {reselect: False}"],
+    "": ["refit: null"],
+}
+SCORES = {
+    "fisher": [],
+    "magnitude": ["score: !name:sb_prune.magnitude_score"],
+    "random": ["score: !name:sb_prune.random_score"],
+}
 METHODS = {  # name -> lines beside the preset whisper_score, or whisper_l0
     "l0": [],
-    "fisher_refit": [],
-    "fisher": NO_REFIT,
-    "magnitude_refit": ["score: !name:sb_prune.magnitude_score"],
-    "magnitude": ["score: !name:sb_prune.magnitude_score", *NO_REFIT],
-    "random_refit": ["score: !name:sb_prune.random_score"],
-    "random": ["score: !name:sb_prune.random_score", *NO_REFIT],
+    **{
+        score + suffix: [*ranked, *refitted]
+        for score, ranked in SCORES.items()
+        for suffix, refitted in REFITS.items()
+    },
     "final": [],
 }
 _KINDS = "structures: {{kinds: [front_end_channels, ffn_units, heads{}]}}"
 _AND_TASK = ["distillation: {task_weight: 1.0}"]
-VARIANTS = {  # of fisher_refit, for encoders: name -> (lines, options)
+VARIANTS = {  # of fisher_reselected, for encoders: name -> (lines, options)
     "whole_heads": ([_KINDS.format("")], {}),
     "query_key_dims": ([_KINDS.format(", value_dims, query_key_dims")], {}),
-    "not_reselected": (["refit: {reselect: False}"], {}),
     "moving": (["hold_weights: False"], {}),
     "and_task": (_AND_TASK, {}),
     "and_decoder": (_AND_TASK, {"freeze_decoder": False}),
@@ -132,14 +140,15 @@ LAYERS = """layer_pruning:
     export_folder: !ref <output_folder>/export
 """
 FINAL = [f"final/{size}" for size in SIZES]
-QUICK = ["dense/utterance-2.0", "fisher_refit/encoder-0.25"]
+QUICK = ["dense/utterance-2.0", "fisher_reselected/encoder-0.25"]
 CUTS = [
     f"cut:{method}/{size}"
-    for method in ("fisher_refit", "fisher", "magnitude_refit", "magnitude")
+    for method in METHODS
+    if method not in ("l0", "final")
     for size in SIZES
 ] + [
     f"cut:{method}/encoder-0.5"
-    for method in ("whole_heads", "query_key_dims", "not_reselected", "moving")
+    for method in ("whole_heads", "query_key_dims", "moving")
 ]
 
 
@@ -229,14 +238,11 @@ class Cells:
         epochs = FINAL_EPOCHS if train == "train" else 1
         if is_cut:
             train = "few"
-        steps = epochs * self._steps(train)
         options = {
             **TRAINING,
             "whisper_hub": self.whisper,
             "train_csv": self._csv[train][0],
             "number_of_epochs": epochs,
-            "total_steps": steps,
-            "cooldown_steps": max(steps - 100, 1),
         }
         if method == "tuned":
             yaml = DENSE
@@ -254,33 +260,53 @@ class Cells:
             options["schedule_steps"] = GATE_STEPS
         if is_cut:  # an epoch in which nothing is learned
             options |= {"lr_encoder": 0.0, "lr_decoder": 0.0}
+        labels = None
         if options.get("pseudo_labels"):
-            self._copy_labels(self.runs.folder / _name(key))
+            labels = self._copy_labels(self.runs.folder / _name(key))
+        steps = epochs * self._steps(train, labels)
+        options |= {"total_steps": steps}
+        options |= {"cooldown_steps": max(steps - 100, 1)}
         return self._run(_name(key), yaml, scored, options)
 
     def _copy_labels(self, folder):
-        """Gives a run the labels that the dense model writes, once for all."""
+        """Gives a run the labels that the dense model writes, once for all.
+
+        Returns
+        -------
+        Path
+            Of the csv file.
+        """
         options = {
             "whisper_hub": self.whisper,
             "number_of_epochs": 0,
             "pseudo_labels": True,
+            "max_wer": MAX_WER,
             **{n: TRAINING[n] for n in ("max_batch_length", "max_batch_ex")},
         }
         source = self._run("labels", DENSE, self._csv["valid"][0], options)
         folder.mkdir(exist_ok=True)
         for name in ("pseudo_labels.csv", "pseudo_labels.json"):
             if not (folder / name).is_file():
-                shutil.copy(source / name, folder)
+                aside = folder / f"{name}.incomplete"
+                shutil.copy(source / name, aside)
+                aside.rename(folder / name)
+        return folder / "pseudo_labels.csv"
 
-    def _steps(self, train):
-        """Optimizer steps in an epoch, about."""
-        seconds = sum(durations(self._csv[train][0]))
+    def _steps(self, train, labels):
+        """Optimizer steps in an epoch, about; with labels those that count."""
+        rows = table_of(self._csv[train][0])
+        if labels is not None:
+            wers = {row["ID"]: row["WER"] for row in table_of(labels)}
+            rows = [r for r in rows if float(wers[r["ID"]]) <= MAX_WER]
+        seconds = sum(float(row["duration"]) for row in rows)
         return round(seconds / (0.85 * TRAINING["max_batch_length"]))
 
     def _usual_lengths(self, split, count=5):
         """Seconds of utterances from the short to the long, at even ranks."""
         seconds = sorted(
-            s for path in self._csv[split] for s in durations(path)
+            float(row["duration"])
+            for path in self._csv[split]
+            for row in table_of(path)
         )
         places = (numpy.arange(count) + 0.5) / count * len(seconds)
         return [seconds[int(place)] for place in places]
@@ -352,10 +378,10 @@ def _manifests(folder, librispeech, splits):
     return files
 
 
-def durations(path):
-    """Seconds of each utterance of a csv file."""
-    with open(path, encoding="utf-8") as file:
-        return [float(row["duration"]) for row in csv.DictReader(file)]
+def table_of(path):
+    """Rows of a csv file."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _write(path, head, rows):

@@ -135,7 +135,7 @@ def train(folder, batches_per_step, start_from=None, **run_opts):
     if start_from is not None:
         pruning |= {"target": 0.7, "milestones": [0.6]}
         pruning |= {"start_from": start_from}
-        pruning |= {"refit": partial(LeastSquares, utterances=5)}
+        pruning |= {"refit": partial(LeastSquares, utterances=5, reselect=True)}
     brain = RecordedRecipe(
         modules=modules,
         opt_class=partial(torch.optim.SGD, lr=0.01),

@@ -122,10 +122,12 @@ def test_cells_are_kept_and_only_the_missing_are_run(cells, methods, tmp_path):
         return 1.0
 
     keys = ["dense/1", "taylor/0.5/1", "random/0.5/1", "random/0.5/2"]
+    other = cells.Table(tmp_path / "table.json")  # of another process
     again.fill(keys, run, jobs=1)
     assert ran == keys[2:]
+    other.add("random/0.5/3", 4.0)
     summary = methods.summarise(cells.Table(table.path).cells)
-    assert summary["table"]["random"] == {"0.5": [1.0, 1.0]}
+    assert summary["table"]["random"] == {"0.5": [1.0, 1.0, 4.0]}
     assert summary["dense"] == [2.0]
 
 
@@ -751,8 +753,11 @@ def test_whisper_methods_differ_in_what_their_names_say(real, whisper_block):
         blocks = {name: whisper_block(name, size) for name in real.METHODS}
         for name, block in blocks.items():
             PruningSettings(**block)
-            is_refitted = "refit" in name or name == "final"
+            is_refitted = name.endswith(("_refit", "_reselected", "final"))
             assert is_refitted == (block.get("refit") is not None)
+            if is_refitted:
+                reselects = block["refit"].keywords["reselect"]
+                assert reselects == (not name.endswith("_refit"))
             sides = block["structures"].keywords["sides"]
             assert ("decoder" in sides) == size.startswith("whole")
         assert blocks["fisher"]["score"] is taylor_score
@@ -763,9 +768,9 @@ def test_whisper_methods_differ_in_what_their_names_say(real, whisper_block):
         assert len(sides) == 1  # one depth is chosen
 
 
-def test_whisper_variants_differ_from_fisher_refit(real, whisper_block):
+def test_whisper_variants_differ_from_the_preset(real, whisper_block):
     size = "encoder-0.5"
-    same = described(whisper_block("fisher_refit", size))
+    same = described(whisper_block("fisher_reselected", size))
     for name, (lines, options) in real.VARIANTS.items():
         block = whisper_block(name, size)
         PruningSettings(**block)

@@ -10,6 +10,7 @@ from small_runs import make, prune, pruning
 from speechbrain.dataio.dataloader import LoopedLoader
 
 from sb_prune import LeastSquares, taylor_score
+from sb_prune.export.loading import load_export
 from sb_prune.run.snapshots import find_snapshot
 from sb_prune.run.steps import PruneSteps
 
@@ -43,6 +44,27 @@ def test_what_reads_the_units_alone_is_refitted(cuts):
     readers = ("out_proj.weight", "3.weight", "after_conv.2.weight")
     assert changed
     assert all(name.endswith(readers) for name in changed)
+
+
+def test_what_is_chosen_anew_is_what_is_cut(tmp_path):
+    chosen, refit_ = [], LeastSquares.refit_
+
+    def noted(*args):
+        found = refit_(*args)
+        chosen.append((args[2], found[0]))
+        return found
+
+    refit = partial(LeastSquares, utterances=2, reselect=True)
+    with patch.object(LeastSquares, "refit_", noted):
+        brain = prune(
+            tmp_path, small_runs.conformer(), 0.4, refit=refit, **ONE_STEP
+        )
+    ((by_score, plan),) = chosen
+    assert plan.to_dict() != by_score.to_dict()
+    assert brain.pruning.plan.to_dict() == plan.to_dict()
+    step = load_export(tmp_path / "export").steps[-1]
+    assert step.plan.to_dict() == plan.to_dict()
+    assert brain.pruning.facts["cut_max_abs_diff"] <= 1e-5
 
 
 def test_the_prune_phase_ends_after_its_steps(tmp_path):
