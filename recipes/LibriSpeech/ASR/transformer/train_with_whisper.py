@@ -230,14 +230,17 @@ def pseudo_labels(hparams, train_data, transcribe):
         ID -> text, without those that are far from the transcript.
     """
     path = Path(hparams["output_folder"], "pseudo_labels.csv")
-    model = ("whisper_hub", "language", "context", "margin", "min_context")
+    model = ("whisper_hub", "language", "context", "margin")
     batches = hparams["dynamic_batch_sampler_train"]
     write_pseudo_labels(
         path,
         train_data,
         transcribe,
         ASR.normalize,
-        settings={key: hparams[key] for key in model},
+        settings={
+            **{key: hparams[key] for key in model},
+            "min_context": hparams["whisper"].min_context,
+        },
         max_batch_length=batches["max_batch_length"],
         max_batch_ex=batches["max_batch_ex"],
         **hparams["train_dataloader_opts"],
