@@ -52,6 +52,7 @@ TRAINING = {
     "warmup_steps": 50,
     "ckpt_interval_minutes": 10,
 }
+RATE, HOP = 16000, 160  # samples: a second, and a frame of the log-mel
 MAX_WER = 10.0  # of a pseudo-label, in %
 SCORE_STEPS = 64
 GATE_STEPS = 300  # from the dense model to the target, of learned gates
@@ -208,7 +209,7 @@ class Cells:
         model, heard = self._model(key), _context(key)
         usual = self._usual_lengths("test")
         speed = real_time_factors(model, heard, self.whisper, usual)
-        return {**found, **costs(model, heard), **speed, **log}
+        return {**found, **costs(model, heard, usual), **speed, **log}
 
     def _model(self, key):
         """Folder of the model of a cell."""
@@ -439,21 +440,21 @@ def word_errors(paths, draws=2000):
     return {name: round(float(x), 2) for name, x in figures.items()}
 
 
-def costs(source, heard, seconds=10, tokens_per_second=4):
-    """Parameters, and MACs for each second of speech, of a model."""
-    model = lobes.Whisper(source, source).model
-    frames = 3000
-    if heard["context"] is not None:
-        frames = round(100 * (seconds + heard["margin"]))
-    declaration = whisper_structures(
-        model, tokens_per_frame=tokens_per_second * seconds / frames
-    )
+def costs(source, heard, lengths, tokens_per_second=4):
+    """Parameters, and MACs for each second of utterances of these lengths."""
+    lobe = lobes.Whisper(source, source, **heard)
+    model, macs = lobe.model, 0
     logits = tokens_per_second * model.decoder.embed_tokens.weight.numel()
-    macs = mac_cost(declaration, frames).dense() / seconds + logits
+    for seconds in lengths:
+        frames = lobe.samples_heard(round(seconds * RATE)) // HOP
+        declaration = whisper_structures(
+            model, tokens_per_frame=tokens_per_second * seconds / frames
+        )
+        macs += mac_cost(declaration, frames).dense() + logits * seconds
     return {
         "params": count_parameters([model]),
         "encoder_params": count_parameters([model.encoder]),
-        "gmacs_per_second": round(macs / 1e9, 3),
+        "gmacs_per_second": round(macs / sum(lengths) / 1e9, 3),
     }
 
 

@@ -807,6 +807,21 @@ def test_the_context_of_a_cell(real, key, options):
     assert real._context(key) == options
 
 
+def test_a_shorter_context_costs_less(real, tmp_path):
+    write_tiny_whisper(tmp_path)
+    found = [
+        real.costs(str(tmp_path), context, [1.0, 9.0])
+        for context in (
+            {"context": "utterance", "margin": 2.0, "min_context": 0},
+            {"context": "utterance", "margin": 2.0},
+            {"context": None},
+        )
+    ]
+    macs = [cost["gmacs_per_second"] for cost in found]
+    assert macs == sorted(macs) and len({*macs}) == 3
+    assert len({cost["params"] for cost in found}) == 1
+
+
 def test_final_cells_are_among_all(real):
     keys = real.all_cells()
     assert {*real.FINAL, *real.QUICK} <= {*keys}
