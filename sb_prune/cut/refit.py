@@ -134,7 +134,7 @@ class LeastSquares:
                 for structure in chosen if problem.heard_any else []:
                     kept = problem.keep_best_(
                         _entries(structure, weight),
-                        _groups(declaration, plan, structure),
+                        *_groups(declaration, plan, structure),
                         self.ridge,
                     )
                     plan = Plan({**plan.keep, structure.name: kept})
@@ -189,14 +189,14 @@ class _NormalEquations:
         """Whether the layer was given anything but zeros."""
         return bool(self._gram.any())
 
-    def keep_best_(self, units, groups, ridge):
+    def keep_best_(self, units, group_of, counts, ridge):
         """Chooses which units stay; the inputs of the others are forgotten.
 
         Arguments
         ---------
         units : torch.Tensor
             (units, entries) int64, the inputs of each.
-        groups : list of (torch.Tensor, int)
+        group_of, counts : torch.Tensor
             As for `keep_best`.
         ridge : float
 
@@ -213,7 +213,8 @@ class _NormalEquations:
             self._ridged(ridge),
             self._solution(ridge),
             places[entries[may]],
-            [(members[may], count) for members, count in groups],
+            group_of[may],
+            counts,
         )
         kept = torch.zeros(len(units)).bool()
         kept[may] = best
@@ -323,10 +324,8 @@ def _inputs_that_stay(declaration, plan, weight, structures):
     stays = torch.ones(declaration.shapes[weight][1]).bool()
     for structure in structures:
         goes = ~plan.kept(structure, declaration)
-        for mask in structure.masks:
-            if (mask.tensor, mask.dim) == (weight, 1):
-                entries = mask.index[goes]
-                stays[entries[entries >= 0]] = False
+        entries = _entries(structure, weight)[goes]
+        stays[entries[entries >= 0]] = False
     return stays
 
 
@@ -343,11 +342,10 @@ def _entries(structure, weight):
 
 
 def _groups(declaration, plan, structure):
-    """(units,) bool and how many stay, for each unit of the holder."""
-    counts = plan.kept_inside(structure, declaration)
+    """(units,) the unit of the holder they are in; how many stay in each."""
     sizes = torch.tensor(declaration.inside(structure))
-    group = torch.arange(len(sizes)).repeat_interleave(sizes)
-    return [(group == i, int(count)) for i, count in enumerate(counts)]
+    group_of = torch.arange(len(sizes)).repeat_interleave(sizes)
+    return group_of, plan.kept_inside(structure, declaration)
 
 
 def _and_inside(declaration, structures):

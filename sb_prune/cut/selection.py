@@ -11,7 +11,7 @@ PER_STEP = 128  # of so many units one goes before all costs are found anew
 NEAR = 4  # so many times as many are looked at meanwhile
 
 
-def keep_best(gram, weights, units, groups):
+def keep_best(gram, weights, units, group_of, counts):
     """Removes the units that a layer misses least, with all others refitted.
 
     The layer is linear. While one unit after another goes, its weights stay
@@ -30,9 +30,10 @@ def keep_best(gram, weights, units, groups):
         (inputs, outputs) float64, the solution that reads all inputs.
     units : torch.Tensor
         (units, entries) int64, the inputs of each unit.
-    groups : list of (torch.Tensor, int)
-        (units,) bool, the units of a group, and how many of them stay. All
-        others stay.
+    group_of : torch.Tensor
+        (units,) int64, the group of each unit.
+    counts : torch.Tensor
+        (groups,) int64, how many units of each stay.
 
     Returns
     -------
@@ -43,18 +44,15 @@ def keep_best(gram, weights, units, groups):
     -------
     >>> gram = torch.tensor([[1.0, 0.9, 0], [0.9, 1.0, 0], [0, 0, 0.5]])
     >>> weights, units = torch.ones(3, 1), torch.arange(3).unsqueeze(1)
-    >>> everything = torch.ones(3).bool()
-    >>> keep_best(gram, weights, units, [(everything, 2)]).tolist()
+    >>> one = torch.zeros(3, dtype=torch.long)
+    >>> keep_best(gram, weights, units, one, torch.tensor([2])).tolist()
     [False, True, True]
     """
     inverse, weights = torch.linalg.inv(gram), weights.clone()
     stays = torch.ones(len(units)).bool()
-    spare = torch.tensor([int(members.sum()) - n for members, n in groups])
-    group_of = torch.full((len(units),), -1)
-    for i, (members, _) in enumerate(groups):
-        group_of[members] = i
+    spare = group_of.bincount(minlength=len(counts)) - counts
     while (spare > 0).any():
-        may_go = stays & (group_of >= 0) & (spare[group_of] > 0)
+        may_go = stays & (spare[group_of] > 0)
         costs = _costs(inverse, weights, units).masked_fill(~may_go, torch.inf)
         few = max(int(may_go.sum()) // PER_STEP, 1)
         cheap = costs.argsort()[: min(NEAR * few, int(may_go.sum()))]

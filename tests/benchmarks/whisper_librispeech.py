@@ -32,6 +32,7 @@ from cells import ROOT, Runs, Table
 from whisper_speed import decode
 
 from sb_prune import lobes, mac_cost, whisper_structures
+from sb_prune.lobes.whisper import FRAME, SAMPLE_RATE
 from sb_prune.report.measure import count_parameters, measure_speed
 
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
@@ -50,10 +51,9 @@ TRAINING = {
     "max_batch_length": 16,
     "max_batch_ex": 4,
     "warmup_steps": 50,
+    "max_wer": 10.0,
     "ckpt_interval_minutes": 10,
 }
-RATE, HOP = 16000, 160  # samples: a second, and a frame of the log-mel
-MAX_WER = 10.0  # of a pseudo-label, in %
 SCORE_STEPS = 64
 GATE_STEPS = 300  # from the dense model to the target, of learned gates
 FINAL_EPOCHS = 4  # after the first steps, which measure what matters
@@ -281,8 +281,7 @@ class Cells:
             "whisper_hub": self.whisper,
             "number_of_epochs": 0,
             "pseudo_labels": True,
-            "max_wer": MAX_WER,
-            **{n: TRAINING[n] for n in ("max_batch_length", "max_batch_ex")},
+            **{n: v for n, v in TRAINING.items() if n.startswith("max_")},
         }
         source = self._run("labels", DENSE, self._csv["valid"][0], options)
         folder.mkdir(exist_ok=True)
@@ -298,7 +297,8 @@ class Cells:
         rows = table_of(self._csv[train][0])
         if labels is not None:
             wers = {row["ID"]: row["WER"] for row in table_of(labels)}
-            rows = [r for r in rows if float(wers[r["ID"]]) <= MAX_WER]
+            most = TRAINING["max_wer"]
+            rows = [r for r in rows if float(wers[r["ID"]]) <= most]
         seconds = sum(float(row["duration"]) for row in rows)
         return round(seconds / (0.85 * TRAINING["max_batch_length"]))
 
@@ -440,13 +440,14 @@ def word_errors(paths, draws=2000):
     return {name: round(float(x), 2) for name, x in figures.items()}
 
 
-def costs(source, heard, lengths, tokens_per_second=4):
+def costs(source, context, lengths, tokens_per_second=4):
     """Parameters, and MACs for each second of utterances of these lengths."""
-    lobe = lobes.Whisper(source, source, **heard)
+    lobe = lobes.Whisper(source, source, **context)
     model, macs = lobe.model, 0
     logits = tokens_per_second * model.decoder.embed_tokens.weight.numel()
     for seconds in lengths:
-        frames = lobe.samples_heard(round(seconds * RATE)) // HOP
+        heard = lobe.samples_heard(round(seconds * SAMPLE_RATE))
+        frames = 2 * heard // FRAME  # of the log-mel
         declaration = whisper_structures(
             model, tokens_per_frame=tokens_per_second * seconds / frames
         )

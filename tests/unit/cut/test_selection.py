@@ -33,10 +33,10 @@ def solve(x, y):
 def test_each_unit_that_goes_is_the_cheapest(seed, entries):
     x, y = problem(seed)
     units = torch.arange(INPUTS).view(-1, entries)
-    every = torch.ones(len(units)).bool()
+    one = torch.zeros(len(units), dtype=torch.long)
     left = {*range(len(units))}
     for count in reversed(range(1, len(units))):
-        stays = keep_best(*solve(x, y), units, [(every, count)])
+        stays = keep_best(*solve(x, y), units, one, torch.tensor([count]))
         found = {*stays.nonzero().flatten().tolist()}
         (gone,) = left - found
         errors = {
@@ -50,9 +50,13 @@ def test_each_group_keeps_its_number():
     x, y = problem()
     units = torch.arange(INPUTS).unsqueeze(1)
     first = torch.arange(INPUTS) < 3
-    stays = keep_best(*solve(x, y), units, [(first, 2), (~first, 1)])
+    stays = keep_best(
+        *solve(x, y), units, (~first).long(), torch.tensor([2, 1])
+    )
     assert [int(stays[first].sum()), int(stays[~first].sum())] == [2, 1]
-    alone = keep_best(*solve(x, y), units, [(first, 1)])
+    alone = keep_best(
+        *solve(x, y), units, (~first).long(), torch.tensor([1, 5])
+    )
     assert alone[~first].all() and int(alone[first].sum()) == 1
 
 
@@ -65,7 +69,7 @@ def test_of_twins_one_stays():
     x = torch.cat([x, x + 0.02 * noise], dim=1)
     y = x @ torch.randn(2 * pairs, OUTPUTS, generator=generator).double()
     units = torch.arange(2 * pairs).unsqueeze(1)
-    every = torch.ones(2 * pairs).bool()
-    stays = keep_best(*solve(x, y), units, [(every, pairs)])
+    one = torch.zeros(2 * pairs, dtype=torch.long)
+    stays = keep_best(*solve(x, y), units, one, torch.tensor([pairs]))
     assert int(stays.sum()) == pairs
     assert int((~stays[:pairs] & ~stays[pairs:]).sum()) <= 1
