@@ -56,7 +56,6 @@ TRAINING = {
 }
 SCORE_STEPS = 64
 GATE_STEPS = 300  # from the dense model to the target, of learned gates
-FINAL_EPOCHS = 4  # after the first steps, which measure what matters
 FEW = 3  # of so many utterances of the training data one is for comparisons
 FEW_CUT = 100  # utterances that are enough to measure what matters
 MARGINS = (1.0, 2.0, 3.0)
@@ -120,6 +119,11 @@ SIZES = {  # name -> (target, lines of the block, options)
             "pseudo_labels": True,  # a decoder keeps the words that it writes
         },
     ),
+}
+FINAL_EPOCHS = {  # after the first steps, which measure what matters
+    "encoder-0.25": 1,
+    "encoder-0.5": 4,
+    "whole-0.3": 3,
 }
 LAYERS_KEPT = {  # of 6: -31% and -46% of the encoder, -29% of all
     "encoder-0.25": (4, "encoder"),
@@ -235,8 +239,8 @@ class Cells:
     def _train(self, key, scored):
         plain = key.removeprefix("cut:")
         is_cut, (method, _, size) = plain != key, plain.partition("/")
-        train = {"final": "train", "tuned": "train"}.get(method, "some")
-        epochs = FINAL_EPOCHS if train == "train" else 1
+        train = "train" if method == "final" else "some"
+        epochs = FINAL_EPOCHS[size] if method == "final" else 1
         if is_cut:
             train = "few"
         options = {
