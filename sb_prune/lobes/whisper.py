@@ -5,22 +5,23 @@ from functools import partial
 
 import torch
 from speechbrain.integrations.huggingface import whisper
-from speechbrain.integrations.huggingface.whisper import (
-    N_SAMPLES,
-    SAMPLE_RATE,
-)
 from speechbrain.utils.logger import get_logger
 from transformers import GenerationConfig, WhisperForConditionalGeneration
 
 from sb_prune.export.hugging_face import assign, drop_decoder_
 from sb_prune.lobes.pruned import PrunedLobe
+from sb_prune.support.context import (
+    FRAME,
+    LONGEST,
+    SAMPLE_RATE,
+    UTTERANCE,
+    longest_utterance,
+    samples_heard,
+)
 from sb_prune.support.values import Number
 
 logger = get_logger(__name__)
-FRAME = 320  # samples in a frame of the encoder
 RATE = SAMPLE_RATE / FRAME  # frames a second
-LONGEST = N_SAMPLES / SAMPLE_RATE  # seconds
-UTTERANCE = "utterance"
 MIN_CONTEXT = 8.0  # seconds
 SECONDS = Number(above=0, example=", e.g. 10")
 MARGIN = Number(least=0)
@@ -202,9 +203,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
     @property
     def longest(self):
         """Samples of the longest utterance that it can hear."""
-        if self.context in (None, UTTERANCE):
-            return N_SAMPLES
-        return round((self.context - self.margin) * SAMPLE_RATE)
+        return longest_utterance(self.context, self.margin)
 
     def samples_heard(self, samples):
         """Samples that the encoder sees of utterances of so many samples.
@@ -223,22 +222,19 @@ class Whisper(PrunedLobe, whisper.Whisper):
         ValueError
             If utterances and margin are longer than the context.
         """
-        if self.context is None:
-            return N_SAMPLES
-        seconds = self.context
-        if seconds == UTTERANCE:
-            seconds = max(samples / SAMPLE_RATE + self.margin, self.min_context)
-            seconds = min(seconds, LONGEST)
-        if samples > self.longest and self.context == UTTERANCE:
+        too_long = samples > self.longest and self.context is not None
+        if too_long and self.context == UTTERANCE:
             logger.warning_once(f"Whisper hears {LONGEST:g} s of an utterance")
-        elif samples > self.longest:
+        elif too_long:
             raise ValueError(
                 f"context: {self.context}: an utterance takes "
                 f"{samples / SAMPLE_RATE:.2f} s, and a margin of "
                 f"{self.margin:g} s; write a longer context (30 s at most), "
                 "or leave such utterances out of the data"
             )
-        return -(-round(seconds * SAMPLE_RATE) // FRAME) * FRAME
+        return samples_heard(
+            samples, self.context, self.margin, self.min_context
+        )
 
     def for_generation(self, seconds=None):
         """Makes a model with the method `generate` of transformers.

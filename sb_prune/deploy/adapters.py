@@ -1,0 +1,181 @@
+"""What of a stock model cannot be traced, and what takes its place.
+
+The model itself stays stock: `traceable` returns a copy that shares all weights
+and holds other modules in place of a few, and inside `traceable_functions` some
+functions of SpeechBrain are others.
+"""
+
+import copy
+import math
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+from speechbrain.dataio import dataio
+from speechbrain.lobes.features import Fbank
+from speechbrain.nnet import attention
+from speechbrain.processing.features import InputNormalization
+
+from sb_prune.deploy.features import PlainFbank
+
+
+class GlobalNormalization(torch.nn.Module):
+    """Computes what an `InputNormalization` with global statistics does.
+
+    Arguments
+    ---------
+    stock : InputNormalization
+        Its statistics are known.
+    """
+
+    def __init__(self, stock):
+        super().__init__()
+        deviation = stock.glob_std
+        if stock.std_norm is False:
+            deviation = torch.ones_like(stock.glob_mean)
+        self.register_buffer("mean", stock.glob_mean.clone())
+        self.register_buffer("std", deviation.clamp(min=stock.epsilon).clone())
+
+    def forward(self, x, lengths=None):
+        """Normalises features.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            (batch, frames, features)
+        lengths : torch.Tensor, optional
+            Not needed.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, frames, features)
+        """
+        return (x - self.mean) / self.std
+
+
+def _normalization(stock):
+    plain = stock.norm_type == "global" and stock.length_dim == 1
+    if not plain or stock.avoid_padding_norm:
+        return stock
+    if not len(stock.glob_mean):
+        raise ValueError("InputNormalization: its statistics are not loaded")
+    return GlobalNormalization(stock)
+
+
+ADAPTERS = {Fbank: PlainFbank, InputNormalization: _normalization}
+
+
+def traceable(module):
+    """Copies a model, with modules that can be traced.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        In eval mode. It is not changed.
+
+    Returns
+    -------
+    torch.nn.Module
+        It shares all parameters and buffers with the original.
+
+    Raises
+    ------
+    ValueError
+        If a module is set up in a way that cannot be deployed.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    copied = copy.deepcopy(module, {id(t): t for t in tensors})
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            adapt = ADAPTERS.get(type(child))
+            if adapt is not None:
+                setattr(parent, name, adapt(child))
+    return copied
+
+
+@contextmanager
+def traceable_functions():
+    """Context in which functions of SpeechBrain work on symbolic sizes."""
+    stock = dataio.length_to_mask
+    users = [
+        module
+        for module in sys.modules.values()
+        if module is not None and vars(module).get("length_to_mask") is stock
+    ]
+    swaps = [(user, "length_to_mask", length_to_mask) for user in users]
+    # it keeps what it computed last, and would keep what was traced
+    swaps.append((attention, "_get_precomputed_values", rotations))
+    originals = [getattr(user, name) for user, name, _ in swaps]
+    for user, name, own in swaps:
+        setattr(user, name, own)
+    try:
+        yield
+    finally:
+        for (user, name, _), original in zip(swaps, originals):
+            setattr(user, name, original)
+
+
+def length_to_mask(length, max_len=None, dtype=None, device=None):
+    """As `speechbrain.dataio.dataio.length_to_mask`, for any batch size.
+
+    Arguments
+    ---------
+    length : torch.Tensor
+        (batch,)
+    max_len : int, optional
+        By default the longest.
+    dtype : torch.dtype, optional
+        By default that of the lengths.
+    device : torch.device, optional
+        By default that of the lengths.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, max_len), 1 where there is no padding.
+
+    Example
+    -------
+    >>> length_to_mask(torch.tensor([1.0, 2.0]), max_len=2)
+    tensor([[1., 0.],
+            [1., 1.]])
+    """
+    if max_len is None:
+        max_len = length.max().long().item()
+    steps = torch.arange(max_len, device=length.device, dtype=length.dtype)
+    mask = steps < length.unsqueeze(1)
+    return mask.to(device or length.device, dtype or length.dtype)
+
+
+def rotations(length, input_size, dtype, device):
+    """Cosines and sines of rotary positions (2104.09864, equation 34).
+
+    Takes the place of the values that SpeechBrain's `RoPEMHA` keeps.
+
+    Arguments
+    ---------
+    length : int
+    input_size : int
+        Dims of a head, D.
+    dtype : torch.dtype
+    device : torch.device
+
+    Returns
+    -------
+    SimpleNamespace
+        `cosines` and `sines` (length, D), and `index_swap` (D,), which swaps
+        the dims of each pair.
+    """
+    pairs = torch.arange(0, input_size, 2, device=device).float()
+    speeds = torch.exp(-math.log(10000.0) / input_size * pairs)
+    steps = torch.arange(length, device=device).float()
+    angles = torch.outer(steps, speeds).repeat_interleave(2, dim=1)
+    dims = torch.arange(input_size, device=device)
+    signs = torch.where(dims % 2 == 0, -1.0, 1.0)
+    return SimpleNamespace(
+        cosines=angles.cos().to(dtype),
+        sines=(angles.sin() * signs).to(dtype),
+        index_swap=dims + torch.where(dims % 2 == 0, 1, -1),
+    )

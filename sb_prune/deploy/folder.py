@@ -1,0 +1,136 @@
+"""Deploys a model: writes a folder that runs without SpeechBrain, and checks it.
+
+The folder has ONNX graphs, a tokenizer, and `deploy.json` with settings and
+hashes. It is written aside and renamed when it is complete, so that nothing
+half is left when the command is stopped.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy
+import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from sb_prune.deploy.graphs import OPSET
+from sb_prune.deploy.recognisers import recogniser
+from sb_prune.deploy.runtime import OnnxASR
+from sb_prune.deploy.settings import FILE, DeployError, write_settings
+from sb_prune.export.loading import ExportError, load_export
+from sb_prune.support.disk import naming_what_fails, reason, rename_
+
+BATCHES = ((1, 1.0), (1, 3.0), (3, 2.5))  # utterances, seconds of the longest
+
+
+def deploy(source, output):
+    """Writes a speech recogniser as a folder that runs with onnxruntime.
+
+    Arguments
+    ---------
+    source : str
+        An export of sb_prune, or another folder that SpeechBrain's
+        `EncoderASR` or `WhisperASR` loads. Loading runs whatever its
+        `hyperparams.yaml` names.
+    output : str
+        Folder to write; a model that was deployed there before is replaced.
+
+    Returns
+    -------
+    list of list of str
+        A table of files and of how far the deployed model is from the source.
+
+    Raises
+    ------
+    DeployError
+        If the source cannot be loaded, is of another kind or has a module that
+        cannot be traced, or if `output` holds other files.
+    """
+    output = Path(output)
+    _check_output(output)
+    model = recogniser(_load(source))
+    place = output.resolve()
+    aside = place.with_name(place.name + ".incomplete")
+    with naming_what_fails(output):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    try:
+        settings = model.write_(aside)
+        settings |= {"sample_rate": model.sample_rate, "opset": OPSET}
+        with naming_what_fails(output):
+            write_settings(aside, settings)
+        table = _compare(model, aside)
+        with naming_what_fails(output):
+            shutil.rmtree(place, ignore_errors=True)
+            rename_(aside, place)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return table
+
+
+def _check_output(output):
+    if not output.exists():
+        return
+    if not (output / FILE).is_file():
+        raise DeployError(
+            f"--output: {output} is there already, and no deployed model; "
+            "name a new folder"
+        )
+
+
+def _load(source):
+    """Objects of the `hyperparams.yaml` in a folder, with weights."""
+    file = Path(source) / "hyperparams.yaml"
+    if not file.is_file():
+        raise DeployError(
+            f"{source} has no hyperparams.yaml; name an export, or a folder "
+            "that SpeechBrain's from_hparams loads"
+        )
+    if "sb_prune" in file.read_text(encoding="utf-8"):
+        try:
+            return load_export(source).hparams
+        except ExportError as error:
+            if "nothing in it is built by" not in str(error):
+                raise DeployError(str(error)) from error
+    try:
+        with open(file, encoding="utf-8") as stream:
+            hparams = load_hyperpyyaml(stream)
+        pretrainer = hparams["pretrainer"]
+        pretrainer.collect_files(default_source=str(source))
+        pretrainer.load_collected()
+    except Exception as error:  # whatever its objects raise
+        raise DeployError(
+            f"{source} cannot be loaded ({reason(error)}); try SpeechBrain's "
+            "from_hparams on it"
+        ) from error
+    torch.nn.ModuleDict(hparams["modules"]).eval()
+    return hparams
+
+
+@torch.inference_mode()
+def _compare(model, folder):
+    """Table of sizes and differences, on noise."""
+    asr = OnnxASR(folder)
+    generator = torch.Generator().manual_seed(0)
+    furthest, differing = 0.0, 0
+    for batch, seconds in BATCHES:
+        samples = round(seconds * model.sample_rate)
+        wavs = 0.1 * torch.randn(batch, samples, generator=generator)
+        lens = torch.linspace(1, 0.6, batch)
+        arrays = wavs.numpy(), lens.numpy()
+        expected = model.scores(wavs, lens).numpy()
+        off = abs(asr.model.scores(*arrays) - expected).max()
+        furthest = max(furthest, off / abs(expected).max())
+        _, found = asr.transcribe_batch(*arrays)
+        pairs = zip(found, model.transcribe(wavs, lens))
+        differing += sum(ours != list(theirs) for ours, theirs in pairs)
+    utterances = sum(batch for batch, _ in BATCHES)
+    sizes = [
+        [path.name, f"{path.stat().st_size / 2**20:.1f} MiB"]
+        for path in sorted(folder.iterdir())
+    ]
+    return [
+        ["deployed", "value"],
+        *sizes,
+        ["largest difference of scores, relative", f"{furthest:.1e}"],
+        [f"other tokens than the source, of {utterances} of noise", f"{differing}"],
+    ]

@@ -1,0 +1,280 @@
+"""The kinds of speech recognisers that can be deployed, and their graphs.
+
+A recogniser is what a `hyperparams.yaml` of SpeechBrain's inference classes
+makes: `EncoderASR` with greedy CTC, or `WhisperASR` with greedy search.
+"""
+
+from functools import partial
+
+import sentencepiece
+import torch
+from speechbrain.dataio.encoder import CTCTextEncoder
+from speechbrain.decoders import ctc_greedy_decode
+from speechbrain.decoders.seq2seq import S2SWhisperGreedySearcher
+
+from sb_prune.deploy.adapters import traceable
+from sb_prune.deploy.graphs import Input, write_graph
+from sb_prune.deploy.settings import DeployError
+from sb_prune.deploy.whisper import DecoderStep, Encoder
+from sb_prune.export.tokens import TOKENIZER
+from sb_prune.support.context import FRAME, SAMPLE_RATE
+
+SECONDS = 2  # of the noise that graphs are traced with
+
+
+def recogniser(hparams):
+    """Finds out what kind of recogniser a model is.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded objects of its `hyperparams.yaml`.
+
+    Returns
+    -------
+    CTC or Whisper
+
+    Raises
+    ------
+    DeployError
+        If it is of no kind that can be deployed.
+    """
+    modules = hparams["modules"]
+    for kind in (CTC, Whisper):
+        if kind.needs <= modules.keys() | hparams.keys():
+            return kind(hparams)
+    raise DeployError(
+        f"a model with modules {list(modules)} cannot be deployed yet; only "
+        "those for EncoderASR with greedy CTC (`encoder` and "
+        "`decoding_function`) and for WhisperASR (`whisper` and `decoder`)"
+    )
+
+
+class CTC:
+    """Greedy CTC: one graph from waveforms to scores.
+
+    Arguments
+    ---------
+    hparams : dict
+
+    Raises
+    ------
+    DeployError
+        If it is decoded or spelt in another way.
+    """
+
+    needs = {"encoder", "decoding_function", "tokenizer"}
+
+    def __init__(self, hparams):
+        decode = hparams["decoding_function"]
+        greedy = isinstance(decode, partial) and decode.func is ctc_greedy_decode
+        if not greedy:
+            raise DeployError(
+                "decoding_function: only greedy CTC can be deployed; write "
+                "!name:speechbrain.decoders.ctc_greedy_decode"
+            )
+        self.encoder = hparams["modules"]["encoder"]
+        self.blank = decode.keywords.get("blank_id", -1)
+        self.tokenizer = hparams["tokenizer"]
+        self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
+
+    def write_(self, folder):
+        """Writes graph and tokenizer.
+
+        Arguments
+        ---------
+        folder : Path
+
+        Returns
+        -------
+        dict
+            Settings for the runtime.
+        """
+        samples = SECONDS * self.sample_rate
+        write_graph(
+            _Plain(traceable(self.encoder)),
+            {
+                "wavs": Input(torch.randn(2, samples), (0, 1)),
+                "lens": Input(torch.tensor([1.0, 0.6]), (0,)),
+            },
+            ["scores"],
+            folder / "model.onnx",
+        )
+        settings = {"kind": "ctc", "blank": self.blank}
+        return {**settings, **self._write_tokenizer(folder)}
+
+    def _write_tokenizer(self, folder):
+        if isinstance(self.tokenizer, CTCTextEncoder):
+            labels = self.tokenizer.ind2lab
+            return {"labels": [labels[n] for n in range(len(labels))]}
+        if isinstance(self.tokenizer, sentencepiece.SentencePieceProcessor):
+            proto = self.tokenizer.serialized_model_proto()
+            (folder / "tokenizer.model").write_bytes(proto)
+            return {}
+        raise DeployError(
+            f"tokenizer: {type(self.tokenizer).__name__} cannot be deployed; "
+            "only SentencePieceProcessor and CTCTextEncoder can"
+        )
+
+    def transcribe(self, wavs, lens):
+        """As SpeechBrain transcribes a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (batch, samples)
+        lens : torch.Tensor
+            (batch,) relative lengths.
+
+        Returns
+        -------
+        list of list of int
+            Tokens of each utterance.
+        """
+        return ctc_greedy_decode(self.scores(wavs, lens), lens, self.blank)
+
+    def scores(self, wavs, lens):
+        """(batch, frames, tokens) log-probabilities of each frame."""
+        return self.encoder(wavs, lens)
+
+
+class _Plain(torch.nn.Module):
+    """A graph's arguments are those of `forward`, by their places."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, wavs, lens):
+        return self.encoder(wavs, lens)
+
+
+class Whisper:
+    """Whisper with greedy search: encoder and a step of the decoder.
+
+    Arguments
+    ---------
+    hparams : dict
+
+    Raises
+    ------
+    DeployError
+        If it is decoded in another way.
+    """
+
+    needs = {"whisper", "decoder"}
+
+    def __init__(self, hparams):
+        self.lobe = hparams["modules"]["whisper"]
+        self.search = hparams["modules"]["decoder"]
+        self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
+        is_greedy = type(self.search) is S2SWhisperGreedySearcher
+        if not is_greedy or self.search.temperature:
+            raise DeployError(
+                f"decoder: {type(self.search).__name__} cannot be deployed; "
+                "only S2SWhisperGreedySearcher with temperature 0 can"
+            )
+        if hparams.get("normalized_transcripts"):
+            raise DeployError(
+                "normalized_transcripts: True: a deployed model writes as "
+                "Whisper does; write False, and normalise what it writes"
+            )
+
+    def write_(self, folder):
+        """Writes graphs and tokenizer.
+
+        Arguments
+        ---------
+        folder : Path
+
+        Returns
+        -------
+        dict
+            Settings for the runtime.
+        """
+        encoder, step = Encoder(self.lobe), DecoderStep(self.lobe)
+        reads = [f"read_{n}" for n in range(2 * len(encoder.readers))]
+        wavs = torch.randn(2, SECONDS * SAMPLE_RATE + FRAME)
+        write_graph(
+            encoder.eval(),
+            {"wavs": Input(wavs, (0, 1))},
+            reads,
+            folder / "encoder.onnx",
+        )
+        past = [
+            Input(torch.randn(2, heads, 3, dims), (0, 2))
+            for heads, dims in step.shapes
+            for _ in "kv"
+        ]
+        read = [
+            Input(torch.randn(2, r.num_heads, 5, r.head_dim), (0, 2))
+            for r in encoder.readers
+            for _ in "kv"
+        ]
+        write_graph(
+            step.eval(),
+            {
+                "tokens": Input(torch.ones(2, 4, dtype=torch.long), (0, 1)),
+                "past": past,
+                "read": read,
+            },
+            ["logits", *(f"kept_{n}" for n in range(len(past)))],
+            folder / "decoder.onnx",
+        )
+        self.lobe.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+        return {
+            "kind": "whisper",
+            "heard": self._heard(),
+            "samples_per_frame": FRAME,
+            "past": step.shapes,
+            "search": self._search(),
+        }
+
+    def _heard(self):
+        lobe = self.lobe
+        return {  # SpeechBrain's own lobe hears 30 s
+            "context": getattr(lobe, "context", None),
+            "margin": getattr(lobe, "margin", 0.0),
+            "min_context": getattr(lobe, "min_context", 0.0),
+        }
+
+    def _search(self):
+        search, end = self.search, self.lobe.eos
+        prompt = list(search.initial_tokens)
+        blank = self.lobe.tokenizer.encode(" ", add_special_tokens=False)
+        return {
+            "prompt": prompt,
+            "end": end,
+            "ratio": search.max_decode_ratio,
+            # of which SpeechBrain counts the prompt twice
+            "most": search.max_attn_tokens - 2 * len(prompt) + 1,
+            "suppressed": list(search.get_tokens_to_suppress),
+            "never_first": [*blank, end] if search.suppress_blank else [],
+        }
+
+    def transcribe(self, wavs, lens):
+        """As SpeechBrain transcribes a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (batch, samples)
+        lens : torch.Tensor
+            (batch,) relative lengths.
+
+        Returns
+        -------
+        list of list of int
+            Tokens of each utterance.
+        """
+        tokens, *_ = self.search(self._encode(wavs), lens)
+        return tokens
+
+    def scores(self, wavs, lens):
+        """(batch, tokens) logits of the first token."""
+        prompts = torch.tensor([self.search.initial_tokens] * len(wavs))
+        logits, *_ = self.lobe.forward_decoder(self._encode(wavs), prompts)
+        return logits[:, -1]
+
+    def _encode(self, wavs):
+        return self.lobe.forward_encoder(self.lobe._get_mel(wavs))

@@ -1,0 +1,332 @@
+"""Transcribes with onnxruntime: needs neither torch nor SpeechBrain.
+
+    pip install --no-deps sb_prune
+    pip install numpy onnxruntime soundfile soxr sentencepiece tokenizers
+
+Of `sentencepiece` and `tokenizers` a model needs one: that of its tokenizer.
+
+Shapes: B batch, S samples, T frames, V tokens in the vocabulary.
+"""
+
+from pathlib import Path
+
+import numpy
+
+from sb_prune.deploy.search import ctc_greedy, greedy
+from sb_prune.deploy.settings import DeployError, read_settings
+from sb_prune.support.context import (
+    LONGEST,
+    longest_utterance,
+    samples_heard,
+)
+
+CHUNK = 30.0  # seconds of a long file that are heard at a time
+OVERLAP = 2.0  # seconds at each end of a chunk that only serve as context
+QUIET = 0.1  # seconds over which loudness is averaged to find a pause
+SEARCHED = 0.25  # of a chunk: its end, where a pause is looked for
+
+
+class OnnxASR:
+    """A deployed speech recogniser.
+
+    Its methods are those of SpeechBrain's `EncoderASR` and `WhisperASR`, with
+    arrays of numpy in place of tensors.
+
+    Arguments
+    ---------
+    folder : str
+        What `python -m sb_prune.deploy` has written.
+    threads : int, optional
+        Of onnxruntime; by default one for each core.
+
+    Raises
+    ------
+    DeployError
+        If the folder is no deployed model, or a file is missing or damaged.
+
+    Example
+    -------
+    >>> OnnxASR("results")
+    Traceback (most recent call last):
+        ...
+    sb_prune.deploy.settings.DeployError: results has no deploy.json; ...
+    """
+
+    def __init__(self, folder, threads=None):
+        settings = read_settings(folder)
+        self.sample_rate = settings["sample_rate"]
+        made = {"ctc": _CTC, "whisper": _Whisper}[settings["kind"]]
+        self.model = made(Path(folder), settings, threads)
+
+    def transcribe_file(self, path):
+        """Transcribes a file, of any length.
+
+        Arguments
+        ---------
+        path : str
+            Any format that libsndfile reads. Channels are averaged; another
+            sampling rate is converted with `soxr`.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        DeployError
+            If the file cannot be read, has no samples, or has another rate
+            and `soxr` is not installed.
+        """
+        return self.model.long(read_audio(path, self.sample_rate))
+
+    def transcribe_batch(self, wavs, wav_lens):
+        """Transcribes utterances together, each in one piece.
+
+        Arguments
+        ---------
+        wavs : numpy.ndarray
+            (B, S) float, at the sampling rate of the model.
+        wav_lens : numpy.ndarray
+            (B,) relative lengths, 1 for the longest.
+
+        Returns
+        -------
+        words : list of str
+        tokens : list of list of int
+
+        Raises
+        ------
+        DeployError
+            If there are no samples, or more than the model hears.
+        """
+        wavs = numpy.asarray(wavs, dtype=numpy.float32)
+        if not wavs.size:
+            raise DeployError("wavs: there are no samples")
+        tokens = self.model.tokens(wavs, numpy.asarray(wav_lens, "float32"))
+        return [self.model.decode(row) for row in tokens], tokens
+
+
+def read_audio(path, sample_rate):
+    """Reads one channel of audio.
+
+    Arguments
+    ---------
+    path : str
+    sample_rate : int
+        Samples per second that are wanted.
+
+    Returns
+    -------
+    numpy.ndarray
+        (S,) float32
+
+    Raises
+    ------
+    DeployError
+        If the file cannot be read, has no samples, or has another rate and
+        `soxr` is not installed.
+    """
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise DeployError(f"{path} cannot be read: {error}") from error
+    samples = samples.mean(axis=1)
+    if not len(samples):
+        raise DeployError(f"{path} has no samples")
+    if rate == sample_rate:
+        return samples
+    try:
+        import soxr
+    except ImportError as error:
+        raise DeployError(
+            f"{path} has {rate} samples a second, and the model hears "
+            f"{sample_rate}: `pip install soxr`, or convert the file"
+        ) from error
+    return soxr.resample(samples, rate, sample_rate)
+
+
+class _Runtime:
+    """What all kinds share: sessions and tokens."""
+
+    def __init__(self, folder, settings, threads):
+        self.folder, self.settings, self.threads = folder, settings, threads
+        self.decode = _decoder(folder, settings)
+
+    def session(self, name):
+        """Loads a graph."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        return onnxruntime.InferenceSession(
+            str(self.folder / name),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+
+
+class _CTC(_Runtime):
+    """One graph: from waveforms to scores of each frame."""
+
+    def __init__(self, folder, settings, threads):
+        super().__init__(folder, settings, threads)
+        self._graph = self.session("model.onnx")
+
+    def scores(self, wavs, wav_lens):
+        """(B, T, V) log-probabilities of each frame."""
+        return self._graph.run(None, {"wavs": wavs, "lens": wav_lens})[0]
+
+    def tokens(self, wavs, wav_lens):
+        """Tokens of utterances that are heard together."""
+        scores = self.scores(wavs, wav_lens)
+        return ctc_greedy(scores, wav_lens, self.settings["blank"])
+
+    def long(self, wav):
+        """Text of an utterance of any length, in chunks that overlap."""
+        rate = self.settings["sample_rate"]
+        size, margin = round(CHUNK * rate), round(OVERLAP * rate)
+        if len(wav) <= size:
+            return self.decode(self.tokens(wav[None], numpy.ones(1, "f4"))[0])
+        parts, start = [], 0
+        while True:
+            chunk = wav[start : start + size]
+            (scores,) = self.scores(chunk[None], numpy.ones(1, "f4"))
+            of_margin = round(len(scores) * margin / len(chunk))
+            is_last = start + size >= len(wav)
+            first = of_margin if start else 0
+            behind = 0 if is_last else of_margin
+            parts.append(scores[first : len(scores) - behind])
+            if is_last:
+                break
+            start += size - 2 * margin
+        scores = numpy.concatenate(parts)[None]
+        blank = self.settings["blank"]
+        return self.decode(ctc_greedy(scores, numpy.ones(1, "f4"), blank)[0])
+
+
+class _Whisper(_Runtime):
+    """Two graphs: the encoder, and one step of the decoder."""
+
+    def __init__(self, folder, settings, threads):
+        super().__init__(folder, settings, threads)
+        self._encoder = self.session("encoder.onnx")
+        self._step = self.session("decoder.onnx")
+        self._names = [given.name for given in self._step.get_inputs()]
+
+    def scores(self, wavs, wav_lens):
+        """(B, V) logits of the first token."""
+        return self._stepper(wavs)(self._prompts(len(wavs)))
+
+    def tokens(self, wavs, wav_lens):
+        """Tokens of utterances that are heard together."""
+        search = self.settings["search"]
+        frames = self._samples_heard(wavs) // self.settings["samples_per_frame"]
+        return greedy(
+            self._stepper(wavs),
+            self._prompts(len(wavs)),
+            search["end"],
+            min(int(frames * search["ratio"]), search["most"]),
+            search["suppressed"],
+            search["never_first"],
+        )
+
+    def _prompts(self, batch):
+        prompt = numpy.array([self.settings["search"]["prompt"]])
+        return numpy.repeat(prompt, batch, axis=0)
+
+    def _samples_heard(self, wavs):
+        heard, rate = self.settings["heard"], self.settings["sample_rate"]
+        longest = longest_utterance(heard["context"], heard["margin"])
+        if wavs.shape[1] > longest:
+            raise DeployError(
+                f"wavs: {wavs.shape[1] / rate:.2f} s, and the model hears "
+                f"{longest / rate:g} s at a time; write them to a file and "
+                "call transcribe_file, or cut them at pauses"
+            )
+        return samples_heard(wavs.shape[1], **heard)
+
+    def _stepper(self, wavs):
+        """Function: new tokens -> logits of the next; it remembers them all."""
+        behind = self._samples_heard(wavs) - wavs.shape[1]
+        padded = numpy.pad(wavs, ((0, 0), (0, behind)))
+        read = self._encoder.run(None, {"wavs": padded})
+        past = [
+            numpy.zeros((len(wavs), heads, 0, dims), numpy.float32)
+            for heads, dims in self.settings["past"]
+            for _ in "kv"
+        ]
+
+        def step(new):
+            nonlocal past
+            feed = dict(zip(self._names, [new, *past, *read]))
+            logits, *past = self._step.run(None, feed)
+            return logits
+
+        return step
+
+    def long(self, wav):
+        """Text of an utterance of any length, cut at its pauses."""
+        heard, rate = self.settings["heard"], self.settings["sample_rate"]
+        longest = longest_utterance(heard["context"], heard["margin"])
+        of_window = round((LONGEST - heard["margin"]) * rate)
+        texts = []
+        for piece in cut_at_pauses(wav, min(longest, of_window), rate):
+            (tokens,) = self.tokens(piece[None], numpy.ones(1, "f4"))
+            texts.append(self.decode(tokens))
+        return " ".join(filter(None, texts))
+
+
+def cut_at_pauses(wav, longest, sample_rate):
+    """Cuts an utterance into pieces, each where it is quietest near its end.
+
+    Arguments
+    ---------
+    wav : numpy.ndarray
+        (S,)
+    longest : int
+        Samples of a piece at most.
+    sample_rate : int
+
+    Returns
+    -------
+    list of numpy.ndarray
+        Together they are the utterance.
+
+    Example
+    -------
+    >>> wav = numpy.ones(3000)
+    >>> wav[950] = 0
+    >>> [len(p) for p in cut_at_pauses(wav, 1000, sample_rate=10)]
+    [950, 1000, 1000, 50]
+    """
+    pieces = []
+    while len(wav) > longest:
+        searched = wav[longest - round(SEARCHED * longest) : longest]
+        size = max(round(QUIET * sample_rate), 1)
+        power = numpy.convolve(searched**2, numpy.ones(size), mode="same")
+        quietest = numpy.flatnonzero(power == power.min())[-1]
+        cut = longest - len(searched) + int(quietest)
+        if power.min() == power.max():  # there is no pause
+            cut = longest
+        pieces.append(wav[:cut])
+        wav = wav[cut:]
+    return [*pieces, wav]
+
+
+def _decoder(folder, settings):
+    """Function: tokens -> text."""
+    if "labels" in settings:
+        labels = settings["labels"]
+        return lambda tokens: "".join(labels[token] for token in tokens)
+    if settings["kind"] == "whisper":
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return lambda tokens: tokenizer.decode(tokens).strip()
+    from sentencepiece import SentencePieceProcessor
+
+    pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    return lambda tokens: pieces.decode_ids(tokens)

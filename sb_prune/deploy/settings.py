@@ -1,0 +1,75 @@
+"""`deploy.json`, which says what the files of a deployed model are."""
+
+import json
+from pathlib import Path
+
+from sb_prune.support.hashes import check_hash, file_hash
+
+FILE, FORMAT = "deploy.json", 1
+
+
+class DeployError(ValueError):
+    """Says why a model cannot be deployed or run, and what to do."""
+
+
+def write_settings(folder, settings):
+    """Writes `deploy.json`, with a hash of every other file.
+
+    Arguments
+    ---------
+    folder : Path
+    settings : dict
+        What JSON can hold; see `read_settings`.
+    """
+    files = {path.name: file_hash(path) for path in sorted(folder.iterdir())}
+    text = json.dumps({"format": FORMAT, **settings, "files": files}, indent=1)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_settings(folder):
+    """Reads `deploy.json` and checks the files that it names.
+
+    Arguments
+    ---------
+    folder : str
+
+    Returns
+    -------
+    dict
+        kind: "ctc" or "whisper"; sample_rate; opset; files: name -> SHA-256;
+        and what the runtime of that kind needs.
+
+    Raises
+    ------
+    DeployError
+        If the folder is no deployed model, a later version wrote it, or a file
+        is missing or not the one that was written.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise DeployError(
+            f"{folder} has no {FILE}; name a folder that `python -m "
+            "sb_prune.deploy EXPORT --output FOLDER` has written"
+        )
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        format, files = settings["format"], settings["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeployError(
+            f"{path} cannot be read (truncated or edited?); deploy the model "
+            "again"
+        ) from error
+    if format > FORMAT:
+        raise DeployError(
+            f"{path} has format {format}, and this version of sb_prune reads "
+            f"up to {FORMAT}; install a later one"
+        )
+    for name, sha256 in files.items():
+        file = path.with_name(name)
+        if not file.is_file():
+            raise DeployError(f"{file} is missing; copy the whole folder again")
+        try:
+            check_hash(file, sha256)
+        except ValueError as error:
+            raise DeployError(str(error)) from error
+    return settings

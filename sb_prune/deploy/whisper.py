@@ -1,0 +1,142 @@
+"""Whisper as two graphs: the encoder, and one step of the decoder.
+
+The encoder gives the keys and values that each layer of the decoder reads from
+the audio. A step reads these and the keys and values of all tokens before, and
+returns those with the new tokens added.
+
+Shapes: B batch, S samples, T frames, P tokens before, L new tokens, H heads of
+a layer, D dims of a head, V tokens in the vocabulary.
+"""
+
+import torch
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.models.whisper.modeling_whisper import WhisperAttention
+
+from sb_prune.deploy.features import LogMel
+from sb_prune.support.context import FRAME, SAMPLE_RATE
+
+
+class Encoder(torch.nn.Module):
+    """From waveforms to what the decoder reads of them.
+
+    Arguments
+    ---------
+    lobe : sb_prune.lobes.Whisper or SpeechBrain's
+    """
+
+    def __init__(self, lobe):
+        super().__init__()
+        self.log_mel = LogMel(lobe)
+        self.encoder = lobe.model.encoder
+        self.readers = torch.nn.ModuleList(
+            layer.encoder_attn
+            for layer in lobe.model.decoder.layers
+            if isinstance(layer.encoder_attn, WhisperAttention)
+        )
+        self.end = 0  # frames at the positions of the end of the 30 s
+        if getattr(lobe, "context", None) is not None:
+            self.end = round(lobe.margin / 4 * SAMPLE_RATE / FRAME)
+
+    def forward(self, wavs):
+        """Encodes waveforms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (B, S), padded to what the encoder hears.
+
+        Returns
+        -------
+        list of torch.Tensor
+            (B, H, T, D) keys, then values, of each layer that reads them.
+        """
+        x = F.gelu(self.encoder.conv1(self.log_mel(wavs)))
+        x = F.gelu(self.encoder.conv2(x)).transpose(1, 2)
+        places = self.encoder.embed_positions.weight
+        frames = torch.arange(x.shape[1], device=x.device)
+        left_out = len(places) - x.shape[1]
+        is_end = frames >= x.shape[1] - self.end
+        x = x + places[torch.where(is_end, frames + left_out, frames)]
+        for layer in self.encoder.layers:
+            x = layer(x, None)
+        x = self.encoder.layer_norm(x)
+        read = []
+        for reader in self.readers:
+            for project in (reader.k_proj, reader.v_proj):
+                heads = project(x).unflatten(-1, (-1, reader.head_dim))
+                read.append(heads.transpose(1, 2))
+        return read
+
+
+class DecoderStep(torch.nn.Module):
+    """From new tokens to the logits of the next.
+
+    Arguments
+    ---------
+    lobe : sb_prune.lobes.Whisper or SpeechBrain's
+    """
+
+    def __init__(self, lobe):
+        super().__init__()
+        self.decoder = lobe.model.decoder
+        layers = list(enumerate(self.decoder.layers))
+        self.heard = [  # positions of the layers that read the audio
+            n
+            for n, layer in layers
+            if isinstance(layer.encoder_attn, WhisperAttention)
+        ]
+        self.shapes = [  # (heads, dims) that a layer keeps of each token
+            (a.num_heads, a.head_dim)
+            if isinstance(a, WhisperAttention)
+            else (1, 1)
+            for a in (layer.self_attn for _, layer in layers)
+        ]
+
+    def forward(self, tokens, past, read):
+        """Decodes tokens.
+
+        Arguments
+        ---------
+        tokens : torch.Tensor
+            (B, L) int
+        past : list of torch.Tensor
+            (B, H, P, D) keys, then values, of each layer.
+        read : list of torch.Tensor
+            (B, H, T, D) what `Encoder` returns.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            (B, V) logits after the last token, then `past` of P + L tokens.
+        """
+        before = past[0].shape[2]
+        places = torch.arange(tokens.shape[1], device=tokens.device) + before
+        x = self.decoder.embed_tokens(tokens)
+        x = x + self.decoder.embed_positions.weight[places]
+        seen = torch.arange(before + tokens.shape[1], device=tokens.device)
+        later = seen > places.unsqueeze(1)
+        mask = x.new_zeros(later.shape).masked_fill(later, -torch.inf)
+        cache = self._cache(past, read)
+        for layer in self.decoder.layers:
+            # the states are in the cache; only that there are some is asked
+            x = layer(
+                x,
+                attention_mask=mask[None, None],
+                encoder_hidden_states=x[:, :1],
+                cache=cache,
+            )
+        last = self.decoder.layer_norm(x[:, -1])
+        logits = last @ self.decoder.embed_tokens.weight.T
+        kept = cache.self_attention_cache.layers
+        return (logits, *(t for k in kept for t in (k.keys, k.values)))
+
+    def _cache(self, past, read):
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        for n in range(len(self.decoder.layers)):
+            cache.self_attention_cache.update(*past[2 * n : 2 * n + 2], n)
+        for n, layer in enumerate(self.heard):
+            pair = read[2 * n : 2 * n + 2]
+            cache.cross_attention_cache.update(*pair, layer)
+            cache.is_updated[layer] = True
+        return cache
