@@ -5,6 +5,14 @@ without torch is `runtime`, `search` and `settings`; nothing of it imports the
 others.
 """
 
+from importlib import import_module
+
 from sb_prune.deploy.runtime import OnnxASR
 
-__all__ = ["OnnxASR"]
+__all__ = ["OnnxASR", "deploy"]
+
+
+def __getattr__(name):
+    if name == "deploy":  # needs torch, which a runtime may not have
+        return import_module("sb_prune.deploy.folder").deploy
+    raise AttributeError(f"module 'sb_prune.deploy' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Deploys a model: writes a folder that runs without SpeechBrain, and checks it.
+"""Deploys a model: writes a folder that runs without SpeechBrain.
 
 The folder has ONNX graphs, a tokenizer, and `deploy.json` with settings and
 hashes. It is written aside and renamed when it is complete, so that nothing
@@ -8,7 +8,6 @@ half is left when the command is stopped.
 import shutil
 from pathlib import Path
 
-import numpy
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
@@ -132,5 +131,8 @@ def _compare(model, folder):
         ["deployed", "value"],
         *sizes,
         ["largest difference of scores, relative", f"{furthest:.1e}"],
-        [f"other tokens than the source, of {utterances} of noise", f"{differing}"],
+        [
+            f"other tokens than the source, of {utterances} of noise",
+            f"{differing}",
+        ],
     ]

@@ -53,7 +53,9 @@ def write_graph(module, inputs, outputs, path):
         If something in it cannot be traced, or has no ONNX operator. It names
         the module.
     """
-    arguments = [_mapped(given, lambda i: i.example) for given in inputs.values()]
+    arguments = [
+        _mapped(given, lambda i: i.example) for given in inputs.values()
+    ]
     dynamic = [_mapped(given, _dynamic) for given in inputs.values()]
     names = []
     for name, given in inputs.items():
@@ -142,35 +144,40 @@ def _translated(program, names, outputs):
             verbose=False,
         )
     except Exception as error:  # torch.onnx has errors of many kinds
-        node = _blamed(program, error)
-        if node is None:
+        blamed = _blamed(error)
+        if blamed is None:
             raise
+        name, operator = blamed
         raise DeployError(
-            f"{_module_of(node)} uses {node.target}, which has no ONNX "
-            "operator; leave it out of the model, or write an adapter in "
+            f"{_module_with(program, name)} uses {operator}, which has no "
+            "ONNX operator; leave it out of the model, or write an adapter in "
             "sb_prune/deploy/adapters.py"
         ) from error
 
 
-def _blamed(program, error):
-    """The node of the graph that an error of torch.onnx is about, or None."""
+def _blamed(error):
+    """(name, operator) that an error of torch.onnx is about, or None."""
+    pattern = r"translating node %(\w+) .*?\[target=(?:torch\.ops\.)?([\w.]+)\]"
     while error is not None:
-        found = re.search(r"translating node %(\w+)", str(error))
-        for node in program.graph.nodes:
-            if found and node.name == found[1]:
-                return node
+        found = re.search(pattern, str(error))
+        if found:
+            return found.groups()
         error = error.__cause__
     return None
 
 
-def _module_of(node):
-    """Path and class of the innermost module that an operation is in."""
-    stack = node.meta.get("nn_module_stack") or {}
-    if not stack:
-        return "the model"
-    path, kind = list(stack.values())[-1]
-    name = kind if isinstance(kind, str) else kind.__name__
-    return f"{path or 'model'} ({name.rpartition('.')[2]})"
+def _module_with(program, name):
+    """Path and class of the innermost module that an operation is in.
+
+    `torch.onnx` takes some operations apart, so names are alike only.
+    """
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack and (name == node.name or f"_{name}" in f"_{node.name}"):
+            path, kind = list(stack.values())[-1]
+            kind = kind if isinstance(kind, str) else kind.__name__
+            return f"{path or 'model'} ({kind.rpartition('.')[2]})"
+    return "the model"
 
 
 @contextmanager

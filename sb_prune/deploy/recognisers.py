@@ -67,7 +67,9 @@ class CTC:
 
     def __init__(self, hparams):
         decode = hparams["decoding_function"]
-        greedy = isinstance(decode, partial) and decode.func is ctc_greedy_decode
+        greedy = (
+            isinstance(decode, partial) and decode.func is ctc_greedy_decode
+        )
         if not greedy:
             raise DeployError(
                 "decoding_function: only greedy CTC can be deployed; write "

@@ -302,12 +302,12 @@ def cut_at_pauses(wav, longest, sample_rate):
     >>> [len(p) for p in cut_at_pauses(wav, 1000, sample_rate=10)]
     [950, 1000, 1000, 50]
     """
+    size = max(round(QUIET * sample_rate), 1)
     pieces = []
     while len(wav) > longest:
         searched = wav[longest - round(SEARCHED * longest) : longest]
-        size = max(round(QUIET * sample_rate), 1)
-        power = numpy.convolve(searched**2, numpy.ones(size), mode="same")
-        quietest = numpy.flatnonzero(power == power.min())[-1]
+        power = numpy.convolve(searched**2, numpy.ones(size), mode="valid")
+        quietest = numpy.flatnonzero(power == power.min())[-1] + size // 2
         cut = longest - len(searched) + int(quietest)
         if power.min() == power.max():  # there is no pause
             cut = longest

@@ -35,6 +35,7 @@ from recipe_runs import (
     run_python,
 )
 from speechbrain.inference.ASR import EncoderASR, EncoderDecoderASR
+from tiny_export import make_export
 
 from sb_prune import lobes
 from sb_prune.export.lineage import size_table
@@ -66,6 +67,7 @@ SMALLER = {
         "--devel_utterances=6",
         "--test_utterances=6",
     ],
+    "-m sb_prune.deploy": [],
     "-m sb_prune.presets": [],
     "-m sb_prune.report": ["--seconds=1"],
     "train.py hparams/train.yaml": options(
@@ -281,6 +283,7 @@ def checkout(
         "export": tiny_wav2vec2,
     }.items():
         (root / name).symlink_to(folder)
+    make_export(root / "recogniser")
     shutil.copy(next(commands_corpus.rglob("*.wav")), root / "yes.wav")
     shutil.copy(next(corpus.rglob("*.flac")), root / "speech.flac")
     return Checkout(root)

@@ -20,7 +20,7 @@ FLOORS = [
     ["architectures", "students"],
     ["learn", "depth", "distillation"],
     ["export"],
-    ["report", "lobes"],
+    ["report", "lobes", "deploy"],
     ["run"],
     ["brain", "presets"],
     ["demo"],

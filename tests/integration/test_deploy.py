@@ -1,0 +1,203 @@
+"""An export as a deployed model: the same transcripts, without SpeechBrain."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy
+import pytest
+import soundfile
+import torch
+from recipe_runs import ROOT
+from speechbrain.inference.ASR import EncoderASR
+from tiny_export import make_export
+
+from sb_prune.deploy import OnnxASR, deploy
+from sb_prune.deploy.command import main
+from sb_prune.deploy.settings import DeployError
+
+# All that the runtime needs, and what that needs in turn.
+RUNTIME = (
+    "numpy*",
+    "onnxruntime*",
+    "*soundfile*",
+    "*cffi*",
+    "pycparser*",
+    "sentencepiece*",
+    "flatbuffers*",
+    "google*",
+    "protobuf*",
+    "packaging*",
+    "typing_extensions*",
+)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An export of an untrained model, which says something else each time."""
+    folder = tmp_path_factory.mktemp("export") / "export"
+    make_export(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployed(exported, tmp_path_factory):
+    """Folder of the deployed export, and what the command printed of it."""
+    folder = tmp_path_factory.mktemp("deploy") / "deployed"
+    return folder, deploy(exported, folder)
+
+
+@pytest.fixture
+def copied(deployed, tmp_path):
+    """A copy that may be damaged."""
+    return shutil.copytree(deployed[0], tmp_path / "copied")
+
+
+@pytest.fixture(scope="module")
+def utterances(corpus):
+    return sorted(corpus.rglob("*.flac"))[:12]
+
+
+def batch_of(paths):
+    """(wavs, lens) of files, padded with zeros."""
+    wavs = [
+        torch.from_numpy(soundfile.read(p, dtype="float32")[0]) for p in paths
+    ]
+    longest = max(map(len, wavs))
+    lens = torch.tensor([len(wav) / longest for wav in wavs])
+    return torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True), lens
+
+
+def test_table_says_that_nothing_differs(deployed):
+    _, table = deployed
+    rows = dict(table)
+    assert float(rows["largest difference of scores, relative"]) < 1e-5
+    assert rows["other tokens than the source, of 5 of noise"] == "0"
+
+
+def test_it_transcribes_as_the_export_does(
+    deployed, exported, utterances, tmp_path
+):
+    export = EncoderASR.from_hparams(
+        source=str(exported), savedir=str(tmp_path / "saved")
+    )
+    asr = OnnxASR(deployed[0])
+    words = []
+    for n in range(0, len(utterances), 4):
+        wavs, lens = batch_of(utterances[n : n + 4])
+        expected, tokens = export.transcribe_batch(wavs, lens)
+        found = asr.transcribe_batch(wavs.numpy(), lens.numpy())
+        assert found == (expected, tokens)
+        words += expected
+    assert len(set(words)) > 1  # so it is heard what is said
+    for path in utterances[:3]:
+        assert asr.transcribe_file(path) == export.transcribe_file(str(path))
+
+
+def test_long_audio_is_what_its_chunks_are(deployed, utterances, tmp_path):
+    """Of the same audio in one piece, but for what lies at the joints."""
+    wav = numpy.concatenate([soundfile.read(p)[0] for p in utterances])
+    wav = numpy.tile(wav, -(-70 * 16000 // len(wav)))
+    soundfile.write(tmp_path / "long.flac", wav, 16000)
+    asr = OnnxASR(deployed[0])
+    (whole,), _ = asr.transcribe_batch(wav[None], numpy.ones(1))
+    chunked = asr.transcribe_file(tmp_path / "long.flac")
+    assert len(whole) > 100
+    assert abs(len(chunked) - len(whole)) <= 0.1 * len(whole)
+
+
+def test_command_transcribes(deployed, utterances, capsys):
+    main(["transcribe", str(deployed[0]), str(utterances[0])])
+    expected = OnnxASR(deployed[0]).transcribe_file(utterances[0])
+    assert capsys.readouterr().out == f"{utterances[0]}: {expected}\n"
+
+
+def test_it_needs_neither_torch_nor_speechbrain(deployed, utterances, tmp_path):
+    """In an environment that has nothing but what RUNTIME names."""
+    environment = tmp_path / "environment"
+    command = [sys.executable, "-m", "venv", "--without-pip", environment]
+    subprocess.run(command, check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    here = {Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")}
+    for path in (p for h in here for name in RUNTIME for p in h.glob(name)):
+        (packages / path.name).symlink_to(path)
+    (packages / "sb_prune").symlink_to(ROOT / "sb_prune")
+    python = environment / "bin/python"
+    run = {"cwd": tmp_path, "env": {}, "capture_output": True, "text": True}
+    for absent in ("torch", "speechbrain", "transformers", "hyperpyyaml"):
+        failed = subprocess.run([python, "-c", f"import {absent}"], **run)
+        assert "ModuleNotFoundError" in failed.stderr
+    command = [python, "-m", "sb_prune.deploy", "transcribe"]
+    done = subprocess.run([*command, deployed[0], utterances[0]], **run)
+    expected = OnnxASR(deployed[0]).transcribe_file(utterances[0])
+    assert done.stdout == f"{utterances[0]}: {expected}\n", done.stderr
+
+
+# ------------------------------------------------------------------ bad input
+
+
+def test_an_export_that_was_edited_is_refused(exported, tmp_path):
+    export = shutil.copytree(exported, tmp_path / "export")
+    weights = export / "model.ckpt"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(DeployError, match="truncated, edited or of another"):
+        deploy(export, tmp_path / "deployed")
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="error: .*has no hyperparams.yaml"):
+        main([str(tmp_path), "--output", str(tmp_path / "deployed")])
+
+
+def test_other_files_are_not_overwritten(exported, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(DeployError, match="is there already, and no deployed"):
+        deploy(exported, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_beam_search_is_refused(exported, tmp_path):
+    export = shutil.copytree(exported, tmp_path / "export")
+    path = export / "hyperparams.yaml"
+    greedy = "!name:speechbrain.decoders.ctc_greedy_decode"
+    text, beam = path.read_text(), "!name:speechbrain.decoders.CTCBeamSearcher"
+    assert greedy in text
+    path.write_text(text.replace(greedy, beam))
+    with pytest.raises(DeployError, match="decoding_function: only greedy"):
+        deploy(export, tmp_path / "deployed")
+
+
+def test_a_damaged_graph_is_refused(copied):
+    graph = copied / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(DeployError, match="model.onnx is not the file"):
+        OnnxASR(copied)
+
+
+def test_what_was_there_stays_until_another_is_complete(exported, copied):
+    """Killed while it writes a graph, then run again."""
+    before = sorted(copied.iterdir())
+    killed = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import os, signal\n"
+            "from sb_prune.deploy import folder, recognisers\n"
+            "def write(module, inputs, outputs, path):\n"
+            "    path.write_text('half a graph')\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+            "recognisers.write_graph = write\n"
+            f"folder.deploy({str(exported)!r}, {str(copied)!r})",
+        ]
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert sorted(copied.iterdir()) == before
+    assert copied.with_name("copied.incomplete").is_dir()
+    (copied / "old").touch()
+    deploy(exported, copied)
+    assert sorted(copied.iterdir()) == before
+    assert not copied.with_name("copied.incomplete").exists()

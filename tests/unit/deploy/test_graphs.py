@@ -1,0 +1,48 @@
+"""What cannot become a graph is named."""
+
+import pytest
+import torch
+
+from sb_prune.deploy.graphs import Input, write_graph
+from sb_prune.deploy.settings import DeployError
+
+
+class Branching(torch.nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Bessel(torch.nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+class Failing(torch.nn.Module):
+    def forward(self, x):
+        raise RuntimeError("no such thing")
+
+
+def write(module, path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), module)
+    inputs = {"x": Input(torch.randn(3, 2), (0,))}
+    write_graph(model.eval(), inputs, ["y"], path)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Branching(), r"1 \(Branching\) cannot be traced"),
+        (Failing(), r"1 \(Failing\) cannot be traced \(no such thing\)"),
+        (Bessel(), r"1 \(Bessel\) uses prims.bessel_j0.*no ONNX"),
+    ],
+)
+def test_module_is_named(module, message, tmp_path):
+    with pytest.raises(DeployError, match=message):
+        write(module, tmp_path / "graph.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_hook_stays(tmp_path):
+    linear = torch.nn.Linear(2, 2)
+    write(linear, tmp_path / "graph.onnx")
+    assert not linear._forward_hooks and not linear._forward_pre_hooks

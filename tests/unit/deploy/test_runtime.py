@@ -1,0 +1,121 @@
+"""What the runtime reads, and how it cuts long audio."""
+
+import json
+import sys
+
+import numpy
+import pytest
+import soundfile
+
+from sb_prune.deploy.runtime import cut_at_pauses, read_audio
+from sb_prune.deploy.settings import (
+    FILE,
+    DeployError,
+    read_settings,
+    write_settings,
+)
+
+RATE = 16000
+
+
+@pytest.fixture
+def audio(tmp_path):
+    """Function: writes a tone as a file."""
+
+    def write(rate=RATE, seconds=0.5, channels=1):
+        steps = numpy.arange(round(seconds * rate)) / rate
+        tone = numpy.sin(2 * numpy.pi * 200 * steps)
+        path = tmp_path / "tone.wav"
+        soundfile.write(path, numpy.stack([tone / 2] * channels, 1), rate)
+        return path
+
+    return write
+
+
+def test_channels_are_averaged(audio):
+    mono = read_audio(audio(), RATE)
+    assert mono.dtype == numpy.float32
+    assert numpy.array_equal(read_audio(audio(channels=2), RATE), mono)
+
+
+def test_another_rate_is_converted(audio):
+    expected = read_audio(audio(), RATE)
+    found = read_audio(audio(rate=44100), RATE)
+    assert len(found) == len(expected)
+    assert numpy.abs(found - expected)[800:-800].max() < 1e-3
+
+
+def test_without_soxr_another_rate_is_refused(audio, monkeypatch):
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    with pytest.raises(DeployError, match="8000 samples a second.*soxr"):
+        read_audio(audio(rate=8000), RATE)
+
+
+def test_empty_audio_is_refused(audio):
+    with pytest.raises(DeployError, match="tone.wav has no samples"):
+        read_audio(audio(seconds=0), RATE)
+
+
+@pytest.mark.parametrize("name", ["none.wav", "text.wav"])
+def test_what_is_no_audio_is_refused(tmp_path, name):
+    (tmp_path / "text.wav").write_text("no audio")
+    with pytest.raises(DeployError, match=f"{name} cannot be read"):
+        read_audio(tmp_path / name, RATE)
+
+
+def test_pieces_end_in_pauses():
+    wav = numpy.ones(50 * RATE)
+    for second in (17, 29.5, 40):  # the first is too early
+        wav[round(second * RATE) :][: RATE // 2] = 0
+    pieces = cut_at_pauses(wav, 30 * RATE, RATE)
+    assert numpy.array_equal(numpy.concatenate(pieces), wav)
+    assert [round(len(piece) / RATE) for piece in pieces] == [30, 20]
+    assert not pieces[0][-100:].any() and not pieces[1][:100].any()
+
+
+# ----------------------------------------------------------- deploy.json
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    write_settings(tmp_path, {"kind": "ctc"})
+    return tmp_path
+
+
+def test_settings_are_read_as_they_were_written(folder):
+    settings = read_settings(folder)
+    assert settings["kind"] == "ctc" and list(settings["files"]) == [
+        "model.onnx"
+    ]
+
+
+def test_a_file_that_was_edited_is_refused(folder):
+    (folder / "model.onnx").write_bytes(b"grape")
+    with pytest.raises(DeployError, match="model.onnx is not the file"):
+        read_settings(folder)
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / "model.onnx").unlink()
+    with pytest.raises(DeployError, match="model.onnx is missing"):
+        read_settings(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"format": 1}'])
+def test_damaged_settings_are_refused(folder, text):
+    (folder / FILE).write_text(text)
+    with pytest.raises(DeployError, match="cannot be read"):
+        read_settings(folder)
+
+
+def test_a_later_format_is_refused(folder):
+    settings = json.loads((folder / FILE).read_text())
+    (folder / FILE).write_text(json.dumps({**settings, "format": 2}))
+    with pytest.raises(DeployError, match="has format 2.*install a later"):
+        read_settings(folder)
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(DeployError, match="has no deploy.json; name a folder"):
+        read_settings(tmp_path)
