@@ -42,12 +42,33 @@ def _deploy(arguments):
     )
     parser.add_argument("export", help="a folder that from_hparams loads")
     parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument(
+        "--quantize", choices=["int8"], help="needs --audio, too"
+    )
+    parser.add_argument("--audio", help="folder of calibration audio")
+    parser.add_argument(
+        "--max_kl", type=float, help="nats that int8 may cost (default: 0.01)"
+    )
+    parser.add_argument(
+        "--max_wer_loss", type=float, help="points of WER in place of that"
+    )
+    parser.add_argument("--labels", help="CSV manifest with wav and wrd")
+    parser.add_argument("--data_folder", help="$data_root in the manifest")
     given = parser.parse_args(arguments)
+    if given.quantize and not given.audio:
+        parser.error("--quantize: write --audio FOLDER, too")
     # Only this half needs torch and SpeechBrain.
     from sb_prune.declare.tables import format_table
-    from sb_prune.deploy.folder import deploy
+    from sb_prune.deploy.folder import Integers, deploy
 
-    print(format_table(deploy(given.export, given.output)))
+    integers = None
+    if given.quantize:
+        keys = ("audio", "max_kl", "labels", "max_wer_loss", "data_folder")
+        values = {key: getattr(given, key) for key in keys}
+        integers = Integers(
+            **{key: v for key, v in values.items() if v is not None}
+        )
+    print(format_table(deploy(given.export, given.output, integers)))
 
 
 def _transcribe(arguments):

@@ -114,7 +114,9 @@ class PlainFbank(torch.nn.Module):
             scale = bank.sample_rate * bank.param_change_factor**2
             centres, bands = centres * scale, bands * scale
         filters = bank._create_fbank_matrix(centres, bands)
-        self.register_buffer("filters", filters.contiguous())
+        # the filters stand in front of the product: quantization takes what
+        # stands behind, and energies differ too much for that
+        self.register_buffer("filters", filters.T.contiguous())
         self.smallest, self.range = bank.amin, bank.top_db
         self.reference = bank.multiplier * bank.db_multiplier
         self.multiplier = bank.multiplier
@@ -132,7 +134,7 @@ class PlainFbank(torch.nn.Module):
         torch.Tensor
             (B, T, M), in dB.
         """
-        energy = self.spectrum(wavs).transpose(1, 2) @ self.filters
+        energy = (self.filters @ self.spectrum(wavs)).transpose(1, 2)
         energy = energy.clamp(min=self.smallest).log10()
         energy = self.multiplier * energy - self.reference
         loudest = energy.amax(dim=(1, 2), keepdim=True)

@@ -6,12 +6,15 @@ half is left when the command is stopped.
 """
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from sb_prune.deploy.graphs import OPSET
+from sb_prune.deploy.manifests import calibration_audio, labelled_audio
+from sb_prune.deploy.quantize import MAX_KL, Quantizer
 from sb_prune.deploy.recognisers import recogniser
 from sb_prune.deploy.runtime import OnnxASR
 from sb_prune.deploy.settings import FILE, DeployError, write_settings
@@ -21,7 +24,7 @@ from sb_prune.support.disk import naming_what_fails, reason, rename_
 BATCHES = ((1, 1.0), (1, 3.0), (3, 2.5))  # utterances, seconds of the longest
 
 
-def deploy(source, output):
+def deploy(source, output, integers=None):
     """Writes a speech recogniser as a folder that runs with onnxruntime.
 
     Arguments
@@ -32,6 +35,8 @@ def deploy(source, output):
         `hyperparams.yaml` names.
     output : str
         Folder to write; a model that was deployed there before is replaced.
+    integers : Integers, optional
+        Asks for 8-bit integers, as far as they do little harm.
 
     Returns
     -------
@@ -57,7 +62,11 @@ def deploy(source, output):
         settings |= {"sample_rate": model.sample_rate, "opset": OPSET}
         with naming_what_fails(output):
             write_settings(aside, settings)
-        table = _compare(model, aside)
+        asr = OnnxASR(aside)
+        rows = _compare(model, asr)
+        if integers is not None:
+            rows += integers.quantize_(asr, aside, settings)
+        table = [["deployed", "value"], *_sizes(aside), *rows]
         with naming_what_fails(output):
             shutil.rmtree(place, ignore_errors=True)
             rename_(aside, place)
@@ -106,9 +115,8 @@ def _load(source):
 
 
 @torch.inference_mode()
-def _compare(model, folder):
-    """Table of sizes and differences, on noise."""
-    asr = OnnxASR(folder)
+def _compare(model, asr):
+    """Rows that say how far a deployed model is from its source, on noise."""
     generator = torch.Generator().manual_seed(0)
     furthest, differing = 0.0, 0
     for batch, seconds in BATCHES:
@@ -122,17 +130,92 @@ def _compare(model, folder):
         _, found = asr.transcribe_batch(*arrays)
         pairs = zip(found, model.transcribe(wavs, lens))
         differing += sum(ours != list(theirs) for ours, theirs in pairs)
-    utterances = sum(batch for batch, _ in BATCHES)
-    sizes = [
+    count = sum(batch for batch, _ in BATCHES)
+    return [
+        ["largest difference of scores, relative", f"{furthest:.1e}"],
+        [f"other tokens than the source, of {count} of noise", f"{differing}"],
+    ]
+
+
+def _sizes(folder):
+    return [
         [path.name, f"{path.stat().st_size / 2**20:.1f} MiB"]
         for path in sorted(folder.iterdir())
     ]
-    return [
-        ["deployed", "value"],
-        *sizes,
-        ["largest difference of scores, relative", f"{furthest:.1e}"],
-        [
-            f"other tokens than the source, of {utterances} of noise",
-            f"{differing}",
-        ],
-    ]
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Asks for 8-bit integers, as far as they do little harm.
+
+    Arguments
+    ---------
+    audio : str
+        Folder with calibration audio.
+    max_kl : float
+        KL divergence in nats at most, a mean over frames or tokens, between
+        the scores in float32 and those in integers.
+    labels : str, optional
+        CSV manifest with columns `wav` and `wrd`.
+    max_wer_loss : float, optional
+        Points of the word error rate on these at most, in place of `max_kl`.
+    data_folder : str, optional
+        What stands for `$data_root` in the manifest.
+
+    Raises
+    ------
+    DeployError
+        If word errors are to be counted without transcripts.
+    """
+
+    audio: str
+    max_kl: float = MAX_KL
+    labels: str | None = None
+    max_wer_loss: float | None = None
+    data_folder: str | None = None
+
+    def __post_init__(self):
+        if self.max_wer_loss is not None and self.labels is None:
+            raise DeployError(
+                "--max_wer_loss: word errors need transcripts: write --labels "
+                "MANIFEST.csv, too, or --max_kl in its place"
+            )
+
+    def quantize_(self, asr, folder, settings):
+        """Writes the graphs of a folder anew, and its settings.
+
+        Arguments
+        ---------
+        asr : OnnxASR
+            The model in that folder; its graphs are replaced.
+        folder : Path
+        settings : dict
+            Those of the folder.
+
+        Returns
+        -------
+        list of list of str
+            Rows that say what became integers and what that costs.
+        """
+        rate, labelled = asr.sample_rate, []
+        if self.labels is not None:
+            labelled = labelled_audio(self.labels, self.data_folder, rate)
+        wavs = calibration_audio(self.audio, rate)
+        quantizer = Quantizer(asr, folder, wavs, labelled)
+        choice = quantizer.choose(self.max_kl, self.max_wer_loss)
+        quantizer.write(folder, choice.integers)
+        (folder / FILE).unlink()
+        kept = {"float32": choice.floats, "integers": len(choice.integers)}
+        write_settings(folder, {**settings, **kept})
+        products = len(choice.integers) + len(choice.floats)
+        unit = "KL divergence, nats"
+        if self.max_wer_loss is not None:
+            unit = "loss of word error rate, points"
+        return [
+            [f"int8 matrix products, of {products}", f"{len(choice.integers)}"],
+            [f"int8: {unit}", f"{choice.cost:.4f}"],
+            *(
+                [f"float32: {name}", f"{choice.alone[name]:.1e} nats alone"]
+                for name in choice.floats
+            ),
+        ]

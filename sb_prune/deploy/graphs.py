@@ -3,6 +3,7 @@
 import logging
 import re
 import warnings
+from ast import literal_eval
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from sb_prune.deploy.settings import DeployError
 from sb_prune.support.disk import reason
 
 OPSET = 18
+SCOPES = "pkg.torch.onnx.name_scopes"  # modules that an operation is in
 LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
@@ -66,6 +68,7 @@ def write_graph(module, inputs, outputs, path):
         program = _traced(module, arguments, dynamic)
         _drop_void_squeezes_(program)
         written = _translated(program, names, outputs)
+        _tidy_(written.model)
         written.save(path)
 
 
@@ -153,6 +156,17 @@ def _translated(program, names, outputs):
             "ONNX operator; leave it out of the model, or write an adapter in "
             "sb_prune/deploy/adapters.py"
         ) from error
+
+
+def _tidy_(model):
+    """Names nodes by their modules, and drops where their code stood."""
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get(SCOPES)
+        if scopes:
+            *modules, last = [scope for scope in literal_eval(scopes) if scope]
+            node.name = f"{modules[-1] if modules else 'model'}/{node.name}"
+        node.metadata_props.clear()
 
 
 def _blamed(error):

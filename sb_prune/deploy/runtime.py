@@ -148,36 +148,48 @@ def read_audio(path, sample_rate):
 
 
 class _Runtime:
-    """What all kinds share: sessions and tokens."""
+    """What all kinds share: graphs and tokens."""
+
+    graphs = ()  # names of the files
 
     def __init__(self, folder, settings, threads):
-        self.folder, self.settings, self.threads = folder, settings, threads
+        self.settings, self.threads = settings, threads
         self.decode = _decoder(folder, settings)
+        self.sessions = {}
+        for name in self.graphs:
+            self.load_(name, str(folder / name))
 
-    def session(self, name):
-        """Loads a graph."""
+    def load_(self, name, graph):
+        """Takes a graph: a path, or the bytes of its file."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
-        return onnxruntime.InferenceSession(
-            str(self.folder / name),
-            options,
-            providers=["CPUExecutionProvider"],
+        self.sessions[name] = onnxruntime.InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"]
         )
+
+    def run(self, name, feed):
+        """Outputs of a graph."""
+        return self.sessions[name].run(None, feed)
 
 
 class _CTC(_Runtime):
     """One graph: from waveforms to scores of each frame."""
 
-    def __init__(self, folder, settings, threads):
-        super().__init__(folder, settings, threads)
-        self._graph = self.session("model.onnx")
+    graphs = ("model.onnx",)
 
     def scores(self, wavs, wav_lens):
         """(B, T, V) log-probabilities of each frame."""
-        return self._graph.run(None, {"wavs": wavs, "lens": wav_lens})[0]
+        (found,) = self.run("model.onnx", {"wavs": wavs, "lens": wav_lens})
+        return found
+
+    def scores_along(self, wavs, wav_lens, tokens):
+        """(N, V) of all frames that are no padding, whatever the tokens."""
+        scores = self.scores(wavs, wav_lens)
+        ends = numpy.round(wav_lens * scores.shape[1]).astype(int)
+        return numpy.concatenate([s[:end] for s, end in zip(scores, ends)])
 
     def tokens(self, wavs, wav_lens):
         """Tokens of utterances that are heard together."""
@@ -210,15 +222,22 @@ class _CTC(_Runtime):
 class _Whisper(_Runtime):
     """Two graphs: the encoder, and one step of the decoder."""
 
-    def __init__(self, folder, settings, threads):
-        super().__init__(folder, settings, threads)
-        self._encoder = self.session("encoder.onnx")
-        self._step = self.session("decoder.onnx")
-        self._names = [given.name for given in self._step.get_inputs()]
+    graphs = ("encoder.onnx", "decoder.onnx")
 
     def scores(self, wavs, wav_lens):
         """(B, V) logits of the first token."""
         return self._stepper(wavs)(self._prompts(len(wavs)))
+
+    def scores_along(self, wavs, wav_lens, tokens):
+        """(N, V) of all tokens of a text, each after those before."""
+        found = []
+        for wav, length, text in zip(wavs, wav_lens, tokens):
+            wav = wav[None, : round(float(length) * len(wav))]
+            step, new = self._stepper(wav), self._prompts(1)
+            for token in [*text, self.settings["search"]["end"]]:
+                found.append(step(new)[0])
+                new = numpy.array([[token]])
+        return numpy.stack(found)
 
     def tokens(self, wavs, wav_lens):
         """Tokens of utterances that are heard together."""
@@ -252,7 +271,9 @@ class _Whisper(_Runtime):
         """Function: new tokens -> logits of the next; it remembers them all."""
         behind = self._samples_heard(wavs) - wavs.shape[1]
         padded = numpy.pad(wavs, ((0, 0), (0, behind)))
-        read = self._encoder.run(None, {"wavs": padded})
+        read = self.run("encoder.onnx", {"wavs": padded})
+        inputs = self.sessions["decoder.onnx"].get_inputs()
+        names = [given.name for given in inputs]
         past = [
             numpy.zeros((len(wavs), heads, 0, dims), numpy.float32)
             for heads, dims in self.settings["past"]
@@ -261,8 +282,8 @@ class _Whisper(_Runtime):
 
         def step(new):
             nonlocal past
-            feed = dict(zip(self._names, [new, *past, *read]))
-            logits, *past = self._step.run(None, feed)
+            feed = dict(zip(names, [new, *past, *read]))
+            logits, *past = self.run("decoder.onnx", feed)
             return logits
 
         return step

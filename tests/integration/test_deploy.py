@@ -1,5 +1,6 @@
 """An export as a deployed model: the same transcripts, without SpeechBrain."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from tiny_export import make_export
 
 from sb_prune.deploy import OnnxASR, deploy
 from sb_prune.deploy.command import main
+from sb_prune.deploy.folder import Integers
 from sb_prune.deploy.settings import DeployError
 
 # All that the runtime needs, and what that needs in turn.
@@ -201,3 +203,21 @@ def test_what_was_there_stays_until_another_is_complete(exported, copied):
     deploy(exported, copied)
     assert sorted(copied.iterdir()) == before
     assert not copied.with_name("copied.incomplete").exists()
+
+
+def test_int8_says_what_it_costs_and_what_stays(exported, corpus, tmp_path):
+    folder = tmp_path / "int8"
+    table = deploy(exported, folder, Integers(str(corpus), max_kl=3e-5))
+    rows = dict(table)
+    assert float(rows["int8: KL divergence, nats"]) <= 3e-5
+    kept = [name for name in rows if name.startswith("float32: model: ")]
+    count = re.search(r"int8 matrix products, of (\d+)", " ".join(rows))
+    number = int(rows[count[0]])
+    assert number and kept and number + len(kept) == int(count[1])
+    path = next(corpus.rglob("*.flac"))
+    assert isinstance(OnnxASR(folder).transcribe_file(path), str)
+
+
+def test_word_errors_need_transcripts():
+    with pytest.raises(DeployError, match="--max_wer_loss: .* write --labels"):
+        Integers("audio", max_wer_loss=0.2)

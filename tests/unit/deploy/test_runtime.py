@@ -7,6 +7,7 @@ import numpy
 import pytest
 import soundfile
 
+from sb_prune.deploy.manifests import calibration_audio, labelled_audio
 from sb_prune.deploy.runtime import cut_at_pauses, read_audio
 from sb_prune.deploy.settings import (
     FILE,
@@ -119,3 +120,50 @@ def test_a_later_format_is_refused(folder):
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(DeployError, match="has no deploy.json; name a folder"):
         read_settings(tmp_path)
+
+
+# -------------------------------------------------------- what is calibrated
+
+
+def test_a_few_utterances_are_read(tmp_path):
+    for n in range(20):
+        soundfile.write(tmp_path / f"{n:02}.wav", numpy.zeros(99 + n), RATE)
+    found = calibration_audio(tmp_path, RATE)
+    assert [len(wav) - 99 for wav in found] == [0, 2, 4, 6, 8, 10, 12, 14]
+
+
+def test_a_folder_without_audio_is_refused(tmp_path):
+    with pytest.raises(DeployError, match="--audio: .* has no audio files"):
+        calibration_audio(tmp_path, RATE)
+
+
+@pytest.fixture
+def manifest(tmp_path, audio):
+    """Function: text of a manifest -> its path."""
+    audio()
+
+    def write(text):
+        path = tmp_path / "dev.csv"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_transcripts_are_read(manifest, tmp_path):
+    path = manifest("ID,wav,wrd\n1,$data_root/tone.wav,A TONE\n")
+    ((wav, words),) = labelled_audio(path, str(tmp_path), RATE)
+    assert len(wav) == RATE // 2 and words == "A TONE"
+    with pytest.raises(DeployError, match="write --data_folder, too"):
+        labelled_audio(path, None, RATE)
+
+
+@pytest.mark.parametrize("text", ["", "ID,wav\n1,tone.wav\n"])
+def test_a_manifest_without_transcripts_is_refused(manifest, text):
+    with pytest.raises(DeployError, match="has no transcripts"):
+        labelled_audio(manifest(text), None, RATE)
+
+
+def test_a_missing_manifest_is_named(tmp_path):
+    with pytest.raises(DeployError, match="--labels: .*none.csv"):
+        labelled_audio(tmp_path / "none.csv", None, RATE)

@@ -1,0 +1,156 @@
+"""Matrix products of a graph in 8-bit integers.
+
+Weights have a scale for each column; activations get one for each call, from
+their smallest and largest value. Weights take 7 bits of the 8: on processors
+without VNNI instructions, sums of two products would overflow otherwise.
+
+Shapes: K inputs, N outputs, V entries of a table, d width.
+"""
+
+import numpy
+import onnx
+from onnx import helper, numpy_helper
+
+LARGEST = 63  # of an integer weight
+SMALLEST_TABLE = 1000  # entries, of tables that are kept as integers
+MOST_BYTES = 2**31  # that a file of protobuf can have
+
+
+class Graph:
+    """A graph whose matrix products can be made integer ones.
+
+    Arguments
+    ---------
+    path : Path
+        The ONNX file.
+
+    Raises
+    ------
+    ValueError
+        If it is larger than 2 GB.
+    """
+
+    def __init__(self, path):
+        model = onnx.load(path)
+        if model.ByteSize() >= MOST_BYTES:
+            raise ValueError(
+                f"{path.name} has {model.ByteSize() / 2**30:.1f} GiB; only "
+                "graphs below 2 GiB can be quantized"
+            )
+        _transpose_weights_(model.graph)
+        self._model = model
+        self._weights = {w.name: w for w in model.graph.initializer}
+
+    def products(self):
+        """Names of the matrix products with weights, and tables of embeddings.
+
+        Returns
+        -------
+        list of str
+        """
+        return [node.name for node in self._nodes()]
+
+    def _nodes(self):
+        for node in self._model.graph.node:
+            if node.op_type == "MatMul" and self._rows(node.input[1]):
+                yield node
+            if node.op_type == "Gather" and _axis(node) == 0:
+                if self._rows(node.input[0]) >= SMALLEST_TABLE:
+                    yield node
+
+    def _rows(self, name):
+        """Rows of a weight matrix; 0 if it is none."""
+        weight = self._weights.get(name)
+        return weight.dims[0] if weight and len(weight.dims) == 2 else 0
+
+    def with_integers(self, names):
+        """The graph with some of its products in integers.
+
+        Arguments
+        ---------
+        names : set of str
+            Of `products`.
+
+        Returns
+        -------
+        bytes
+            Of an ONNX file.
+        """
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        graph = model.graph
+        nodes = []
+        for node in self._model.graph.node:
+            if node.name not in names:
+                nodes.append(node)
+            elif node.op_type == "MatMul":
+                nodes += self._integer_product(node, graph)
+            else:
+                nodes += self._integer_table(node, graph)
+        del graph.node[:]
+        graph.node.extend(nodes)
+        used = {name for node in nodes for name in node.input}
+        kept = [w for w in graph.initializer if w.name in used]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        return model.SerializeToString()
+
+    def _integer_product(self, node, graph):
+        x, name = node.input
+        weight = numpy_helper.to_array(self._weights[name])
+        integers, scales = _integers(weight, axis=0)
+        _add(graph, f"{name}_int8", integers)
+        _add(graph, f"{name}_scales", scales[0])
+        made, of = helper.make_node, node.name
+        parts = [f"{of}_{part}" for part in ("int8", "scale", "zero")]
+        rounded, scale, zero = parts  # of the activations
+        return [
+            made("DynamicQuantizeLinear", [x], parts),
+            made("MatMulInteger", [rounded, f"{name}_int8", zero], [f"{of}_i"]),
+            made("Cast", [f"{of}_i"], [f"{of}_f"], to=onnx.TensorProto.FLOAT),
+            made("Mul", [scale, f"{name}_scales"], [f"{of}_scales"]),
+            made("Mul", [f"{of}_f", f"{of}_scales"], node.output, name=of),
+        ]
+
+    def _integer_table(self, node, graph):
+        name, places = node.input
+        table = numpy_helper.to_array(self._weights[name])
+        integers, scales = _integers(table, axis=1)
+        _add(graph, f"{name}_table", integers)
+        _add(graph, f"{name}_row_scales", scales)
+        made, of = helper.make_node, node.name
+        return [
+            made("Gather", [f"{name}_table", places], [f"{of}_i"]),
+            made("Gather", [f"{name}_row_scales", places], [f"{of}_s"]),
+            made("Cast", [f"{of}_i"], [f"{of}_f"], to=onnx.TensorProto.FLOAT),
+            made("Mul", [f"{of}_f", f"{of}_s"], node.output, name=of),
+        ]
+
+
+def _integers(weight, axis):
+    """Integers, and scales over an axis, whose product is the weight."""
+    scales = numpy.abs(weight).max(axis, keepdims=True) / LARGEST
+    scales[scales == 0] = 1
+    return numpy.rint(weight / scales).astype(numpy.int8), scales
+
+
+def _add(graph, name, array):
+    if name not in {weight.name for weight in graph.initializer}:
+        graph.initializer.append(numpy_helper.from_array(array, name))
+
+
+def _axis(node):
+    return next((a.i for a in node.attribute if a.name == "axis"), 0)
+
+
+def _transpose_weights_(graph):
+    """Replaces transposed weights by weights, so that a product has them."""
+    weights = {weight.name: weight for weight in graph.initializer}
+    for node in list(graph.node):
+        if node.op_type != "Transpose" or node.input[0] not in weights:
+            continue
+        permutation = next(a.ints for a in node.attribute if a.name == "perm")
+        array = numpy_helper.to_array(weights[node.input[0]])
+        array = numpy.ascontiguousarray(array.transpose(permutation))
+        graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+        graph.node.remove(node)

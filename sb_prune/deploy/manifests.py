@@ -1,0 +1,85 @@
+"""Audio for calibration, and transcripts for word error rates."""
+
+import csv
+from pathlib import Path
+
+from sb_prune.deploy.runtime import read_audio
+from sb_prune.deploy.settings import DeployError
+
+AUDIO = (".flac", ".mp3", ".ogg", ".wav")
+UTTERANCES = 8  # that are enough to see how far the scores move
+SECONDS = 10.0  # of each
+
+
+def calibration_audio(folder, sample_rate):
+    """Reads a few utterances of a folder, evenly spaced in its order.
+
+    Arguments
+    ---------
+    folder : str
+        With audio files in it, or below it.
+    sample_rate : int
+
+    Returns
+    -------
+    list of numpy.ndarray
+        (samples,), at most 10 s each.
+
+    Raises
+    ------
+    DeployError
+        If there is no audio, or a file cannot be read.
+    """
+    paths = [p for p in Path(folder).rglob("*") if p.suffix.lower() in AUDIO]
+    if not paths:
+        raise DeployError(
+            f"--audio: {folder} has no audio files ({', '.join(AUDIO)})"
+        )
+    paths = sorted(paths)[:: max(len(paths) // UTTERANCES, 1)][:UTTERANCES]
+    most = round(SECONDS * sample_rate)
+    return [read_audio(path, sample_rate)[:most] for path in paths]
+
+
+def labelled_audio(manifest, data_folder, sample_rate):
+    """Reads the utterances of a manifest of SpeechBrain.
+
+    Arguments
+    ---------
+    manifest : str
+        CSV file with columns `wav` and `wrd`.
+    data_folder : str or None
+        What stands for `$data_root` and `{data_root}` in the paths.
+    sample_rate : int
+
+    Returns
+    -------
+    list of (numpy.ndarray, str)
+        (samples,) and the words.
+
+    Raises
+    ------
+    DeployError
+        If the manifest or a file cannot be read, or there are no transcripts.
+    """
+    try:
+        with open(manifest, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DeployError(f"--labels: {manifest}: {error}") from error
+    if not rows or not {"wav", "wrd"} <= rows[0].keys():
+        raise DeployError(
+            f"--labels: {manifest} has no transcripts: write a CSV manifest "
+            "with columns `wav` and `wrd`, as the recipes make them"
+        )
+    found = []
+    for row in rows:
+        path = row["wav"]
+        for root in ("$data_root", "{data_root}"):
+            if root in path and data_folder is None:
+                raise DeployError(
+                    f"--labels: paths in {manifest} begin with {root}: write "
+                    "--data_folder, too"
+                )
+            path = path.replace(root, data_folder or "")
+        found.append((read_audio(path, sample_rate), row["wrd"]))
+    return found

@@ -1,0 +1,243 @@
+"""Chooses what of a deployed model runs in 8-bit integers.
+
+If all matrix products together stay below a limit, all become integer ones.
+Otherwise each is tried alone: how far do the scores of the model move on
+calibration audio, by the KL divergence from those in float32? Then as many as
+stay below the limit become integer ones, those that move the scores least
+first. The limit is of that divergence, or of the word error rate.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy
+
+from sb_prune.deploy.integers import Graph
+from sb_prune.deploy.settings import DeployError
+
+MAX_KL = 0.01  # nats
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What became integers, and what that costs.
+
+    Arguments
+    ---------
+    integers, floats : list of str
+        Matrix products, those that move the scores least first.
+    alone : dict
+        Name -> KL divergence in nats when it alone is in integers; empty if
+        all are.
+    cost : float
+        Of all together, in the unit of the limit.
+    """
+
+    integers: list
+    floats: list
+    alone: dict
+    cost: float
+
+
+class Quantizer:
+    """Tries matrix products of a deployed model in integers.
+
+    Arguments
+    ---------
+    asr : OnnxASR
+        Its graphs are replaced by those that are tried.
+    folder : Path
+        Where its files are.
+    wavs : list of numpy.ndarray
+        (samples,) calibration audio, each as long as the model can hear.
+    labelled : list of (numpy.ndarray, str), optional
+        (samples,) audio and its transcript.
+
+    Raises
+    ------
+    DeployError
+        If there is no audio, or a graph is larger than 2 GB.
+    """
+
+    def __init__(self, asr, folder, wavs, labelled=()):
+        if not wavs:
+            raise DeployError("--quantize: there is no calibration audio")
+        self._model = asr.model
+        try:
+            self._graphs = {
+                name: Graph(folder / name) for name in self._model.graphs
+            }
+        except ValueError as error:
+            raise DeployError(f"--quantize: {error}") from error
+        self._taken = dict.fromkeys(self._graphs, frozenset())
+        self._labelled = labelled
+        one = numpy.ones(1, numpy.float32)
+        self._heard = [
+            (wav[None], one, self._model.tokens(wav[None], one)) for wav in wavs
+        ]
+        self._scores = self._scores_now()
+
+    def choose(self, max_kl=MAX_KL, max_wer_loss=None):
+        """Finds as many products as a limit allows.
+
+        Arguments
+        ---------
+        max_kl : float
+            KL divergence in nats at most, a mean over frames or tokens.
+        max_wer_loss : float, optional
+            In place of that, points of the word error rate on what is
+            labelled.
+
+        Returns
+        -------
+        Choice
+        """
+        cost, most = self._divergence, max_kl
+        if max_wer_loss is not None:
+            cost, most = self._lost_words(), max_wer_loss
+        keys = [
+            (file, name)
+            for file, graph in self._graphs.items()
+            for name in graph.products()
+        ]
+        alone, fits, found = {}, len(keys), cost(keys)
+        if found > most:
+            alone = {key: self._divergence([key]) for key in keys}
+            keys, over, fits, found = sorted(keys, key=alone.get), fits, 0, 0.0
+            while over - fits > 1:
+                middle = (fits + over) // 2
+                costs = cost(keys[:middle])
+                if costs <= most:
+                    fits, found = middle, costs
+                else:
+                    over = middle
+        names = [_shown(*key) for key in keys]
+        return Choice(
+            names[:fits],
+            names[fits:],
+            {_shown(*key): value for key, value in alone.items()},
+            found,
+        )
+
+    def write(self, folder, integers):
+        """Writes graphs, some of whose products are in integers.
+
+        Arguments
+        ---------
+        folder : Path
+        integers : list of str
+            As `Choice` has them.
+        """
+        for file, graph in self._graphs.items():
+            named = {n for n in graph.products() if _shown(file, n) in integers}
+            (folder / file).write_bytes(graph.with_integers(named))
+
+    def _divergence(self, keys):
+        """KL divergence, in nats, with these products in integers."""
+        self._take_(keys)
+        return kl_divergence(self._scores, self._scores_now())
+
+    def _scores_now(self):
+        found = [self._model.scores_along(*heard) for heard in self._heard]
+        return numpy.concatenate(found)
+
+    def _lost_words(self):
+        """Function: products -> points of word error rate that they cost."""
+        before = self._word_errors(())
+        return lambda keys: self._word_errors(keys) - before
+
+    def _word_errors(self, keys):
+        """Word error rate in %, with these products in integers."""
+        self._take_(keys)
+        one, errors, count = numpy.ones(1, numpy.float32), 0, 0
+        for wav, words in self._labelled:
+            (tokens,) = self._model.tokens(wav[None], one)
+            said, heard = words_of(words), words_of(self._model.decode(tokens))
+            errors += edit_distance(said, heard)
+            count += len(said)
+        return 100 * errors / max(count, 1)
+
+    def _take_(self, keys):
+        """Loads graphs with these products in integers."""
+        for file, graph in self._graphs.items():
+            named = frozenset(name for other, name in keys if other == file)
+            if self._taken[file] != named:
+                self._model.load_(file, graph.with_integers(named))
+                self._taken[file] = named
+
+
+def words_of(text):
+    """Words in small letters, without punctuation.
+
+    Arguments
+    ---------
+    text : str
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> words_of("It's 10 o'clock.")
+    ["it's", '10', "o'clock"]
+    """
+    return re.findall(r"[\w']+", text.lower())
+
+
+def edit_distance(one, other):
+    """Insertions, deletions and substitutions between two lists of words.
+
+    Arguments
+    ---------
+    one, other : list of str
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> edit_distance(["a", "b", "c"], ["b", "d"])
+    2
+    """
+    row = list(range(len(other) + 1))
+    for n, word in enumerate(one, 1):
+        diagonal, row[0] = row[0], n
+        for m, another in enumerate(other, 1):
+            costs = (row[m] + 1, row[m - 1] + 1, diagonal + (word != another))
+            diagonal, row[m] = row[m], min(costs)
+    return row[-1]
+
+
+def _shown(file, name):
+    return f"{file.removesuffix('.onnx')}: {name}"
+
+
+def kl_divergence(scores, others):
+    """KL divergence of distributions from others.
+
+    Arguments
+    ---------
+    scores, others : numpy.ndarray
+        (N, V) logits or log-probabilities.
+
+    Returns
+    -------
+    float
+        In nats, a mean over N.
+
+    Example
+    -------
+    >>> even = numpy.zeros((1, 2))
+    >>> round(kl_divergence(even, numpy.log([[0.25, 0.75]])), 4)
+    0.1438
+    """
+    ours, theirs = _log_softmax(scores), _log_softmax(others)
+    return float((numpy.exp(ours) * (ours - theirs)).sum(-1).mean())
+
+
+def _log_softmax(scores):
+    scores = scores.astype(numpy.float64)
+    scores = scores - scores.max(-1, keepdims=True)
+    return scores - numpy.log(numpy.exp(scores).sum(-1, keepdims=True))

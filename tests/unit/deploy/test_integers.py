@@ -1,0 +1,152 @@
+"""Products in integers, and the choice of which."""
+
+import numpy
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from sb_prune.deploy.graphs import Input, write_graph
+from sb_prune.deploy.integers import Graph
+from sb_prune.deploy.quantize import Quantizer
+from sb_prune.deploy.settings import DeployError
+
+WORDS = 1200
+
+
+class Small(torch.nn.Module):
+    """Tokens -> logits, with the table of embeddings tied to the output."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(WORDS, 8)
+        self.one, self.two = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, tokens):
+        x = self.two(self.one(self.table(tokens)).relu())
+        return x @ self.table.weight.T
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    tokens = torch.ones(2, 3, dtype=torch.long)
+    inputs = {"tokens": Input(tokens, (0, 1))}
+    write_graph(Small().eval(), inputs, ["logits"], path)
+    return path
+
+
+def run(graph, tokens):
+    session = onnxruntime.InferenceSession(graph)
+    return session.run(None, {"tokens": tokens})[0]
+
+
+@pytest.fixture
+def tokens():
+    return numpy.arange(60).reshape(2, 30) * 20
+
+
+def test_products_are_named_by_their_modules(path):
+    names = [name.partition("/")[0] for name in Graph(path).products()]
+    assert names == ["table", "one", "two", "model"]
+
+
+@torch.no_grad()
+def test_nothing_in_integers_is_the_graph_itself(path, tokens):
+    expected = Small()(torch.from_numpy(tokens)).numpy()
+    found = run(Graph(path).with_integers(set()), tokens)
+    assert numpy.abs(found - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("place", range(4))
+@torch.no_grad()
+def test_each_product_comes_close(path, tokens, place):
+    graph = Graph(path)
+    name = graph.products()[place]
+    expected = Small()(torch.from_numpy(tokens)).numpy()
+    off = numpy.abs(run(graph.with_integers({name}), tokens) - expected).max()
+    assert 1e-5 < off < 0.03 * numpy.abs(expected).max()
+
+
+def test_the_file_gets_smaller(path):
+    graph = Graph(path)
+    before = len(graph.with_integers(set()))
+    small = graph.with_integers(set(graph.products()))
+    assert len(small) < 0.5 * before
+    kept = onnx.load_from_string(small).graph.initializer
+    wide = [w.name for w in kept if w.data_type == 1 and len(w.dims) == 2]
+    assert all("scales" in name for name in wide)
+
+
+# ---------------------------------------------------------------- the choice
+
+
+class Fake:
+    """A model of one graph, whose text is its most probable token."""
+
+    graphs = ("model.onnx",)
+
+    def load_(self, name, graph):
+        self.session = onnxruntime.InferenceSession(graph)
+
+    def scores_along(self, wavs, lens, tokens):
+        return self.session.run(None, {"tokens": wavs.astype("int64")})[0][0]
+
+    def tokens(self, wavs, lens):
+        return self.scores_along(wavs, lens, None).argmax(-1)[None].tolist()
+
+    def decode(self, tokens):
+        return " ".join(map(str, tokens))
+
+
+@pytest.fixture
+def quantizer(path, tokens):
+    def make(labelled=()):
+        asr = type("Asr", (), {"model": Fake()})
+        asr.model.load_("model.onnx", str(path))
+        return Quantizer(asr, path.parent, list(tokens), labelled)
+
+    return make
+
+
+def test_all_are_taken_if_they_may(quantizer):
+    choice = quantizer().choose(max_kl=10.0)
+    assert len(choice.integers) == 4 and not choice.floats and not choice.alone
+    assert 0 < choice.cost < 10
+
+
+def test_those_that_cost_least_are_taken(quantizer):
+    whole = quantizer().choose(max_kl=10.0).cost
+    choice = quantizer().choose(max_kl=whole / 2)
+    assert choice.integers and choice.floats
+    assert choice.cost <= whole / 2
+    costs = [choice.alone[name] for name in choice.integers + choice.floats]
+    assert costs == sorted(costs)
+
+
+def test_none_is_taken_if_nothing_may_be_lost(quantizer):
+    choice = quantizer().choose(max_kl=0.0)
+    assert not choice.integers and choice.cost == 0
+
+
+def test_word_errors_decide_where_there_are_words(quantizer, tokens):
+    said = quantizer()._model
+    labelled = [(w, said.decode(said.tokens(w[None], None)[0])) for w in tokens]
+    whole = quantizer(labelled).choose(max_wer_loss=100.0)
+    assert len(whole.integers) == 4 and whole.cost > 0
+    choice = quantizer(labelled).choose(max_wer_loss=whole.cost / 2)
+    assert choice.cost <= whole.cost / 2 and choice.floats
+
+
+def test_what_was_chosen_is_written(quantizer, tmp_path, tokens):
+    made = quantizer()
+    choice = made.choose(max_kl=10.0)
+    made.write(tmp_path, choice.integers)
+    found = run(str(tmp_path / "model.onnx"), tokens)
+    assert numpy.array_equal(found[0], made._model.scores_along(tokens, 1, 1))
+
+
+def test_there_must_be_audio(path):
+    with pytest.raises(DeployError, match="no calibration audio"):
+        Quantizer(None, path.parent, [])
