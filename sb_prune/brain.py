@@ -105,6 +105,28 @@ class PruningMixin:
         super().on_fit_start()
         self.pruning.steps.start_(self)
 
+    def learns_from(self, module, position=None):
+        """Whether training needs an output of a module.
+
+        A recipe may leave out what nothing learns from, e.g. a decoder while
+        an encoder learns the states of its teacher alone. If it then has no
+        loss of its own, its `compute_objectives` returns None.
+
+        Arguments
+        ---------
+        module : str
+            Key of `modules`.
+        position : int, optional
+            Which of several outputs.
+
+        Returns
+        -------
+        bool
+            False if the loss of the recipe weighs nothing, and distillation
+            does not compare this output.
+        """
+        return self.pruning.steps.learns_from(module, position)
+
     def compute_forward(self, batch, stage):
         """Calls the recipe's, after drawing gates if this is training."""
         if stage == sb.Stage.TRAIN:

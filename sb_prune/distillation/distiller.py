@@ -83,8 +83,9 @@ class Distiller:
 
         Arguments
         ---------
-        loss : torch.Tensor
-            Scalar, for the batch that the student was just called with.
+        loss : torch.Tensor or None
+            Scalar, for the batch that the student was just called with; None
+            if it weighs nothing and was not computed.
         surviving : list of bool
             For each layer of the student, whether it is open.
 
@@ -95,7 +96,8 @@ class Distiller:
         """
         parts = self.distillation.losses(self.teacher, surviving)
         self._batches += 1
-        for name, value in {"task": loss, **parts}.items():
+        task = {} if loss is None else {"task": loss}
+        for name, value in {**task, **parts}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
         total, weight = sum(parts.values()), self.distillation.task_weight
         return total + weight * loss if weight else total

@@ -162,6 +162,39 @@ class LayerwiseDistillation:
                 "above 0, or `outputs` or `states` to compare"
             )
 
+    def reads(self, module, position=None):
+        """Whether an output of a module adds to the loss.
+
+        Arguments
+        ---------
+        module : str
+            Key of `modules`.
+        position : int, optional
+            Which of several outputs.
+
+        Returns
+        -------
+        bool
+            True, too, if the recipe's own loss counts or layers are compared,
+            whatever these read.
+
+        Example
+        -------
+        >>> states = LayerwiseDistillation(
+        ...     hidden_weight=0, states={"whisper": 0}, task_weight=0
+        ... )
+        >>> states.reads("whisper", 0), states.reads("whisper", 1)
+        (True, False)
+        """
+        compared = [
+            (self.output_weight, self._logits),
+            (self.state_weight, self._states),
+        ]
+        return bool(self.task_weight or self.hidden_weight) or any(
+            weight and module in of and of[module] == position
+            for weight, of in compared
+        )
+
     def losses(self, teacher, surviving=None):
         """Computes the weighted parts of the loss.
 

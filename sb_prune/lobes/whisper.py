@@ -151,14 +151,20 @@ class Whisper(PrunedLobe, whisper.Whisper):
         wav : torch.Tensor
             (batch, samples)
         decoder_input_ids : torch.Tensor, optional
-            (batch, tokens)
+            (batch, tokens); without any, the decoder rests.
 
         Returns
         -------
         torch.Tensor or tuple
-            As SpeechBrain's lobe returns them. If `aligned`, there is one
-            frame for each 320 samples.
+            As SpeechBrain's lobe returns them; None for what a decoder that
+            rests would return. If `aligned`, there is one frame for each 320
+            samples.
         """
+        if decoder_input_ids is None and not self.encoder_only:
+            with torch.set_grad_enabled(
+                torch.is_grad_enabled() and not self.freeze
+            ):
+                return self.forward_encoder(self._get_mel(wav)), None, None
         if not self.aligned:
             return super().forward(wav, decoder_input_ids)
         pieces = wav.split(self._piece(wav.shape[-1]), dim=-1)

@@ -59,8 +59,8 @@ class Steps:
 
         Arguments
         ---------
-        loss : torch.Tensor
-            Scalar.
+        loss : torch.Tensor or None
+            Scalar; None if the recipe had none to compute.
 
         Returns
         -------
@@ -70,6 +70,25 @@ class Steps:
         if not self._distils():
             return loss
         return self.distiller.add(loss, self._surviving())
+
+    def learns_from(self, module, position=None):
+        """Whether a loss reads an output of a module.
+
+        Arguments
+        ---------
+        module : str
+            Key of `modules`.
+        position : int, optional
+            Which of several outputs.
+
+        Returns
+        -------
+        bool
+        """
+        if not self._distils():
+            return True  # the loss of the recipe may
+        reads = getattr(self.distiller.distillation, "reads", None)
+        return reads is None or reads(module, position)
 
     def _distils(self):
         # as long as weights are held, the teacher would say the same

@@ -99,6 +99,13 @@ def test_a_killed_run_ends_with_the_same_bits(pruned, run, tmp_path):
     assert_same_bits(pruned, tmp_path)
 
 
+def test_words_are_left_out_once_the_states_are_learned(pruned):
+    """The decoder rests, so there is no loss of words to log."""
+    log = (pruned / "train_log.txt").read_text()
+    assert re.findall(r"train distill_whisper_states: \d", log)
+    assert "train task" not in log
+
+
 def test_the_export_is_a_tenth_smaller(pruned):
     export = load_export(pruned / "export")
     step = export.steps[-1]

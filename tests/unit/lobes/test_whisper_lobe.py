@@ -5,7 +5,7 @@ import torch
 from speechbrain.integrations.huggingface import whisper as stock
 from tiny_whisper import write_tiny_whisper
 
-from sb_prune import lobes
+from sb_prune import LayerwiseDistillation, Teacher, lobes
 from sb_prune.distillation.teacher import padded_frames
 
 SECONDS = 16_000
@@ -253,3 +253,30 @@ def test_english_only(english):
         lobes.Whisper(english, english, language="de")
     with pytest.raises(ValueError, match="task: 'translate'; this Whisper kn"):
         lobes.Whisper(english, english, task="translate")
+
+
+def test_without_tokens_the_decoder_rests(load, wav, prefix):
+    """Student and teacher alike; the states learn the same."""
+    lobe, dense = load(context="utterance"), load(context="utterance")
+    with torch.no_grad():
+        lobe.model.encoder.layers[0].fc1.weight.mul_(1.1)
+    teacher = Teacher({"whisper": dense})
+    teacher.listen_({"whisper": lobe})
+    loss = LayerwiseDistillation(
+        hidden_weight=0, states={"whisper": 0}, task_weight=0
+    )
+    gradients, calls = [], []
+    lobe.model.decoder.register_forward_hook(lambda *_: calls.append(1))
+    for tokens in (prefix, None):
+        lobe.zero_grad()
+        teacher.begin_()
+        _, logits, _ = lobe(wav, tokens)
+        sum(loss.losses(teacher).values()).backward()
+        gradients.append(lobe.model.encoder.layers[0].fc1.weight.grad.clone())
+    assert logits is None and len(calls) == 1
+    assert torch.equal(*gradients) and gradients[0].any()
+
+
+def test_a_frozen_lobe_learns_nothing_without_tokens_either(load, wav):
+    states, *_ = load(freeze=True)(wav)
+    assert not states.requires_grad

@@ -5,6 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import small_runs
+import speechbrain as sb
 import torch
 from small_runs import make, prune, pruning
 
@@ -122,3 +123,31 @@ def test_what_the_task_alone_reaches_stays(tmp_path):
 def test_no_loss_is_refused():
     with pytest.raises(ValueError, match="task_weight: 0.0: no loss is left"):
         LayerwiseDistillation(hidden_weight=0.0, task_weight=0.0)
+
+
+@pytest.mark.parametrize(
+    ("task_weight", "needed"),
+    [(0.0, [True] * OPEN + [False] * (EPOCH - OPEN)), (1.0, [True] * EPOCH)],
+)
+def test_a_recipe_is_told_what_is_learned(tmp_path, task_weight, needed):
+    """While weights wait, its own loss counts; then what is compared."""
+    model = small_runs.conformer()
+    distillation = partial(
+        LayerwiseDistillation,
+        hidden_weight=0.0,
+        states={"Transformer": 0},
+        task_weight=task_weight,
+    )
+    asked, compute = [], small_runs.Recipe.compute_forward
+
+    def forward(brain, batch, stage):
+        if stage == sb.Stage.TRAIN:
+            assert brain.learns_from("Transformer", 0)
+            asked.append(brain.learns_from("lin"))
+        return compute(brain, batch, stage)
+
+    with patch.object(small_runs.Recipe, "compute_forward", forward):
+        prune(
+            tmp_path, model, 0.4, **HELD, **GATES[0], distillation=distillation
+        )
+    assert asked[:EPOCH] == needed

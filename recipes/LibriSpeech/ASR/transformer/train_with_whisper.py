@@ -44,11 +44,17 @@ class ASR(sb.Brain):
     normalize = EnglishTextNormalizer()
 
     def compute_forward(self, batch, stage):
-        """From waveforms to log-probabilities and, in evaluation, tokens."""
+        """From waveforms to log-probabilities and, in evaluation, tokens.
+
+        None where training learns nothing from words.
+        """
         batch = batch.to(self.device)
         wavs, wav_lens = batch.sig
         if stage == sb.Stage.TRAIN and hasattr(self.hparams, "wav_augment"):
             wavs, wav_lens = self.hparams.wav_augment(wavs, wav_lens)
+        if stage == sb.Stage.TRAIN and not self.learns_from("whisper", 1):
+            self.modules.whisper(wavs)  # the encoder alone
+            return None
         tokens, lengths = batch.tokens_bos
         real = length_to_mask((lengths * tokens.shape[1]).round()).bool()
         tokens = tokens.masked_fill(~real, self.tokenizer.pad_token_id)
@@ -60,6 +66,8 @@ class ASR(sb.Brain):
 
     def compute_objectives(self, predictions, batch, stage):
         """The loss, and the word errors in evaluation."""
+        if predictions is None:
+            return None
         p_seq, hyps = predictions
         if stage != sb.Stage.TRAIN:
             heard = self.tokenizer.batch_decode(hyps, skip_special_tokens=True)
