@@ -125,7 +125,10 @@ class PruningMixin:
             False if the loss of the recipe weighs nothing, and distillation
             does not compare this output.
         """
-        return self.pruning.steps.learns_from(module, position)
+        steps = self.pruning.steps
+        if steps.distiller is None or steps.holds_weights:
+            return True  # by the loss of the recipe
+        return steps.distiller.reads(module, position)
 
     def compute_forward(self, batch, stage):
         """Calls the recipe's, after drawing gates if this is training."""

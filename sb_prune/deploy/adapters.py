@@ -13,9 +13,7 @@ from types import SimpleNamespace
 
 import torch
 from speechbrain.dataio import dataio
-from speechbrain.lobes.features import Fbank
 from speechbrain.nnet import attention
-from speechbrain.processing.features import InputNormalization
 
 from sb_prune.deploy.features import PlainFbank
 
@@ -64,7 +62,23 @@ def _normalization(stock):
     return GlobalNormalization(stock)
 
 
-ADAPTERS = {Fbank: PlainFbank, InputNormalization: _normalization}
+def _whisper(stock):
+    from sb_prune.deploy.whisper import AlignedStates  # needs transformers
+
+    if not getattr(stock, "aligned", False):
+        raise ValueError(
+            f"{type(stock).__name__}: as an encoder for CTC only "
+            "sb_prune.lobes.Whisper with aligned: True can be deployed"
+        )
+    return AlignedStates(stock)
+
+
+ADAPTERS = {  # by public names, as not every class can be imported
+    "speechbrain.lobes.features.Fbank": PlainFbank,
+    "speechbrain.processing.features.InputNormalization": _normalization,
+    "sb_prune.lobes.whisper.Whisper": _whisper,
+    "speechbrain.integrations.huggingface.whisper.Whisper": _whisper,
+}
 
 
 def traceable(module):
@@ -89,7 +103,8 @@ def traceable(module):
     copied = copy.deepcopy(module, {id(t): t for t in tensors})
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
-            adapt = ADAPTERS.get(type(child))
+            kind = type(child)
+            adapt = ADAPTERS.get(f"{kind.__module__}.{kind.__qualname__}")
             if adapt is not None:
                 setattr(parent, name, adapt(child))
     return copied

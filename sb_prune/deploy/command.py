@@ -29,8 +29,13 @@ def main(arguments=None):
             _transcribe(arguments[1:])
         else:
             _deploy(arguments)
-    except DeployError as error:
+    except (DeployError, OSError) as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"error: {error.name} is not installed; pip install it, or all of "
+            '".[deploy]"'
+        )
 
 
 def _deploy(arguments):
@@ -55,19 +60,20 @@ def _deploy(arguments):
     parser.add_argument("--labels", help="CSV manifest with wav and wrd")
     parser.add_argument("--data_folder", help="$data_root in the manifest")
     given = parser.parse_args(arguments)
+    keys = ("audio", "max_kl", "labels", "max_wer_loss", "data_folder")
+    values = {key: getattr(given, key) for key in keys}
+    values = {key: v for key, v in values.items() if v is not None}
     if given.quantize and not given.audio:
         parser.error("--quantize: write --audio FOLDER, too")
+    if values and not given.quantize:
+        parser.error(f"--{min(values)}: write --quantize int8, too")
+    if len({"max_kl", "max_wer_loss"} & values.keys()) == 2:
+        parser.error("--max_kl: leave it out, or --max_wer_loss")
     # Only this half needs torch and SpeechBrain.
     from sb_prune.declare.tables import format_table
     from sb_prune.deploy.folder import Integers, deploy
 
-    integers = None
-    if given.quantize:
-        keys = ("audio", "max_kl", "labels", "max_wer_loss", "data_folder")
-        values = {key: getattr(given, key) for key in keys}
-        integers = Integers(
-            **{key: v for key, v in values.items() if v is not None}
-        )
+    integers = Integers(**values) if given.quantize else None
     print(format_table(deploy(given.export, given.output, integers)))
 
 
@@ -80,6 +86,8 @@ def _transcribe(arguments):
     parser.add_argument("files", nargs="+", help="audio files")
     parser.add_argument("--threads", type=int, help="of onnxruntime")
     given = parser.parse_args(arguments)
+    if given.threads is not None and given.threads < 1:
+        parser.error(f"--threads: {given.threads}; write 1 or more")
     asr = OnnxASR(given.folder, given.threads)
     for file in given.files:
         print(f"{file}: {asr.transcribe_file(file)}", flush=True)

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
@@ -18,9 +19,11 @@ from sb_prune.deploy.quantize import MAX_KL, Quantizer
 from sb_prune.deploy.recognisers import recogniser
 from sb_prune.deploy.runtime import OnnxASR
 from sb_prune.deploy.settings import FILE, DeployError, write_settings
-from sb_prune.export.loading import ExportError, load_export
+from sb_prune.export.loading import ExportError, NoExport, load_export
 from sb_prune.support.disk import naming_what_fails, reason, rename_
 
+ENDS = (".incomplete", ".old")  # of names of folders that are not complete
+FURTHEST = 1e-2  # relative, that the scores of graphs may be off
 BATCHES = ((1, 1.0), (1, 3.0), (3, 2.5))  # utterances, seconds of the longest
 
 
@@ -52,9 +55,12 @@ def deploy(source, output, integers=None):
     output = Path(output)
     _check_output(output)
     model = recogniser(_load(source))
+    heard = integers.read(model) if integers is not None else None
     place = output.resolve()
-    aside = place.with_name(place.name + ".incomplete")
+    aside, old = (place.with_name(place.name + end) for end in ENDS)
     with naming_what_fails(output):
+        if old.exists() and not place.exists():  # it was stopped in between
+            rename_(old, place)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     try:
@@ -62,14 +68,16 @@ def deploy(source, output, integers=None):
         settings |= {"sample_rate": model.sample_rate, "opset": OPSET}
         with naming_what_fails(output):
             write_settings(aside, settings)
-        asr = OnnxASR(aside)
-        rows = _compare(model, asr)
+        rows = _compare(model, OnnxASR(aside))
         if integers is not None:
-            rows += integers.quantize_(asr, aside, settings)
+            rows += _quantize_(aside, settings, integers, *heard)
         table = [["deployed", "value"], *_sizes(aside), *rows]
         with naming_what_fails(output):
-            shutil.rmtree(place, ignore_errors=True)
+            if place.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                rename_(place, old)
             rename_(aside, place)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return table
@@ -93,18 +101,19 @@ def _load(source):
             f"{source} has no hyperparams.yaml; name an export, or a folder "
             "that SpeechBrain's from_hparams loads"
         )
-    if "sb_prune" in file.read_text(encoding="utf-8"):
-        try:
-            return load_export(source).hparams
-        except ExportError as error:
-            if "nothing in it is built by" not in str(error):
-                raise DeployError(str(error)) from error
+    try:
+        return load_export(source).hparams
+    except NoExport:
+        pass
+    except ExportError as error:
+        raise DeployError(str(error)) from error
     try:
         with open(file, encoding="utf-8") as stream:
             hparams = load_hyperpyyaml(stream)
-        pretrainer = hparams["pretrainer"]
-        pretrainer.collect_files(default_source=str(source))
-        pretrainer.load_collected()
+        pretrainer = hparams.get("pretrainer")
+        if pretrainer is not None:
+            pretrainer.collect_files(default_source=str(source))
+            pretrainer.load_collected()
     except Exception as error:  # whatever its objects raise
         raise DeployError(
             f"{source} cannot be loaded ({reason(error)}); try SpeechBrain's "
@@ -121,19 +130,28 @@ def _compare(model, asr):
     furthest, differing = 0.0, 0
     for batch, seconds in BATCHES:
         samples = round(seconds * model.sample_rate)
+        samples = min(samples, model.longest or samples)
         wavs = 0.1 * torch.randn(batch, samples, generator=generator)
         lens = torch.linspace(1, 0.6, batch)
         arrays = wavs.numpy(), lens.numpy()
         expected = model.scores(wavs, lens).numpy()
         off = abs(asr.model.scores(*arrays) - expected).max()
-        furthest = max(furthest, off / abs(expected).max())
+        furthest = numpy.maximum(furthest, off / abs(expected).max())
         _, found = asr.transcribe_batch(*arrays)
         pairs = zip(found, model.transcribe(wavs, lens))
         differing += sum(ours != list(theirs) for ours, theirs in pairs)
+    if not furthest <= FURTHEST:
+        raise DeployError(
+            f"the graphs are not the model: scores differ by {furthest:.1e} of "
+            "the largest; please report this model"
+        )
     count = sum(batch for batch, _ in BATCHES)
     return [
-        ["largest difference of scores, relative", f"{furthest:.1e}"],
-        [f"other tokens than the source, of {count} of noise", f"{differing}"],
+        ["float32: largest difference of scores, relative", f"{furthest:.1e}"],
+        [
+            f"float32: other tokens than the source, of {count} of noise",
+            f"{differing}",
+        ],
     ]
 
 
@@ -180,42 +198,52 @@ class Integers:
                 "--max_wer_loss: word errors need transcripts: write --labels "
                 "MANIFEST.csv, too, or --max_kl in its place"
             )
+        if self.labels is not None and self.max_wer_loss is None:
+            raise DeployError(
+                "--labels: write --max_wer_loss POINTS, too, to count words"
+            )
+        for key in ("max_kl", "max_wer_loss"):
+            value = getattr(self, key)
+            if value is not None and not value >= 0:
+                raise DeployError(f"--{key}: {value}; write 0 or more")
 
-    def quantize_(self, asr, folder, settings):
-        """Writes the graphs of a folder anew, and its settings.
+    def read(self, model):
+        """Reads the audio, before anything else takes its time.
 
         Arguments
         ---------
-        asr : OnnxASR
-            The model in that folder; its graphs are replaced.
-        folder : Path
-        settings : dict
-            Those of the folder.
+        model : CTC or Whisper
 
         Returns
         -------
-        list of list of str
-            Rows that say what became integers and what that costs.
+        (list, list)
+            What `Quantizer` takes: audio, and what is labelled.
         """
-        rate, labelled = asr.sample_rate, []
+        rate, labelled = model.sample_rate, []
         if self.labels is not None:
             labelled = labelled_audio(self.labels, self.data_folder, rate)
-        wavs = calibration_audio(self.audio, rate)
-        quantizer = Quantizer(asr, folder, wavs, labelled)
-        choice = quantizer.choose(self.max_kl, self.max_wer_loss)
-        quantizer.write(folder, choice.integers)
-        (folder / FILE).unlink()
-        kept = {"float32": choice.floats, "integers": len(choice.integers)}
-        write_settings(folder, {**settings, **kept})
-        products = len(choice.integers) + len(choice.floats)
-        unit = "KL divergence, nats"
-        if self.max_wer_loss is not None:
-            unit = "loss of word error rate, points"
-        return [
-            [f"int8 matrix products, of {products}", f"{len(choice.integers)}"],
-            [f"int8: {unit}", f"{choice.cost:.4f}"],
-            *(
-                [f"float32: {name}", f"{choice.alone[name]:.1e} nats alone"]
-                for name in choice.floats
-            ),
-        ]
+        audio = calibration_audio(self.audio, rate, model.longest)
+        return audio, labelled
+
+
+def _quantize_(folder, settings, wanted, audio, labelled):
+    """Writes graphs anew; rows that say what became integers, at what cost."""
+    quantizer = Quantizer(OnnxASR(folder), folder, audio, labelled)
+    choice = quantizer.choose(wanted.max_kl, wanted.max_wer_loss)
+    quantizer.write(folder, choice.integers)
+    (folder / FILE).unlink()
+    kept = {"float32": choice.floats, "integers": len(choice.integers)}
+    write_settings(folder, {**settings, **kept})
+    OnnxASR(folder)  # it loads
+    unit = "KL divergence, nats"
+    if wanted.max_wer_loss is not None:
+        unit = "loss of word error rate, points"
+    products = len(choice.integers) + len(choice.floats)
+    return [
+        [f"int8: matrix products, of {products}", f"{len(choice.integers)}"],
+        [f"int8: {unit}", f"{choice.cost:.4f}"],
+        *(
+            [f"stays float32: {name}", f"{choice.alone[name]:.1e} nats alone"]
+            for name in choice.floats
+        ),
+    ]

@@ -32,14 +32,19 @@ class Graph:
 
     def __init__(self, path):
         model = onnx.load(path)
-        if model.ByteSize() >= MOST_BYTES:
+        weights = {w.name: w for w in model.graph.initializer}
+        size = sum(numpy_helper.to_array(w).nbytes for w in weights.values())
+        if size >= MOST_BYTES:
             raise ValueError(
-                f"{path.name} has {model.ByteSize() / 2**30:.1f} GiB; only "
+                f"{path.name} has {size / 2**30:.1f} GiB of weights; only "
                 "graphs below 2 GiB can be quantized"
             )
-        _transpose_weights_(model.graph)
-        self._model = model
-        self._weights = {w.name: w for w in model.graph.initializer}
+        self._model, self._weights = model, weights
+        self._transposed = {  # name -> of what weights it is the transposed
+            node.output[0]: node.input[0]
+            for node in model.graph.node
+            if node.op_type == "Transpose" and self._rows(node.input[0])
+        }
 
     def products(self):
         """Names of the matrix products with weights, and tables of embeddings.
@@ -52,8 +57,10 @@ class Graph:
 
     def _nodes(self):
         for node in self._model.graph.node:
-            if node.op_type == "MatMul" and self._rows(node.input[1]):
-                yield node
+            if node.op_type == "MatMul":
+                factor = node.input[1]
+                if factor in self._transposed or self._rows(factor):
+                    yield node
             if node.op_type == "Gather" and _axis(node) == 0:
                 if self._rows(node.input[0]) >= SMALLEST_TABLE:
                     yield node
@@ -62,6 +69,14 @@ class Graph:
         """Rows of a weight matrix; 0 if it is none."""
         weight = self._weights.get(name)
         return weight.dims[0] if weight and len(weight.dims) == 2 else 0
+
+    def _factor(self, product):
+        """(inputs, outputs) the weights of a product."""
+        name = product.input[1]
+        if name in self._transposed:
+            weight = self._weights[self._transposed[name]]
+            return numpy_helper.to_array(weight).T
+        return numpy_helper.to_array(self._weights[name])
 
     def with_integers(self, names):
         """The graph with some of its products in integers.
@@ -87,9 +102,15 @@ class Graph:
                 nodes += self._integer_product(node, graph)
             else:
                 nodes += self._integer_table(node, graph)
+        used = {name for node in nodes for name in node.input}
+        nodes = [
+            node
+            for node in nodes
+            if node.op_type != "Transpose" or node.output[0] in used
+        ]
+        used = {name for node in nodes for name in node.input}
         del graph.node[:]
         graph.node.extend(nodes)
-        used = {name for node in nodes for name in node.input}
         kept = [w for w in graph.initializer if w.name in used]
         del graph.initializer[:]
         graph.initializer.extend(kept)
@@ -97,8 +118,7 @@ class Graph:
 
     def _integer_product(self, node, graph):
         x, name = node.input
-        weight = numpy_helper.to_array(self._weights[name])
-        integers, scales = _integers(weight, axis=0)
+        integers, scales = _integers(self._factor(node), axis=0)
         _add(graph, f"{name}_int8", integers)
         _add(graph, f"{name}_scales", scales[0])
         made, of = helper.make_node, node.name
@@ -141,16 +161,3 @@ def _add(graph, name, array):
 
 def _axis(node):
     return next((a.i for a in node.attribute if a.name == "axis"), 0)
-
-
-def _transpose_weights_(graph):
-    """Replaces transposed weights by weights, so that a product has them."""
-    weights = {weight.name: weight for weight in graph.initializer}
-    for node in list(graph.node):
-        if node.op_type != "Transpose" or node.input[0] not in weights:
-            continue
-        permutation = next(a.ints for a in node.attribute if a.name == "perm")
-        array = numpy_helper.to_array(weights[node.input[0]])
-        array = numpy.ascontiguousarray(array.transpose(permutation))
-        graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
-        graph.node.remove(node)

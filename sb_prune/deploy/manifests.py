@@ -3,6 +3,8 @@
 import csv
 from pathlib import Path
 
+import numpy
+
 from sb_prune.deploy.runtime import read_audio
 from sb_prune.deploy.settings import DeployError
 
@@ -11,7 +13,7 @@ UTTERANCES = 8  # that are enough to see how far the scores move
 SECONDS = 10.0  # of each
 
 
-def calibration_audio(folder, sample_rate):
+def calibration_audio(folder, sample_rate, longest=None):
     """Reads a few utterances of a folder, evenly spaced in its order.
 
     Arguments
@@ -19,6 +21,8 @@ def calibration_audio(folder, sample_rate):
     folder : str
         With audio files in it, or below it.
     sample_rate : int
+    longest : int, optional
+        Samples that the model hears at most.
 
     Returns
     -------
@@ -35,9 +39,11 @@ def calibration_audio(folder, sample_rate):
         raise DeployError(
             f"--audio: {folder} has no audio files ({', '.join(AUDIO)})"
         )
-    paths = sorted(paths)[:: max(len(paths) // UTTERANCES, 1)][:UTTERANCES]
+    paths.sort()
+    places = numpy.linspace(0, len(paths) - 1, min(len(paths), UTTERANCES))
     most = round(SECONDS * sample_rate)
-    return [read_audio(path, sample_rate)[:most] for path in paths]
+    most = min(most, longest or most)
+    return [read_audio(paths[int(n)], sample_rate)[:most] for n in places]
 
 
 def labelled_audio(manifest, data_folder, sample_rate):
@@ -74,6 +80,10 @@ def labelled_audio(manifest, data_folder, sample_rate):
     found = []
     for row in rows:
         path = row["wav"]
+        if not path or row["wrd"] is None:
+            raise DeployError(
+                f"--labels: {manifest}: {list(row.values())} has no transcript"
+            )
         for root in ("$data_root", "{data_root}"):
             if root in path and data_folder is None:
                 raise DeployError(

@@ -101,7 +101,7 @@ class Quantizer:
             for name in graph.products()
         ]
         alone, fits, found = {}, len(keys), cost(keys)
-        if found > most:
+        if not found <= most:
             alone = {key: self._divergence([key]) for key in keys}
             keys, over, fits, found = sorted(keys, key=alone.get), fits, 0, 0.0
             while over - fits > 1:
@@ -131,6 +131,7 @@ class Quantizer:
         for file, graph in self._graphs.items():
             named = {n for n in graph.products() if _shown(file, n) in integers}
             (folder / file).write_bytes(graph.with_integers(named))
+            (folder / f"{file}.data").unlink(missing_ok=True)  # is within now
 
     def _divergence(self, keys):
         """KL divergence, in nats, with these products in integers."""
@@ -149,10 +150,9 @@ class Quantizer:
     def _word_errors(self, keys):
         """Word error rate in %, with these products in integers."""
         self._take_(keys)
-        one, errors, count = numpy.ones(1, numpy.float32), 0, 0
+        errors = count = 0
         for wav, words in self._labelled:
-            (tokens,) = self._model.tokens(wav[None], one)
-            said, heard = words_of(words), words_of(self._model.decode(tokens))
+            said, heard = words_of(words), words_of(self._model.long(wav))
             errors += edit_distance(said, heard)
             count += len(said)
         return 100 * errors / max(count, 1)
@@ -234,7 +234,8 @@ def kl_divergence(scores, others):
     0.1438
     """
     ours, theirs = _log_softmax(scores), _log_softmax(others)
-    return float((numpy.exp(ours) * (ours - theirs)).sum(-1).mean())
+    apart = numpy.where(ours > -numpy.inf, ours - theirs, 0)
+    return float((numpy.exp(ours) * apart).sum(-1).mean())
 
 
 def _log_softmax(scores):

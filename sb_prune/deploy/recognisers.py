@@ -15,11 +15,14 @@ from speechbrain.decoders.seq2seq import S2SWhisperGreedySearcher
 from sb_prune.deploy.adapters import traceable
 from sb_prune.deploy.graphs import Input, write_graph
 from sb_prune.deploy.settings import DeployError
-from sb_prune.deploy.whisper import DecoderStep, Encoder
-from sb_prune.export.tokens import TOKENIZER
-from sb_prune.support.context import FRAME, SAMPLE_RATE
+from sb_prune.support.context import (
+    FRAME,
+    SAMPLE_RATE,
+    longest_utterance,
+)
 
 SECONDS = 2  # of the noise that graphs are traced with
+STRETCH = (2, 8)  # seconds, whose frames are counted to know how far apart
 
 
 def recogniser(hparams):
@@ -79,6 +82,23 @@ class CTC:
         self.blank = decode.keywords.get("blank_id", -1)
         self.tokenizer = hparams["tokenizer"]
         self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
+        try:
+            self._traceable = traceable(self.encoder)
+        except ValueError as error:
+            raise DeployError(str(error)) from error
+        heard = [getattr(m, "longest", None) for m in self._traceable.modules()]
+        self.longest = min(filter(None, heard), default=None)  # samples
+
+    @torch.inference_mode()
+    def _samples_per_frame(self):
+        """Between the scores, or None if that is no whole number."""
+        lengths = [s * self.sample_rate for s in STRETCH]
+        counts = [
+            self.encoder(torch.zeros(1, n), torch.ones(1)).shape[1]
+            for n in lengths
+        ]
+        apart, rest = divmod(lengths[1] - lengths[0], counts[1] - counts[0])
+        return None if rest else apart
 
     def write_(self, folder):
         """Writes graph and tokenizer.
@@ -94,7 +114,7 @@ class CTC:
         """
         samples = SECONDS * self.sample_rate
         write_graph(
-            _Plain(traceable(self.encoder)),
+            _Plain(self._traceable),
             {
                 "wavs": Input(torch.randn(2, samples), (0, 1)),
                 "lens": Input(torch.tensor([1.0, 0.6]), (0,)),
@@ -102,8 +122,13 @@ class CTC:
             ["scores"],
             folder / "model.onnx",
         )
-        settings = {"kind": "ctc", "blank": self.blank}
-        return {**settings, **self._write_tokenizer(folder)}
+        return {
+            "kind": "ctc",
+            "blank": self.blank,
+            "longest": self.longest,
+            "samples_per_frame": self._samples_per_frame(),
+            **self._write_tokenizer(folder),
+        }
 
     def _write_tokenizer(self, folder):
         if isinstance(self.tokenizer, CTCTextEncoder):
@@ -168,6 +193,10 @@ class Whisper:
 
     def __init__(self, hparams):
         self.lobe = hparams["modules"]["whisper"]
+        self.longest = longest_utterance(
+            getattr(self.lobe, "context", None),
+            getattr(self.lobe, "margin", 0.0),
+        )
         self.search = hparams["modules"]["decoder"]
         self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
         is_greedy = type(self.search) is S2SWhisperGreedySearcher
@@ -175,6 +204,11 @@ class Whisper:
             raise DeployError(
                 f"decoder: {type(self.search).__name__} cannot be deployed; "
                 "only S2SWhisperGreedySearcher with temperature 0 can"
+            )
+        if self.lobe.is_multilingual and self.lobe.language is None:
+            raise DeployError(
+                "language: a deployed model does not find out which one is "
+                "spoken; write it into hyperparams.yaml"
             )
         if hparams.get("normalized_transcripts"):
             raise DeployError(
@@ -194,6 +228,9 @@ class Whisper:
         dict
             Settings for the runtime.
         """
+        from sb_prune.deploy.whisper import DecoderStep, Encoder
+        from sb_prune.export.tokens import TOKENIZER
+
         encoder, step = Encoder(self.lobe), DecoderStep(self.lobe)
         reads = [f"read_{n}" for n in range(2 * len(encoder.readers))]
         wavs = torch.randn(2, SECONDS * SAMPLE_RATE + FRAME)
@@ -243,14 +280,17 @@ class Whisper:
     def _search(self):
         search, end = self.search, self.lobe.eos
         prompt = list(search.initial_tokens)
+        suppressed = []
+        if search.suppress_tokens:
+            suppressed = list(search.get_tokens_to_suppress)
         blank = self.lobe.tokenizer.encode(" ", add_special_tokens=False)
         return {
             "prompt": prompt,
             "end": end,
-            "ratio": search.max_decode_ratio,
+            "ratios": [search.min_decode_ratio, search.max_decode_ratio],
             # of which SpeechBrain counts the prompt twice
             "most": search.max_attn_tokens - 2 * len(prompt) + 1,
-            "suppressed": list(search.get_tokens_to_suppress),
+            "suppressed": suppressed,
             "never_first": [*blank, end] if search.suppress_blank else [],
         }
 

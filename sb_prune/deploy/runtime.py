@@ -100,8 +100,11 @@ class OnnxASR:
             If there are no samples, or more than the model hears.
         """
         wavs = numpy.asarray(wavs, dtype=numpy.float32)
-        if not wavs.size:
-            raise DeployError("wavs: there are no samples")
+        _check_samples(wavs, "wavs")
+        if wavs.ndim != 2:
+            raise DeployError(
+                f"wavs: has shape {wavs.shape}; write (batch, samples)"
+            )
         tokens = self.model.tokens(wavs, numpy.asarray(wav_lens, "float32"))
         return [self.model.decode(row) for row in tokens], tokens
 
@@ -133,8 +136,7 @@ def read_audio(path, sample_rate):
     except (soundfile.SoundFileError, OSError) as error:
         raise DeployError(f"{path} cannot be read: {error}") from error
     samples = samples.mean(axis=1)
-    if not len(samples):
-        raise DeployError(f"{path} has no samples")
+    _check_samples(samples, path)
     if rate == sample_rate:
         return samples
     try:
@@ -145,6 +147,13 @@ def read_audio(path, sample_rate):
             f"{sample_rate}: `pip install soxr`, or convert the file"
         ) from error
     return soxr.resample(samples, rate, sample_rate)
+
+
+def _check_samples(samples, name):
+    if not samples.size:
+        raise DeployError(f"{name} has no samples")
+    if not numpy.isfinite(samples).all():
+        raise DeployError(f"{name} has samples that are no finite numbers")
 
 
 class _Runtime:
@@ -172,7 +181,12 @@ class _Runtime:
 
     def run(self, name, feed):
         """Outputs of a graph."""
-        return self.sessions[name].run(None, feed)
+        try:
+            return self.sessions[name].run(None, feed)
+        except Exception as error:  # onnxruntime has classes of its own
+            raise DeployError(
+                f"{name} cannot hear this; is it too short? ({error})"
+            ) from error
 
 
 class _CTC(_Runtime):
@@ -180,8 +194,15 @@ class _CTC(_Runtime):
 
     graphs = ("model.onnx",)
 
+    @property
+    def longest(self):
+        """Samples of the longest utterance that it hears; None: any."""
+        return self.settings["longest"]
+
     def scores(self, wavs, wav_lens):
         """(B, T, V) log-probabilities of each frame."""
+        if self.longest is not None:
+            _check_length(wavs, self.longest, self.settings["sample_rate"])
         (found,) = self.run("model.onnx", {"wavs": wavs, "lens": wav_lens})
         return found
 
@@ -198,31 +219,40 @@ class _CTC(_Runtime):
 
     def long(self, wav):
         """Text of an utterance of any length, in chunks that overlap."""
-        rate = self.settings["sample_rate"]
-        size, margin = round(CHUNK * rate), round(OVERLAP * rate)
+        one, blank = numpy.ones(1, numpy.float32), self.settings["blank"]
+        rate, step = (
+            self.settings["sample_rate"],
+            self.settings["samples_per_frame"],
+        )
+        size = round(CHUNK * rate)
+        size = min(size, self.longest or size)
         if len(wav) <= size:
-            return self.decode(self.tokens(wav[None], numpy.ones(1, "f4"))[0])
-        parts, start = [], 0
-        while True:
-            chunk = wav[start : start + size]
-            (scores,) = self.scores(chunk[None], numpy.ones(1, "f4"))
-            of_margin = round(len(scores) * margin / len(chunk))
-            is_last = start + size >= len(wav)
-            first = of_margin if start else 0
-            behind = 0 if is_last else of_margin
-            parts.append(scores[first : len(scores) - behind])
-            if is_last:
-                break
-            start += size - 2 * margin
-        scores = numpy.concatenate(parts)[None]
-        blank = self.settings["blank"]
-        return self.decode(ctc_greedy(scores, numpy.ones(1, "f4"), blank)[0])
+            return self.decode(self.tokens(wav[None], one)[0])
+        if step is None:
+            raise DeployError(
+                f"this model hears {size / rate:g} s at a time, as its frames "
+                "are no whole number of samples apart; cut the file at pauses"
+            )
+        parts = chunked(
+            lambda part: self.scores(part[None], one)[0],
+            wav,
+            size // step,
+            round(OVERLAP * rate / step),
+            step,
+        )
+        return self.decode(ctc_greedy(parts[None], one, blank)[0])
 
 
 class _Whisper(_Runtime):
     """Two graphs: the encoder, and one step of the decoder."""
 
     graphs = ("encoder.onnx", "decoder.onnx")
+
+    @property
+    def longest(self):
+        """Samples of the longest utterance that it hears."""
+        heard = self.settings["heard"]
+        return longest_utterance(heard["context"], heard["margin"])
 
     def scores(self, wavs, wav_lens):
         """(B, V) logits of the first token."""
@@ -247,7 +277,11 @@ class _Whisper(_Runtime):
             self._stepper(wavs),
             self._prompts(len(wavs)),
             search["end"],
-            min(int(frames * search["ratio"]), search["most"]),
+            min(
+                int(frames * search["ratios"][1])
+                - int(frames * search["ratios"][0]),
+                search["most"],
+            ),
             search["suppressed"],
             search["never_first"],
         )
@@ -257,15 +291,8 @@ class _Whisper(_Runtime):
         return numpy.repeat(prompt, batch, axis=0)
 
     def _samples_heard(self, wavs):
-        heard, rate = self.settings["heard"], self.settings["sample_rate"]
-        longest = longest_utterance(heard["context"], heard["margin"])
-        if wavs.shape[1] > longest:
-            raise DeployError(
-                f"wavs: {wavs.shape[1] / rate:.2f} s, and the model hears "
-                f"{longest / rate:g} s at a time; write them to a file and "
-                "call transcribe_file, or cut them at pauses"
-            )
-        return samples_heard(wavs.shape[1], **heard)
+        _check_length(wavs, self.longest, self.settings["sample_rate"])
+        return samples_heard(wavs.shape[1], **self.settings["heard"])
 
     def _stepper(self, wavs):
         """Function: new tokens -> logits of the next; it remembers them all."""
@@ -290,14 +317,60 @@ class _Whisper(_Runtime):
 
     def long(self, wav):
         """Text of an utterance of any length, cut at its pauses."""
-        heard, rate = self.settings["heard"], self.settings["sample_rate"]
-        longest = longest_utterance(heard["context"], heard["margin"])
-        of_window = round((LONGEST - heard["margin"]) * rate)
-        texts = []
-        for piece in cut_at_pauses(wav, min(longest, of_window), rate):
+        rate, texts = self.settings["sample_rate"], []
+        of_window = round((LONGEST - self.settings["heard"]["margin"]) * rate)
+        for piece in cut_at_pauses(wav, min(self.longest, of_window), rate):
             (tokens,) = self.tokens(piece[None], numpy.ones(1, "f4"))
             texts.append(self.decode(tokens))
         return " ".join(filter(None, texts))
+
+
+def chunked(scores_of, wav, frames, margin, step):
+    """Scores of an utterance, heard in chunks that overlap.
+
+    Arguments
+    ---------
+    scores_of : callable
+        (samples,) -> (frames, V)
+    wav : numpy.ndarray
+        (S,)
+    frames : int
+        Of a chunk.
+    margin : int
+        Frames at each end of a chunk that only serve as context.
+    step : int
+        Samples between frames.
+
+    Returns
+    -------
+    numpy.ndarray
+        (T, V)
+
+    Example
+    -------
+    >>> every_third = lambda part: part[::3, None]
+    >>> chunked(every_third, numpy.arange(30), 5, 1, step=3)[:, 0].tolist()
+    [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]
+    """
+    parts, kept = [], frames - 2 * margin
+    for first in range(0, len(wav) // step + 1, kept):
+        chunk = wav[first * step : (first + frames) * step]
+        scores = scores_of(chunk)
+        is_last = (first + frames) * step >= len(wav)
+        end = len(scores) if is_last else margin + kept
+        parts.append(scores[margin if first else 0 : end])
+        if is_last:
+            break
+    return numpy.concatenate(parts)
+
+
+def _check_length(wavs, longest, rate):
+    if wavs.shape[1] > longest:
+        raise DeployError(
+            f"wavs: {wavs.shape[1] / rate:.2f} s, and the model hears "
+            f"{longest / rate:g} s at a time; write them to a file and call "
+            "transcribe_file, or cut them at pauses"
+        )
 
 
 def cut_at_pauses(wav, longest, sample_rate):
@@ -323,10 +396,10 @@ def cut_at_pauses(wav, longest, sample_rate):
     >>> [len(p) for p in cut_at_pauses(wav, 1000, sample_rate=10)]
     [950, 1000, 1000, 50]
     """
-    size = max(round(QUIET * sample_rate), 1)
+    size = min(max(round(QUIET * sample_rate), 1), longest)
     pieces = []
     while len(wav) > longest:
-        searched = wav[longest - round(SEARCHED * longest) : longest]
+        searched = wav[longest - max(round(SEARCHED * longest), size) : longest]
         power = numpy.convolve(searched**2, numpy.ones(size), mode="valid")
         quietest = numpy.flatnonzero(power == power.min())[-1] + size // 2
         cut = longest - len(searched) + int(quietest)

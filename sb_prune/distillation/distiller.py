@@ -78,6 +78,24 @@ class Distiller:
         self._sums = {}
         self._batches = 0
 
+    def reads(self, module, position=None):
+        """Whether the loss reads an output of a module.
+
+        Arguments
+        ---------
+        module : str
+            Key of `modules`.
+        position : int, optional
+            Which of several outputs.
+
+        Returns
+        -------
+        bool
+            True if the distillation does not say (it has no `reads`).
+        """
+        reads = getattr(self.distillation, "reads", None)
+        return reads is None or reads(module, position)
+
     def add(self, loss, surviving):
         """Adds the distillation loss to the loss of the recipe.
 

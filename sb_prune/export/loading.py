@@ -33,6 +33,10 @@ class ExportError(ValueError):
     """Says why an export folder cannot be loaded, and what to do."""
 
 
+class NoExport(ExportError):
+    """Says that sb_prune has not written a folder."""
+
+
 @dataclass(frozen=True)
 class History:
     """What was done to stock modules: how to make them, and the edits since.
@@ -242,7 +246,7 @@ def read_history(text, name="this"):
         if tag_of(node) in builders
     ]
     if not keys:
-        raise ExportError(
+        raise NoExport(
             f"{name} is no export of sb_prune: nothing in it is built by "
             f"{BUILDER}; name the export_folder of a pruning run"
         )

@@ -15,13 +15,13 @@ from sb_prune.support.context import (
     LONGEST,
     SAMPLE_RATE,
     UTTERANCE,
+    frames_of_end,
     longest_utterance,
     samples_heard,
 )
 from sb_prune.support.values import Number
 
 logger = get_logger(__name__)
-RATE = SAMPLE_RATE / FRAME  # frames a second
 MIN_CONTEXT = 8.0  # seconds
 SECONDS = Number(above=0, example=", e.g. 10")
 MARGIN = Number(least=0)
@@ -128,7 +128,8 @@ class Whisper(PrunedLobe, whisper.Whisper):
         encoder.register_forward_pre_hook(_shorten, with_kwargs=True)
         encoder.register_forward_hook(_restore, always_call=True)
         if context is not None:
-            end = partial(_end_of_window, frames=round(margin / 4 * RATE))
+            frames = frames_of_end(context, margin)
+            end = partial(_end_of_window, frames=frames)
             encoder.embed_positions.register_forward_pre_hook(end)
         if self.tokenizer is not None:
             hide = partial(_hide_padding, pad=self.eos)  # Whisper pads with it

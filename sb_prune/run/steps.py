@@ -71,25 +71,6 @@ class Steps:
             return loss
         return self.distiller.add(loss, self._surviving())
 
-    def learns_from(self, module, position=None):
-        """Whether a loss reads an output of a module.
-
-        Arguments
-        ---------
-        module : str
-            Key of `modules`.
-        position : int, optional
-            Which of several outputs.
-
-        Returns
-        -------
-        bool
-        """
-        if not self._distils():
-            return True  # the loss of the recipe may
-        reads = getattr(self.distiller.distillation, "reads", None)
-        return reads is None or reads(module, position)
-
     def _distils(self):
         # as long as weights are held, the teacher would say the same
         return self.distiller is not None and not self.holds_weights

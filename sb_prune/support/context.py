@@ -29,6 +29,24 @@ def longest_utterance(context, margin):
     return round((context - margin) * SAMPLE_RATE)
 
 
+def frames_of_end(context, margin):
+    """Frames behind an utterance that have the positions of a window's end.
+
+    Arguments
+    ---------
+    context : float or "utterance" or None
+        Seconds that the encoder hears; None: 30, with all positions.
+    margin : float
+        Seconds of silence behind the utterance.
+
+    Returns
+    -------
+    int
+        Those of the last quarter of the margin.
+    """
+    return 0 if context is None else round(margin / 4 * SAMPLE_RATE / FRAME)
+
+
 def samples_heard(samples, context, margin, min_context):
     """Samples that the encoder sees of utterances of so many samples.
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy
@@ -76,8 +77,8 @@ def batch_of(paths):
 def test_table_says_that_nothing_differs(deployed):
     _, table = deployed
     rows = dict(table)
-    assert float(rows["largest difference of scores, relative"]) < 1e-5
-    assert rows["other tokens than the source, of 5 of noise"] == "0"
+    assert float(rows["float32: largest difference of scores, relative"]) < 1e-5
+    assert rows["float32: other tokens than the source, of 5 of noise"] == "0"
 
 
 def test_it_transcribes_as_the_export_does(
@@ -99,16 +100,16 @@ def test_it_transcribes_as_the_export_does(
         assert asr.transcribe_file(path) == export.transcribe_file(str(path))
 
 
-def test_long_audio_is_what_its_chunks_are(deployed, utterances, tmp_path):
-    """Of the same audio in one piece, but for what lies at the joints."""
+def test_long_audio_is_heard_in_chunks(deployed, utterances, tmp_path):
+    """Of which each hears what is near, so that little differs."""
     wav = numpy.concatenate([soundfile.read(p)[0] for p in utterances])
     wav = numpy.tile(wav, -(-70 * 16000 // len(wav)))
     soundfile.write(tmp_path / "long.flac", wav, 16000)
     asr = OnnxASR(deployed[0])
     (whole,), _ = asr.transcribe_batch(wav[None], numpy.ones(1))
     chunked = asr.transcribe_file(tmp_path / "long.flac")
-    assert len(whole) > 100
-    assert abs(len(chunked) - len(whole)) <= 0.1 * len(whole)
+    matcher = SequenceMatcher(None, whole, chunked, autojunk=False)
+    assert len(whole) > 100 and matcher.ratio() > 0.9
 
 
 def test_command_transcribes(deployed, utterances, capsys):
@@ -210,14 +211,53 @@ def test_int8_says_what_it_costs_and_what_stays(exported, corpus, tmp_path):
     table = deploy(exported, folder, Integers(str(corpus), max_kl=3e-5))
     rows = dict(table)
     assert float(rows["int8: KL divergence, nats"]) <= 3e-5
-    kept = [name for name in rows if name.startswith("float32: model: ")]
-    count = re.search(r"int8 matrix products, of (\d+)", " ".join(rows))
+    kept = [name for name in rows if name.startswith("stays float32: ")]
+    count = re.search(r"int8: matrix products, of (\d+)", " ".join(rows))
     number = int(rows[count[0]])
     assert number and kept and number + len(kept) == int(count[1])
     path = next(corpus.rglob("*.flac"))
     assert isinstance(OnnxASR(folder).transcribe_file(path), str)
 
 
-def test_word_errors_need_transcripts():
-    with pytest.raises(DeployError, match="--max_wer_loss: .* write --labels"):
-        Integers("audio", max_wer_loss=0.2)
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_wer_loss": 0.2}, "--max_wer_loss: .* write --labels"),
+        ({"labels": "dev.csv"}, "--labels: write --max_wer_loss"),
+        ({"max_kl": -1.0}, "--max_kl: -1.0; write 0 or more"),
+    ],
+)
+def test_what_is_asked_of_integers_is_checked(values, message):
+    with pytest.raises(DeployError, match=message):
+        Integers("audio", **values)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--quantize", "int8"], "write --audio FOLDER"),
+        (["--max_kl", "1"], "--max_kl: write --quantize int8, too"),
+        (
+            ["--quantize", "int8", "--audio", "a", "--max_kl", "1"]
+            + ["--max_wer_loss", "1"],
+            "--max_kl: leave it out",
+        ),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--output", "deployed", *flags])
+    assert message in capsys.readouterr().err
+
+
+def test_audio_is_looked_for_before_anything_else(exported, tmp_path):
+    with pytest.raises(DeployError, match="--audio: .* has no audio files"):
+        deploy(exported, tmp_path / "deployed", Integers(str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_audio_that_is_too_short_is_said_so(deployed):
+    with pytest.raises(DeployError, match="is it too short"):
+        OnnxASR(deployed[0]).transcribe_batch(
+            numpy.zeros((1, 0 + 1), "f4"), numpy.ones(1)
+        )

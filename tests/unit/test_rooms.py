@@ -20,8 +20,8 @@ FLOORS = [
     ["architectures", "students"],
     ["learn", "depth", "distillation"],
     ["export"],
-    ["report", "lobes", "deploy"],
-    ["run"],
+    ["report", "lobes"],
+    ["run", "deploy"],
     ["brain", "presets"],
     ["demo"],
 ]

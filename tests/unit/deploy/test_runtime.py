@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from sb_prune.deploy.manifests import calibration_audio, labelled_audio
-from sb_prune.deploy.runtime import cut_at_pauses, read_audio
+from sb_prune.deploy.runtime import chunked, cut_at_pauses, read_audio
 from sb_prune.deploy.settings import (
     FILE,
     DeployError,
@@ -74,6 +74,28 @@ def test_pieces_end_in_pauses():
     assert not pieces[0][-100:].any() and not pieces[1][:100].any()
 
 
+def test_samples_must_be_numbers(tmp_path):
+    wav = numpy.zeros(99, numpy.float32)
+    wav[7] = numpy.nan
+    soundfile.write(tmp_path / "nan.wav", wav, RATE, subtype="FLOAT")
+    with pytest.raises(DeployError, match="nan.wav has samples that are no"):
+        read_audio(tmp_path / "nan.wav", RATE)
+
+
+@pytest.mark.parametrize(("step", "before"), [(320, 400), (640, 1), (100, 0)])
+@pytest.mark.parametrize("samples", [100000, 96000, 64001, 12345])
+def test_chunks_join_where_they_met(step, before, samples):
+    """Frames know where they stand; as in a convolution, the last are few."""
+
+    def places(part):  # part holds the place of each of its samples
+        frames = max((len(part) - before) // step + 1, 0)
+        return part[: frames * step : step, None]
+
+    wav = numpy.arange(samples)
+    found = chunked(places, wav, 12800 // step, 1600 // step, step)
+    assert numpy.array_equal(found, places(wav))
+
+
 # ----------------------------------------------------------- deploy.json
 
 
@@ -126,10 +148,11 @@ def test_another_folder_is_refused(tmp_path):
 
 
 def test_a_few_utterances_are_read(tmp_path):
-    for n in range(20):
+    for n in range(15):
         soundfile.write(tmp_path / f"{n:02}.wav", numpy.zeros(99 + n), RATE)
     found = calibration_audio(tmp_path, RATE)
     assert [len(wav) - 99 for wav in found] == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert {len(w) for w in calibration_audio(tmp_path, RATE, 50)} == {50}
 
 
 def test_a_folder_without_audio_is_refused(tmp_path):
@@ -162,6 +185,11 @@ def test_transcripts_are_read(manifest, tmp_path):
 def test_a_manifest_without_transcripts_is_refused(manifest, text):
     with pytest.raises(DeployError, match="has no transcripts"):
         labelled_audio(manifest(text), None, RATE)
+
+
+def test_a_row_without_words_is_named(manifest):
+    with pytest.raises(DeployError, match="tone.wav.* has no transcript"):
+        labelled_audio(manifest("wav,wrd\ntone.wav\n"), None, RATE)
 
 
 def test_a_missing_manifest_is_named(tmp_path):
