@@ -1,10 +1,16 @@
 """Every family as an ONNX graph: what it computes, for any batch and length."""
 
+from functools import partial
+
 import numpy
 import onnxruntime
 import pytest
 import torch
+import transformers
+from speechbrain.dataio.encoder import CTCTextEncoder
+from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.decoders.seq2seq import S2SWhisperGreedySearcher
+from speechbrain.nnet.containers import LengthsCapableSequential
 from test_architectures import BUILDS
 from tiny_whisper import write_tiny_whisper
 
@@ -14,10 +20,11 @@ from sb_prune.deploy import OnnxASR
 from sb_prune.deploy.adapters import traceable
 from sb_prune.deploy.graphs import Input, write_graph
 from sb_prune.deploy.recognisers import recogniser
-from sb_prune.deploy.settings import write_settings
+from sb_prune.deploy.settings import DeployError, write_settings
 
 TOLERANCE = 1e-4  # relative to the largest output
 BATCHES = (1, 3)
+LETTERS = "_abcdefgh"  # the first is the blank
 WHOLE = [  # heads as a whole; in the others their dims too
     "conformer RelPosMHAXL",
     "conformer RoPEMHA",
@@ -119,7 +126,7 @@ def tones(batch, samples, generator):
 def cut_whisper(folder, random_plan, context):
     """A lobe whose encoder and decoder are cut, two attentions among them."""
     write_tiny_whisper(folder, decoder_layers=3)
-    options = {"context": context, "min_context": 2.5}
+    options = {"context": context, "min_context": 2.5, "language": "en"}
     lobe = lobes.Whisper(folder, folder, **options).eval()
     for layer in lobe.model.decoder.layers:  # it shall listen
         layer.encoder_attn.out_proj.weight *= 10
@@ -134,14 +141,16 @@ def cut_whisper(folder, random_plan, context):
     return lobe
 
 
-@pytest.mark.parametrize(("context", "seconds"), [(None, 7), ("utterance", 1)])
+@pytest.mark.parametrize(
+    ("context", "seconds"), [(None, 7), ("utterance", 1), (3.0, 0.2)]
+)
 @torch.no_grad()
 def test_whisper_writes_the_same_tokens(
     tmp_path, random_plan, context, seconds
 ):
     lobe = cut_whisper(str(tmp_path / "dense"), random_plan, context)
     search = S2SWhisperGreedySearcher(
-        lobe, min_decode_ratio=0.0, max_decode_ratio=0.1
+        lobe, min_decode_ratio=0.02, max_decode_ratio=0.1
     )
     modules = {"whisper": lobe, "decoder": search}
     model = recogniser({"modules": modules})
@@ -153,7 +162,7 @@ def test_whisper_writes_the_same_tokens(
     generator = torch.Generator().manual_seed(0)
     found, expected, apart = [], [], []
     for n, batch in enumerate((1, 3, 1, 2)):
-        wavs = tones(batch, 16000 * seconds * (n + 1) + 7, generator)
+        wavs = tones(batch, round(16000 * seconds) * (n + 1) + 7, generator)
         lens = torch.ones(batch)
         arrays = wavs.numpy(), lens.numpy()
         scores = model.scores(wavs, lens)
@@ -164,3 +173,109 @@ def test_whisper_writes_the_same_tokens(
     assert found == expected
     assert max(apart) > 10 * TOLERANCE  # of utterances in a batch
     assert max(map(len, found)) > 1
+
+
+@pytest.fixture
+def make_lobe(tmp_path):
+    """Function: name, options -> a lobe of a small model, in eval mode."""
+
+    def make(name, **options):
+        folder = tmp_path / name
+        if name == "Whisper":
+            write_tiny_whisper(str(folder))
+        else:
+            config = transformers.Wav2Vec2Config(
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                intermediate_size=32,
+                conv_dim=[8] * 7,
+                feat_extract_norm="layer",
+                do_stable_layer_norm=True,
+                num_conv_pos_embeddings=8,
+                num_conv_pos_embedding_groups=2,
+            )
+            transformers.Wav2Vec2Model(config).save_pretrained(folder)
+            transformers.Wav2Vec2FeatureExtractor(
+                return_attention_mask=True
+            ).save_pretrained(folder)
+        lobe = getattr(lobes, name)
+        return lobe(str(folder), str(folder), **options).eval()
+
+    return make
+
+
+ALIGNED = {"encoder_only": True, "aligned": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Wav2Vec2", {}),
+        ("Whisper", {**ALIGNED, "context": "utterance", "margin": 1.0}),
+        ("Whisper", {**ALIGNED, "context": 6.0, "margin": 1.0}),
+    ],
+)
+@torch.no_grad()
+def test_ctc_on_a_lobe(make_lobe, tmp_path, name, options):
+    """From waveforms to letters, in a batch, alone and from a long file."""
+    torch.manual_seed(0)
+    encoder = LengthsCapableSequential(
+        lobe=make_lobe(name, **options),
+        lin=torch.nn.Linear(16, len(LETTERS)),
+        log_softmax=torch.nn.LogSoftmax(-1),
+    )
+    encoder.eval().lin.weight *= 10
+    tokenizer = CTCTextEncoder()
+    tokenizer.insert_blank(LETTERS[0], index=0)
+    tokenizer.update_from_iterable(LETTERS[1:], sequence_input=False)
+    model = recogniser(
+        {
+            "modules": {"encoder": encoder},
+            "decoding_function": partial(ctc_greedy_decode, blank_id=0),
+            "tokenizer": tokenizer,
+        }
+    )
+    folder = tmp_path / "deployed"
+    folder.mkdir()
+    settings = model.write_(folder)
+    write_settings(folder, {**settings, "sample_rate": 16000})
+    asr = OnnxASR(folder)
+    generator = torch.Generator().manual_seed(0)
+    for batch, seconds in ((1, 0.9), (3, 2.1), (2, 4.9)):
+        wavs = tones(batch, round(16000 * seconds), generator)
+        lens = torch.linspace(1, 0.6, batch)
+        arrays = wavs.numpy(), lens.numpy()
+        assert_close(asr.model.scores(*arrays), model.scores(wavs, lens))
+        words, tokens = asr.transcribe_batch(*arrays)
+        assert tokens == model.transcribe(wavs, lens)
+        assert words == ["".join(LETTERS[t] for t in row) for row in tokens]
+    wav = tones(1, 16000 * 33 + 5, generator)[0].numpy()
+    text = asr.model.long(wav)
+    assert text and {*text} <= {*LETTERS[1:]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder_only": True}, "with aligned: True"),
+        (
+            {**ALIGNED, "context": "utterance", "min_context": 4.0},
+            "min_context",
+        ),
+    ],
+)
+def test_whisper_with_ctc_that_is_heard_otherwise_is_refused(
+    make_lobe, options, message
+):
+    hparams = {
+        "modules": {
+            "encoder": LengthsCapableSequential(
+                lobe=make_lobe("Whisper", **options)
+            )
+        },
+        "decoding_function": partial(ctc_greedy_decode, blank_id=0),
+        "tokenizer": None,
+    }
+    with pytest.raises(DeployError, match=message):
+        recogniser(hparams)
