@@ -228,44 +228,16 @@ class Whisper:
         dict
             Settings for the runtime.
         """
-        from sb_prune.deploy.whisper import DecoderStep, Encoder
+        from sb_prune.deploy.whisper import write_graphs
         from sb_prune.export.tokens import TOKENIZER
 
-        encoder, step = Encoder(self.lobe), DecoderStep(self.lobe)
-        reads = [f"read_{n}" for n in range(2 * len(encoder.readers))]
-        wavs = torch.randn(2, SECONDS * SAMPLE_RATE + FRAME)
-        write_graph(
-            encoder.eval(),
-            {"wavs": Input(wavs, (0, 1))},
-            reads,
-            folder / "encoder.onnx",
-        )
-        past = [
-            Input(torch.randn(2, heads, 3, dims), (0, 2))
-            for heads, dims in step.shapes
-            for _ in "kv"
-        ]
-        read = [
-            Input(torch.randn(2, r.num_heads, 5, r.head_dim), (0, 2))
-            for r in encoder.readers
-            for _ in "kv"
-        ]
-        write_graph(
-            step.eval(),
-            {
-                "tokens": Input(torch.ones(2, 4, dtype=torch.long), (0, 1)),
-                "past": past,
-                "read": read,
-            },
-            ["logits", *(f"kept_{n}" for n in range(len(past)))],
-            folder / "decoder.onnx",
-        )
+        past = write_graphs(self.lobe, folder)
         self.lobe.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
         return {
             "kind": "whisper",
             "heard": self._heard(),
             "samples_per_frame": FRAME,
-            "past": step.shapes,
+            "past": past,
             "search": self._search(),
         }
 

@@ -220,10 +220,8 @@ class _CTC(_Runtime):
     def long(self, wav):
         """Text of an utterance of any length, in chunks that overlap."""
         one, blank = numpy.ones(1, numpy.float32), self.settings["blank"]
-        rate, step = (
-            self.settings["sample_rate"],
-            self.settings["samples_per_frame"],
-        )
+        rate = self.settings["sample_rate"]
+        step = self.settings["samples_per_frame"]
         size = round(CHUNK * rate)
         size = min(size, self.longest or size)
         if len(wav) <= size:
@@ -318,8 +316,11 @@ class _Whisper(_Runtime):
     def long(self, wav):
         """Text of an utterance of any length, cut at its pauses."""
         rate, texts = self.settings["sample_rate"], []
-        of_window = round((LONGEST - self.settings["heard"]["margin"]) * rate)
-        for piece in cut_at_pauses(wav, min(self.longest, of_window), rate):
+        most = self.longest
+        if len(wav) > most:  # then each piece shall have its margin
+            margin = self.settings["heard"]["margin"]
+            most = min(most, round((LONGEST - margin) * rate))
+        for piece in cut_at_pauses(wav, most, rate):
             (tokens,) = self.tokens(piece[None], numpy.ones(1, "f4"))
             texts.append(self.decode(tokens))
         return " ".join(filter(None, texts))

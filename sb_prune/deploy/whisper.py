@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from sb_prune.deploy.features import LogMel
+from sb_prune.deploy.graphs import Input, write_graph
 from sb_prune.support.context import (
     FRAME,
     SAMPLE_RATE,
@@ -21,6 +22,8 @@ from sb_prune.support.context import (
     frames_of_end,
     samples_heard,
 )
+
+SAMPLES = 2 * SAMPLE_RATE + FRAME  # of the noise that graphs are traced with
 
 
 class States(torch.nn.Module):
@@ -234,3 +237,42 @@ class DecoderStep(torch.nn.Module):
             cache.cross_attention_cache.update(*pair, layer)
             cache.is_updated[layer] = True
         return cache
+
+
+def write_graphs(lobe, folder):
+    """Writes `encoder.onnx` and `decoder.onnx`.
+
+    Arguments
+    ---------
+    lobe : sb_prune.lobes.Whisper or SpeechBrain's
+    folder : Path
+
+    Returns
+    -------
+    list of (int, int)
+        (H, D) of each layer, of which a step has the keys and values of all
+        tokens before.
+    """
+    encoder, step = Encoder(lobe).eval(), DecoderStep(lobe).eval()
+    wavs = torch.randn(2, SAMPLES)
+    names = [f"read_{n}" for n in range(2 * len(encoder.readers))]
+    path = folder / "encoder.onnx"
+    write_graph(encoder, {"wavs": Input(wavs, (0, 1))}, names, path)
+    past = [
+        Input(torch.randn(2, heads, 3, dims), (0, 2))
+        for heads, dims in step.shapes
+        for _ in "kv"
+    ]
+    read = [
+        Input(torch.randn(2, r.num_heads, 5, r.head_dim), (0, 2))
+        for r in encoder.readers
+        for _ in "kv"
+    ]
+    tokens = Input(torch.ones(2, 4, dtype=torch.long), (0, 1))
+    write_graph(
+        step,
+        {"tokens": tokens, "past": past, "read": read},
+        ["logits", *(f"kept_{n}" for n in range(len(past)))],
+        folder / "decoder.onnx",
+    )
+    return step.shapes

@@ -1,0 +1,116 @@
+"""Deployed models on real speech: word errors in float32 and in int8.
+
+    python tests/benchmarks/real_int8.py --models NAME=FOLDER ... \\
+        --data_folder DIR --manifest CSV [--audio DIR]
+
+FOLDER is an export (or a folder that from_hparams loads), CSV a manifest of the
+recipes with columns `wav` and `wrd`, DIR what `$data_root` stands for. Each
+model is deployed in float32 and in 8-bit integers, calibrated on `--audio`
+(by default train-clean-5 in DIR), and transcribes every utterance with both, in
+turns and one thread: word error rates with 95% intervals of a bootstrap over
+utterances, the interval of their difference, file sizes, and how much faster
+integers are. Whisper's texts are normalised as in its paper, others compared as
+they are. Finished models are kept in real_int8.json; without models, what is
+there is printed.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy
+from cells import Table
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from sb_prune.deploy import OnnxASR, deploy
+from sb_prune.deploy.folder import Integers
+from sb_prune.deploy.manifests import labelled_audio
+from sb_prune.deploy.quantize import edit_distance
+
+TABLE = Path(__file__).with_suffix(".json")
+KINDS = ("fp32", "int8")
+
+
+def word_counts(asr, said, heard):
+    """(errors, words) of an utterance."""
+    if asr.model.graphs[0] == "encoder.onnx":  # Whisper
+        said, heard = (EnglishTextNormalizer()(text) for text in (said, heard))
+    return edit_distance(said.split(), heard.split()), len(said.split())
+
+
+def interval(values, draws=2000):
+    """95% interval of a rate over utterances, in %.
+
+    Arguments
+    ---------
+    values : numpy.ndarray
+        (utterances, 2): errors, words.
+    """
+    generator = numpy.random.default_rng(0)
+    drawn = generator.integers(len(values), size=(draws, len(values)))
+    errors, words = values[drawn].sum(1).T
+    low, high = numpy.percentile(100 * errors / words, [2.5, 97.5])
+    return [round(float(low), 2), round(float(high), 2)]
+
+
+def measure(source, audio, labelled, max_kl):
+    """Word error rates, sizes and speed of one model."""
+    with tempfile.TemporaryDirectory() as folder:
+        folders = {kind: Path(folder, kind) for kind in KINDS}
+        deploy(source, folders["fp32"])
+        table = deploy(source, folders["int8"], Integers(audio, max_kl))
+        models = {k: OnnxASR(f, threads=1) for k, f in folders.items()}
+        counts = {kind: [] for kind in KINDS}
+        seconds = dict.fromkeys(KINDS, 0.0)
+        for wav, said in labelled:
+            for kind, asr in models.items():
+                start = perf_counter()
+                heard = asr.model.long(wav)
+                seconds[kind] += perf_counter() - start
+                counts[kind].append(word_counts(asr, said, heard))
+        counts = {kind: numpy.array(c) for kind, c in counts.items()}
+        sizes = {
+            kind: sum(f.stat().st_size for f in path.glob("*.onnx"))
+            for kind, path in folders.items()
+        }
+    words = counts["fp32"][:, 1]
+    lost = numpy.stack([counts["int8"][:, 0] - counts["fp32"][:, 0], words], 1)
+    rates = {k: 100 * c[:, 0].sum() / words.sum() for k, c in counts.items()}
+    rows = [row for row in table if row[0].startswith(("int8", "stays"))]
+    return {
+        **{f"wer_{kind}": round(float(r), 2) for kind, r in rates.items()},
+        **{f"interval_{kind}": interval(c) for kind, c in counts.items()},
+        "interval_lost": interval(lost),
+        "speedup": round(seconds["fp32"] / seconds["int8"], 2),
+        "mb": {k: round(size / 2**20, 1) for k, size in sizes.items()},
+        "utterances": len(labelled),
+        "int8": rows,
+    }
+
+
+def main():
+    """Measures the models that are missing, and prints all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=[], help="NAME=FOLDER")
+    parser.add_argument("--data_folder", help="$data_root in the manifest")
+    parser.add_argument("--manifest", help="CSV with wav and wrd")
+    parser.add_argument("--audio", help="calibration audio")
+    parser.add_argument("--max_kl", type=float, default=0.01)
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--full", action="store_true", help="of no effect")
+    given = parser.parse_args()
+    table = Table(given.table)
+    for name, folder in (model.split("=", 1) for model in given.models):
+        key = f"{name}/{Path(given.manifest).stem}"
+        if key not in table.cells:
+            audio = given.audio or f"{given.data_folder}/train-clean-5"
+            labelled = labelled_audio(given.manifest, given.data_folder, 16000)
+            found = measure(folder, audio, labelled, given.max_kl)
+            table.add(key, found)
+    print(json.dumps(table.cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
