@@ -16,6 +16,7 @@ from speechbrain.dataio import dataio
 from speechbrain.nnet import attention
 
 from sb_prune.deploy.features import PlainFbank
+from sb_prune.deploy.states import AlignedStates
 
 
 class GlobalNormalization(torch.nn.Module):
@@ -63,8 +64,6 @@ def _normalization(stock):
 
 
 def _whisper(stock):
-    from sb_prune.deploy.whisper import AlignedStates  # needs transformers
-
     if not getattr(stock, "aligned", False):
         raise ValueError(
             f"{type(stock).__name__}: as an encoder for CTC only "

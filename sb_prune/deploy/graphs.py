@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sb_prune.cut.exactness import exact_arithmetic
 from sb_prune.deploy.adapters import traceable_functions
 from sb_prune.deploy.settings import DeployError
 from sb_prune.support.disk import reason
@@ -64,7 +65,8 @@ def write_graph(module, inputs, outputs, path):
         several = isinstance(given, list)
         count = len(given) if several else 1
         names += [f"{name}_{n}" if several else name for n in range(count)]
-    with _quiet(), torch.no_grad(), traceable_functions():
+    # torch looks at its switches for TF32, and fails where they contradict
+    with _quiet(), torch.no_grad(), exact_arithmetic(), traceable_functions():
         program = _traced(module, arguments, dynamic)
         _drop_void_squeezes_(program)
         written = _translated(program, names, outputs)

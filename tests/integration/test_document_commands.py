@@ -45,6 +45,7 @@ CORPUS = ["--train_utterances=24", "--dev_utterances=8", "--test_utterances=8"]
 TEST = "[results/{}/1234/test-clean.csv]"
 TWO_EPOCHS = {"number_of_epochs": 2, "prune_epochs": 1, "schedule_steps": 2}
 SHORT_ANSWERS = {"max_decode_ratio": 0.2}  # of models that know nothing yet
+FEW_HOURS = {"train_splits": "[train-clean-100]", "num_workers": 0}
 SMALL_ENCODER = {"wav2vec2_hub": "/path/to/small_wav2vec2"}
 SMALL_WHISPER = {"whisper_hub": "/path/to/small_whisper"}
 COMPRESSION = "LibriSpeech/self-supervised-learning/compression"
@@ -108,6 +109,12 @@ SMALLER = {
         TINY_WHISPER_CTC_PRUNE,
         **SMALL_WHISPER,
         test_csv=TEST.format("prune_whisper"),
+    ),
+    "train.py hparams/train_ctc.yaml": options(
+        TINY, **FEW_HOURS, test_csv=TEST.format("train_ctc")
+    ),
+    "train.py hparams/prune_ctc.yaml": options(
+        TINY_PRUNE, **FEW_HOURS, test_csv=TEST.format("prune_ctc")
     ),
     "train.py hparams/demo_train.yaml": options(TINY),
     "train.py hparams/demo_prune.yaml": options(TINY_PRUNE),

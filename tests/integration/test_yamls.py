@@ -88,6 +88,7 @@ COMMANDS = "recipes/Google-speech-commands/hparams"
 PAIRS = [
     (f"{TRANSFORMER}/train", f"{TRANSFORMER}/prune"),
     (f"{TRANSFORMER}/demo_train", f"{TRANSFORMER}/demo_prune"),
+    (f"{TRANSFORMER}/train_ctc", f"{TRANSFORMER}/prune_ctc"),
     (f"{TRANSFORMER}/train_whisper", f"{TRANSFORMER}/prune_whisper"),
     (f"{TRANSFORMER}/train_whisper", f"{TRANSFORMER}/distil_whisper"),
     (f"{CTC}/finetune_whisper", f"{CTC}/prune_whisper"),

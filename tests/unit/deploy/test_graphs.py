@@ -46,3 +46,16 @@ def test_no_hook_stays(tmp_path):
     linear = torch.nn.Linear(2, 2)
     write(linear, tmp_path / "graph.onnx")
     assert not linear._forward_hooks and not linear._forward_pre_hooks
+
+
+def test_switches_for_tf32_may_contradict(tmp_path):
+    """As after one of them was set in the same process."""
+    operation, path = torch.backends.cudnn.conv, tmp_path / "graph.onnx"
+    before = operation.fp32_precision
+    other = "ieee" if before == "tf32" else "tf32"
+    operation.fp32_precision = other
+    try:
+        write(torch.nn.ReLU(), path)
+        assert path.is_file() and operation.fp32_precision == other
+    finally:
+        operation.fp32_precision = before

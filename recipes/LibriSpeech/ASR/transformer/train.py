@@ -38,6 +38,8 @@ class ASR(sb.Brain):
         """From waveforms to log-probabilities and, in evaluation, tokens."""
         batch = batch.to(self.device)
         wavs, wav_lens = batch.sig
+        if stage == sb.Stage.TRAIN and hasattr(self.hparams, "wav_augment"):
+            wavs, wav_lens = self.hparams.wav_augment(wavs, wav_lens)
         feats = self.hparams.compute_features(wavs)
         feats = self.modules.normalize(
             feats, wav_lens, epoch=self.hparams.epoch_counter.current
