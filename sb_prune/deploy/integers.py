@@ -106,7 +106,7 @@ class Graph:
         nodes = [
             node
             for node in nodes
-            if node.op_type != "Transpose" or node.output[0] in used
+            if node.output[0] in used or node.output[0] not in self._transposed
         ]
         used = {name for node in nodes for name in node.input}
         del graph.node[:]

@@ -79,6 +79,30 @@ def test_the_file_gets_smaller(path):
     assert all("scales" in name for name in wide)
 
 
+class Turned(torch.nn.Module):
+    """What it returns was transposed, which no other node reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x).transpose(1, 2)
+
+
+@torch.no_grad()
+def test_outputs_stay_outputs(tmp_path):
+    model, path = Turned().eval(), tmp_path / "model.onnx"
+    x = torch.randn(2, 3, 4)
+    write_graph(model, {"x": Input(x, (0, 1))}, ["y"], path)
+    graph = Graph(path)
+    session = onnxruntime.InferenceSession(
+        graph.with_integers(set(graph.products()))
+    )
+    found = session.run(None, {"x": x.numpy()})[0]
+    assert numpy.abs(found - model(x).numpy()).max() < 0.05
+
+
 # ---------------------------------------------------------------- the choice
 
 
