@@ -71,10 +71,10 @@ def _deploy(arguments):
         parser.error("--max_kl: leave it out, or --max_wer_loss")
     # Only this half needs torch and SpeechBrain.
     from sb_prune.declare.tables import format_table
-    from sb_prune.deploy.folder import Integers, deploy
+    from sb_prune.deploy.folder import Quantization, deploy
 
-    integers = Integers(**values) if given.quantize else None
-    print(format_table(deploy(given.export, given.output, integers)))
+    quantization = Quantization(**values) if given.quantize else None
+    print(format_table(deploy(given.export, given.output, quantization)))
 
 
 def _transcribe(arguments):

@@ -27,7 +27,7 @@ FURTHEST = 1e-2  # relative, that the scores of graphs may be off
 BATCHES = ((1, 1.0), (1, 3.0), (3, 2.5))  # utterances, seconds of the longest
 
 
-def deploy(source, output, integers=None):
+def deploy(source, output, quantization=None):
     """Writes a speech recogniser as a folder that runs with onnxruntime.
 
     Arguments
@@ -38,7 +38,7 @@ def deploy(source, output, integers=None):
         `hyperparams.yaml` names.
     output : str
         Folder to write; a model that was deployed there before is replaced.
-    integers : Integers, optional
+    quantization : Quantization, optional
         Asks for 8-bit integers, as far as they do little harm.
 
     Returns
@@ -55,7 +55,7 @@ def deploy(source, output, integers=None):
     output = Path(output)
     _check_output(output)
     model = recogniser(_load(source))
-    heard = integers.read(model) if integers is not None else None
+    heard = quantization.read(model) if quantization is not None else None
     place = output.resolve()
     aside, old = (place.with_name(place.name + end) for end in ENDS)
     with naming_what_fails(output):
@@ -69,8 +69,8 @@ def deploy(source, output, integers=None):
         with naming_what_fails(output):
             write_settings(aside, settings)
         rows = _compare(model, OnnxASR(aside))
-        if integers is not None:
-            rows += _quantize_(aside, settings, integers, *heard)
+        if quantization is not None:
+            rows += _quantize_(aside, settings, quantization, *heard)
         table = [["deployed", "value"], *_sizes(aside), *rows]
         with naming_what_fails(output):
             if place.exists():
@@ -163,7 +163,7 @@ def _sizes(folder):
 
 
 @dataclass(frozen=True)
-class Integers:
+class Quantization:
     """Asks for 8-bit integers, as far as they do little harm.
 
     Arguments

@@ -25,7 +25,7 @@ from cells import Table
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from sb_prune.deploy import OnnxASR, deploy
-from sb_prune.deploy.folder import Integers
+from sb_prune.deploy.folder import Quantization
 from sb_prune.deploy.manifests import labelled_audio
 from sb_prune.deploy.quantize import edit_distance
 
@@ -60,7 +60,7 @@ def measure(source, audio, labelled, max_kl):
     with tempfile.TemporaryDirectory() as folder:
         folders = {kind: Path(folder, kind) for kind in KINDS}
         deploy(source, folders["fp32"])
-        table = deploy(source, folders["int8"], Integers(audio, max_kl))
+        table = deploy(source, folders["int8"], Quantization(audio, max_kl))
         models = {k: OnnxASR(f, threads=1) for k, f in folders.items()}
         counts = {kind: [] for kind in KINDS}
         seconds = dict.fromkeys(KINDS, 0.0)

@@ -19,7 +19,7 @@ from tiny_export import make_export
 
 from sb_prune.deploy import OnnxASR, deploy
 from sb_prune.deploy.command import main
-from sb_prune.deploy.folder import Integers
+from sb_prune.deploy.folder import Quantization
 from sb_prune.deploy.settings import DeployError
 
 # All that the runtime needs, and what that needs in turn.
@@ -208,7 +208,7 @@ def test_what_was_there_stays_until_another_is_complete(exported, copied):
 
 def test_int8_says_what_it_costs_and_what_stays(exported, corpus, tmp_path):
     folder = tmp_path / "int8"
-    table = deploy(exported, folder, Integers(str(corpus), max_kl=3e-5))
+    table = deploy(exported, folder, Quantization(str(corpus), max_kl=3e-5))
     rows = dict(table)
     assert float(rows["int8: KL divergence, nats"]) <= 3e-5
     kept = [name for name in rows if name.startswith("stays float32: ")]
@@ -229,7 +229,7 @@ def test_int8_says_what_it_costs_and_what_stays(exported, corpus, tmp_path):
 )
 def test_what_is_asked_of_integers_is_checked(values, message):
     with pytest.raises(DeployError, match=message):
-        Integers("audio", **values)
+        Quantization("audio", **values)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_flags_that_would_do_nothing_are_refused(flags, message, capsys):
 
 def test_audio_is_looked_for_before_anything_else(exported, tmp_path):
     with pytest.raises(DeployError, match="--audio: .* has no audio files"):
-        deploy(exported, tmp_path / "deployed", Integers(str(tmp_path)))
+        deploy(exported, tmp_path / "deployed", Quantization(str(tmp_path)))
     assert not list(tmp_path.iterdir())
 
 
