@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 import numpy
+from speechbrain.utils.edit_distance import wer_details_for_batch
 
 from sb_prune.deploy.integers import Graph
 from sb_prune.deploy.settings import DeployError
@@ -153,8 +154,9 @@ class Quantizer:
         errors = count = 0
         for wav, words in self._labelled:
             said, heard = words_of(words), words_of(self._model.long(wav))
-            errors += edit_distance(said, heard)
-            count += len(said)
+            (found,) = wer_details_for_batch([""], [said], [heard])
+            errors += found["num_edits"]
+            count += found["num_ref_tokens"]
         return 100 * errors / max(count, 1)
 
     def _take_(self, keys):
@@ -183,31 +185,6 @@ def words_of(text):
     ["it's", '10', "o'clock"]
     """
     return re.findall(r"[\w']+", text.lower())
-
-
-def edit_distance(one, other):
-    """Insertions, deletions and substitutions between two lists of words.
-
-    Arguments
-    ---------
-    one, other : list of str
-
-    Returns
-    -------
-    int
-
-    Example
-    -------
-    >>> edit_distance(["a", "b", "c"], ["b", "d"])
-    2
-    """
-    row = list(range(len(other) + 1))
-    for n, word in enumerate(one, 1):
-        diagonal, row[0] = row[0], n
-        for m, another in enumerate(other, 1):
-            costs = (row[m] + 1, row[m - 1] + 1, diagonal + (word != another))
-            diagonal, row[m] = row[m], min(costs)
-    return row[-1]
 
 
 def _shown(file, name):

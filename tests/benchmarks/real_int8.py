@@ -22,12 +22,12 @@ from time import perf_counter
 
 import numpy
 from cells import Table
+from speechbrain.utils.edit_distance import wer_details_for_batch
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from sb_prune.deploy import OnnxASR, deploy
 from sb_prune.deploy.folder import Quantization
 from sb_prune.deploy.manifests import labelled_audio
-from sb_prune.deploy.quantize import edit_distance
 
 TABLE = Path(__file__).with_suffix(".json")
 KINDS = ("fp32", "int8")
@@ -37,7 +37,9 @@ def word_counts(asr, said, heard):
     """(errors, words) of an utterance."""
     if asr.model.graphs[0] == "encoder.onnx":  # Whisper
         said, heard = (EnglishTextNormalizer()(text) for text in (said, heard))
-    return edit_distance(said.split(), heard.split()), len(said.split())
+    texts = [said.split()], [heard.split()]
+    (found,) = wer_details_for_batch([""], *texts)
+    return found["num_edits"], found["num_ref_tokens"]
 
 
 def interval(values, draws=2000):
