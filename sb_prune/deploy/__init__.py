@@ -1,13 +1,12 @@
 """Deployment: a recogniser as ONNX graphs, which run without SpeechBrain.
 
-`folder` deploys an export, `runtime` transcribes with what it wrote. What runs
-without torch is `runtime`, `search` and `settings`; nothing of it imports the
-others.
+`folder` deploys an export, `runtime` transcribes with what it wrote. The latter
+runs without torch; nothing of it imports the rest.
 """
 
 from importlib import import_module
 
-from sb_prune.deploy.runtime import OnnxASR
+from sb_prune.deploy.runtime.asr import OnnxASR
 
 __all__ = ["OnnxASR", "deploy"]
 

@@ -11,8 +11,8 @@ prints how far they are from the export. Loading an export runs whatever its
 import argparse
 import sys
 
-from sb_prune.deploy.runtime import OnnxASR
-from sb_prune.deploy.settings import DeployError
+from sb_prune.deploy.runtime.asr import OnnxASR
+from sb_prune.deploy.runtime.settings import DeployError
 
 
 def main(arguments=None):

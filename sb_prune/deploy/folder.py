@@ -17,8 +17,8 @@ from sb_prune.deploy.graphs import OPSET
 from sb_prune.deploy.manifests import calibration_audio, labelled_audio
 from sb_prune.deploy.quantize import MAX_KL, Quantizer
 from sb_prune.deploy.recognisers import recogniser
-from sb_prune.deploy.runtime import OnnxASR
-from sb_prune.deploy.settings import FILE, DeployError, write_settings
+from sb_prune.deploy.runtime.asr import OnnxASR
+from sb_prune.deploy.runtime.settings import FILE, DeployError, write_settings
 from sb_prune.export.loading import ExportError, NoExport, load_export
 from sb_prune.support.disk import naming_what_fails, reason, rename_
 

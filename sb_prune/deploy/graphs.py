@@ -11,7 +11,7 @@ import torch
 
 from sb_prune.cut.exactness import exact_arithmetic
 from sb_prune.deploy.adapters import traceable_functions
-from sb_prune.deploy.settings import DeployError
+from sb_prune.deploy.runtime.settings import DeployError
 from sb_prune.support.disk import reason
 
 OPSET = 18

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy
 
-from sb_prune.deploy.runtime import read_audio
-from sb_prune.deploy.settings import DeployError
+from sb_prune.deploy.runtime.audio import read_audio
+from sb_prune.deploy.runtime.settings import DeployError
 
 AUDIO = (".flac", ".mp3", ".ogg", ".wav")
 UTTERANCES = 8  # that are enough to see how far the scores move

@@ -14,7 +14,8 @@ import numpy
 from speechbrain.utils.edit_distance import wer_details_for_batch
 
 from sb_prune.deploy.integers import Graph
-from sb_prune.deploy.settings import DeployError
+from sb_prune.deploy.runtime.search import log_softmax
+from sb_prune.deploy.runtime.settings import DeployError
 
 MAX_KL = 0.01  # nats
 
@@ -210,12 +211,7 @@ def kl_divergence(scores, others):
     >>> round(kl_divergence(even, numpy.log([[0.25, 0.75]])), 4)
     0.1438
     """
-    ours, theirs = _log_softmax(scores), _log_softmax(others)
+    both = (scores.astype(numpy.float64), others.astype(numpy.float64))
+    ours, theirs = map(log_softmax, both)
     apart = numpy.where(ours > -numpy.inf, ours - theirs, 0)
     return float((numpy.exp(ours) * apart).sum(-1).mean())
-
-
-def _log_softmax(scores):
-    scores = scores.astype(numpy.float64)
-    scores = scores - scores.max(-1, keepdims=True)
-    return scores - numpy.log(numpy.exp(scores).sum(-1, keepdims=True))

@@ -1,7 +1,8 @@
 """The kinds of speech recognisers that can be deployed, and their graphs.
 
 A recogniser is what a `hyperparams.yaml` of SpeechBrain's inference classes
-makes: `EncoderASR` with greedy CTC, or `WhisperASR` with greedy search.
+makes: `EncoderASR` with greedy CTC, `EncoderDecoderASR` with a Transformer
+decoder, or `WhisperASR`; the latter two with greedy or beam search.
 """
 
 from functools import partial
@@ -9,12 +10,20 @@ from functools import partial
 import sentencepiece
 import torch
 from speechbrain.dataio.encoder import CTCTextEncoder
-from speechbrain.decoders import ctc_greedy_decode
-from speechbrain.decoders.seq2seq import S2SWhisperGreedySearcher
+from speechbrain.decoders import (
+    S2STransformerBeamSearcher,
+    S2STransformerGreedySearcher,
+    ctc_greedy_decode,
+)
+from speechbrain.decoders.seq2seq import (
+    S2SWhisperBeamSearcher,
+    S2SWhisperGreedySearcher,
+)
 
 from sb_prune.deploy.adapters import traceable
 from sb_prune.deploy.graphs import Input, write_graph
-from sb_prune.deploy.settings import DeployError
+from sb_prune.deploy.runtime.settings import DeployError
+from sb_prune.deploy.searches import beam_of, check_search, scorers_of
 from sb_prune.support.context import (
     FRAME,
     SAMPLE_RATE,
@@ -35,7 +44,7 @@ def recogniser(hparams):
 
     Returns
     -------
-    CTC or Whisper
+    CTC, Attention or Whisper
 
     Raises
     ------
@@ -43,13 +52,14 @@ def recogniser(hparams):
         If it is of no kind that can be deployed.
     """
     modules = hparams["modules"]
-    for kind in (CTC, Whisper):
+    for kind in (CTC, Whisper, Attention):
         if kind.needs <= modules.keys() | hparams.keys():
             return kind(hparams)
     raise DeployError(
         f"a model with modules {list(modules)} cannot be deployed yet; only "
         "those for EncoderASR with greedy CTC (`encoder` and "
-        "`decoding_function`) and for WhisperASR (`whisper` and `decoder`)"
+        "`decoding_function`), for EncoderDecoderASR (`encoder`, `decoder` and "
+        "`tokenizer`) and for WhisperASR (`whisper` and `decoder`)"
     )
 
 
@@ -127,21 +137,8 @@ class CTC:
             "blank": self.blank,
             "longest": self.longest,
             "samples_per_frame": self._samples_per_frame(),
-            **self._write_tokenizer(folder),
+            **_write_tokenizer(self.tokenizer, folder),
         }
-
-    def _write_tokenizer(self, folder):
-        if isinstance(self.tokenizer, CTCTextEncoder):
-            labels = self.tokenizer.ind2lab
-            return {"labels": [labels[n] for n in range(len(labels))]}
-        if isinstance(self.tokenizer, sentencepiece.SentencePieceProcessor):
-            proto = self.tokenizer.serialized_model_proto()
-            (folder / "tokenizer.model").write_bytes(proto)
-            return {}
-        raise DeployError(
-            f"tokenizer: {type(self.tokenizer).__name__} cannot be deployed; "
-            "only SentencePieceProcessor and CTCTextEncoder can"
-        )
 
     def transcribe(self, wavs, lens):
         """As SpeechBrain transcribes a batch.
@@ -176,8 +173,117 @@ class _Plain(torch.nn.Module):
         return self.encoder(wavs, lens)
 
 
+def _write_tokenizer(tokenizer, folder):
+    if isinstance(tokenizer, CTCTextEncoder):
+        labels = tokenizer.ind2lab
+        return {"labels": [labels[n] for n in range(len(labels))]}
+    if isinstance(tokenizer, sentencepiece.SentencePieceProcessor):
+        proto = tokenizer.serialized_model_proto()
+        (folder / "tokenizer.model").write_bytes(proto)
+        return {}
+    raise DeployError(
+        f"tokenizer: {type(tokenizer).__name__} cannot be deployed; only "
+        "SentencePieceProcessor and CTCTextEncoder can"
+    )
+
+
+class Attention:
+    """Encoder and Transformer decoder of SpeechBrain: two graphs.
+
+    Arguments
+    ---------
+    hparams : dict
+
+    Raises
+    ------
+    DeployError
+        If it is decoded or spelt in another way.
+    """
+
+    needs = {"encoder", "decoder", "tokenizer"}
+    longest = None  # samples of an utterance: any
+
+    def __init__(self, hparams):
+        self.encoder = hparams["modules"]["encoder"]
+        self.search = hparams["modules"]["decoder"]
+        self.tokenizer = hparams["tokenizer"]
+        self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
+        for option in ("transducer_beam_search", "transformer_beam_search"):
+            if hparams.get(option):
+                raise DeployError(f"{option}: True cannot be deployed")
+        check_search(
+            self.search,
+            S2STransformerGreedySearcher,
+            S2STransformerBeamSearcher,
+        )
+
+    def write_(self, folder):
+        """Writes graphs and tokenizer.
+
+        Arguments
+        ---------
+        folder : Path
+
+        Returns
+        -------
+        dict
+            Settings for the runtime.
+        """
+        from sb_prune.deploy.attention import write_graphs
+
+        search, beam = self.search, beam_of(self.search)
+        has_ctc = beam is not None and beam["ctc"] is not None
+        ctc = scorers_of(search)["ctc"].ctc_fc if has_ctc else None
+        parts = (self.encoder, search.model, search.fc, ctc)
+        try:
+            past, most = write_graphs(*parts, self.sample_rate, folder)
+        except ValueError as error:
+            raise DeployError(str(error)) from error
+        return {
+            "kind": "attention",
+            "past": past,
+            "has_ctc": has_ctc,
+            "search": {
+                "prompt": [search.bos_index],
+                "end": search.eos_index,
+                "ratios": [search.min_decode_ratio, search.max_decode_ratio],
+                "most": most,
+                "suppressed": [],
+                "never_first": [],
+                "beam": beam,
+            },
+            **_write_tokenizer(self.tokenizer, folder),
+        }
+
+    def transcribe(self, wavs, lens):
+        """As SpeechBrain transcribes a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (batch, samples)
+        lens : torch.Tensor
+            (batch,) relative lengths.
+
+        Returns
+        -------
+        list of list of int
+            Tokens of each utterance.
+        """
+        tokens, *_ = self.search(self.encoder(wavs, lens), lens)
+        return tokens
+
+    def scores(self, wavs, lens):
+        """(batch, tokens) logits of the first token."""
+        states = self.encoder(wavs, lens)
+        begin = torch.full((len(wavs), 1), self.search.bos_index)
+        ends = torch.round(states.shape[1] * lens).int()
+        decoded, _ = self.search.model.decode(begin, states, ends)
+        return self.search.fc(decoded)[:, -1]
+
+
 class Whisper:
-    """Whisper with greedy search: encoder and a step of the decoder.
+    """Whisper: encoder and a step of the decoder.
 
     Arguments
     ---------
@@ -199,12 +305,9 @@ class Whisper:
         )
         self.search = hparams["modules"]["decoder"]
         self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
-        is_greedy = type(self.search) is S2SWhisperGreedySearcher
-        if not is_greedy or self.search.temperature:
-            raise DeployError(
-                f"decoder: {type(self.search).__name__} cannot be deployed; "
-                "only S2SWhisperGreedySearcher with temperature 0 can"
-            )
+        check_search(
+            self.search, S2SWhisperGreedySearcher, S2SWhisperBeamSearcher
+        )
         if self.lobe.is_multilingual and self.lobe.language is None:
             raise DeployError(
                 "language: a deployed model does not find out which one is "
@@ -256,14 +359,17 @@ class Whisper:
         if search.suppress_tokens:
             suppressed = list(search.get_tokens_to_suppress)
         blank = self.lobe.tokenizer.encode(" ", add_special_tokens=False)
+        beam, most = beam_of(search), search.max_attn_tokens - len(prompt)
+        if beam is None:  # SpeechBrain counts the prompt twice
+            most += 1 - len(prompt)
         return {
             "prompt": prompt,
             "end": end,
             "ratios": [search.min_decode_ratio, search.max_decode_ratio],
-            # of which SpeechBrain counts the prompt twice
-            "most": search.max_attn_tokens - 2 * len(prompt) + 1,
+            "most": most,
             "suppressed": suppressed,
             "never_first": [*blank, end] if search.suppress_blank else [],
+            "beam": beam,
         }
 
     def transcribe(self, wavs, lens):

@@ -8,9 +8,19 @@ import pytest
 import torch
 import transformers
 from speechbrain.dataio.encoder import CTCTextEncoder
-from speechbrain.decoders import ctc_greedy_decode
-from speechbrain.decoders.seq2seq import S2SWhisperGreedySearcher
+from speechbrain.decoders import (
+    CTCScorer,
+    S2STransformerBeamSearcher,
+    S2STransformerGreedySearcher,
+    ScorerBuilder,
+    ctc_greedy_decode,
+)
+from speechbrain.decoders.seq2seq import (
+    S2SWhisperBeamSearcher,
+    S2SWhisperGreedySearcher,
+)
 from speechbrain.nnet.containers import LengthsCapableSequential
+from speechbrain.nnet.linear import Linear
 from test_architectures import BUILDS
 from tiny_whisper import write_tiny_whisper
 
@@ -20,7 +30,7 @@ from sb_prune.deploy import OnnxASR
 from sb_prune.deploy.adapters import traceable
 from sb_prune.deploy.graphs import Input, write_graph
 from sb_prune.deploy.recognisers import recogniser
-from sb_prune.deploy.settings import DeployError, write_settings
+from sb_prune.deploy.runtime.settings import DeployError, write_settings
 
 TOLERANCE = 1e-4  # relative to the largest output
 BATCHES = (1, 3)
@@ -125,6 +135,7 @@ def tones(batch, samples, generator):
 
 def cut_whisper(folder, random_plan, context):
     """A lobe whose encoder and decoder are cut, two attentions among them."""
+    torch.manual_seed(0)  # of positions
     write_tiny_whisper(folder, decoder_layers=3)
     options = {"context": context, "min_context": 2.5, "language": "en"}
     lobe = lobes.Whisper(folder, folder, **options).eval()
@@ -141,24 +152,31 @@ def cut_whisper(folder, random_plan, context):
     return lobe
 
 
+def deployed(model, folder):
+    """The runtime of a model."""
+    folder.mkdir()
+    settings = model.write_(folder)
+    write_settings(folder, {**settings, "sample_rate": model.sample_rate})
+    return OnnxASR(folder)
+
+
 @pytest.mark.parametrize(
-    ("context", "seconds"), [(None, 7), ("utterance", 1), (3.0, 0.2)]
+    ("context", "seconds", "beam"),
+    [(None, 7, None), ("utterance", 1, 3), (3.0, 0.2, None)],
 )
 @torch.no_grad()
 def test_whisper_writes_the_same_tokens(
-    tmp_path, random_plan, context, seconds
+    tmp_path, random_plan, context, seconds, beam
 ):
     lobe = cut_whisper(str(tmp_path / "dense"), random_plan, context)
-    search = S2SWhisperGreedySearcher(
-        lobe, min_decode_ratio=0.02, max_decode_ratio=0.1
-    )
+    ratios = {"min_decode_ratio": 0.02, "max_decode_ratio": 0.1}
+    if beam is None:
+        search = S2SWhisperGreedySearcher(lobe, **ratios)
+    else:
+        search = S2SWhisperBeamSearcher([lobe], beam_size=beam, **ratios)
     modules = {"whisper": lobe, "decoder": search}
     model = recogniser({"modules": modules})
-    folder = tmp_path / "deployed"
-    folder.mkdir()
-    settings = model.write_(folder)
-    write_settings(folder, {**settings, "sample_rate": 16000})
-    asr = OnnxASR(folder)
+    asr = deployed(model, tmp_path / "deployed")
     generator = torch.Generator().manual_seed(0)
     found, expected, apart = [], [], []
     for n, batch in enumerate((1, 3, 1, 2)):
@@ -173,6 +191,96 @@ def test_whisper_writes_the_same_tokens(
     assert found == expected
     assert max(apart) > 10 * TOLERANCE  # of utterances in a batch
     assert max(map(len, found)) > 1
+
+
+class Samples(Asr):
+    """The same from waveforms, whose samples are features of frames."""
+
+    def forward(self, wavs, lens):
+        _, features = self.shape
+        frames = wavs.shape[1] // features
+        source = wavs[:, : frames * features].unflatten(1, (frames, features))
+        return super().forward(source, lens)
+
+
+DECODERS = {  # build -> (kinds inside heads, options of the search)
+    "conformer + decoder": (False, {"beam_size": 3, "ctc": 0.3}),
+    "branchformer + decoder": (True, {}),
+    "transformer + decoder post-norm": (True, {"beam_size": 4}),
+}
+END = 2
+
+
+def search_of(model, linear, beam_size=None, ctc=None):
+    """A search of SpeechBrain's, greedy or with a beam."""
+    options = {
+        "modules": [model, linear],
+        "bos_index": 1,
+        "eos_index": END,
+        "min_decode_ratio": 0.0,
+        "max_decode_ratio": 0.5,
+    }
+    if beam_size is None:
+        return S2STransformerGreedySearcher(**options)
+    options |= {"beam_size": beam_size, "using_eos_threshold": False}
+    if ctc is not None:
+        heard = Linear(len(LETTERS), input_size=16)
+        heard.w.weight *= 6
+        scorer = CTCScorer(heard, blank_index=0, eos_index=END)
+        weights = {"ctc": ctc}
+        options["scorer"] = ScorerBuilder(weights, full_scorers=[scorer])
+    return S2STransformerBeamSearcher(**options)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@torch.no_grad()
+def test_attention_decoder_writes_the_same_tokens(
+    make_model, random_plan, tmp_path, name
+):
+    build, (unequal, options) = BUILDS[name], DECODERS[name]
+    torch.manual_seed(0)
+    whole = build.make(make_model, tgt_vocab=len(LETTERS))
+    kinds = build.kinds + (INSIDE_HEADS if unequal else ())
+    declaration = build.structures(whole, kinds=kinds)
+    plan = random_plan(declaration, seed=3)
+    layers = "decoder.layers"
+    plan.keep[f"{layers}.0.self_attn"][:] = False
+    plan.keep[f"{layers}.1.multihead_attn"][:] = False
+    for name in ("0", "1", "0.multihead_attn"):
+        plan.keep[f"{layers}.{name}"][:] = True
+    for layer in whole.decoder.layers:  # it shall listen
+        layer.multihead_attn.att.out_proj.weight *= 10
+    cut_(declaration, plan)
+    linear = Linear(len(LETTERS), input_size=16)
+    linear.w.weight *= 6
+    search = search_of(whole, linear, **options).eval()
+    model = recogniser(
+        {
+            "modules": {"encoder": Samples(whole), "decoder": search},
+            "tokenizer": letters(),
+            "sample_rate": 120,
+        }
+    )
+    asr = deployed(model, tmp_path / "deployed")
+    generator = torch.Generator().manual_seed(0)
+    found, expected = [], []
+    for batch, samples in ((1, 80), (3, 240), (2, 403), (1, 130)):
+        wavs = torch.randn(batch, samples, generator=generator)
+        lens = torch.linspace(1, 0.6, batch)
+        arrays = wavs.numpy(), lens.numpy()
+        scores = model.scores(wavs, lens)
+        assert_close(asr.model.scores(*arrays), scores)
+        found += asr.transcribe_batch(*arrays)[1]
+        expected += [list(map(int, t)) for t in model.transcribe(wavs, lens)]
+    assert found == expected
+    assert len(set(map(tuple, found))) > 3 and max(map(len, found)) > 3
+
+
+def letters():
+    tokenizer = CTCTextEncoder()
+    tokenizer.insert_blank(LETTERS[0], index=0)
+    tokenizer.update_from_iterable(LETTERS[1:], sequence_input=False)
+    return tokenizer
 
 
 @pytest.fixture
@@ -226,21 +334,14 @@ def test_ctc_on_a_lobe(make_lobe, tmp_path, name, options):
         log_softmax=torch.nn.LogSoftmax(-1),
     )
     encoder.eval().lin.weight *= 10
-    tokenizer = CTCTextEncoder()
-    tokenizer.insert_blank(LETTERS[0], index=0)
-    tokenizer.update_from_iterable(LETTERS[1:], sequence_input=False)
     model = recogniser(
         {
             "modules": {"encoder": encoder},
             "decoding_function": partial(ctc_greedy_decode, blank_id=0),
-            "tokenizer": tokenizer,
+            "tokenizer": letters(),
         }
     )
-    folder = tmp_path / "deployed"
-    folder.mkdir()
-    settings = model.write_(folder)
-    write_settings(folder, {**settings, "sample_rate": 16000})
-    asr = OnnxASR(folder)
+    asr = deployed(model, tmp_path / "deployed")
     generator = torch.Generator().manual_seed(0)
     for batch, seconds in ((1, 0.9), (3, 2.1), (2, 4.9)):
         wavs = tones(batch, round(16000 * seconds), generator)

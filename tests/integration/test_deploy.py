@@ -20,7 +20,7 @@ from tiny_export import make_export
 from sb_prune.deploy import OnnxASR, deploy
 from sb_prune.deploy.command import main
 from sb_prune.deploy.folder import Quantization
-from sb_prune.deploy.settings import DeployError
+from sb_prune.deploy.runtime.settings import DeployError
 
 # All that the runtime needs, and what that needs in turn.
 RUNTIME = (

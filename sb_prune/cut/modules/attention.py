@@ -368,9 +368,9 @@ class FewerHeads(torch.nn.MultiheadAttention):
         """
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        q, k, v = self._project(query, key, value)  # (B, L or S, Hk)
+        q, k, v = self.project(q=query, k=key, v=value)
         bias = _hidden(attn_mask, key_padding_mask, q)
-        output, weights = self._attend(q, k, v, bias)
+        output, weights = self.attend(q, k, v, bias)
         output = self.out_proj(output)
         if not self.batch_first:
             output = output.transpose(0, 1)
@@ -378,8 +378,23 @@ class FewerHeads(torch.nn.MultiheadAttention):
             return output, None
         return output, weights.mean(1) if average_attn_weights else weights
 
-    def _attend(self, q, k, v, bias):
-        """(B, L, Hk) and the weights (B, H, L, S)."""
+    def attend(self, q, k, v, bias):
+        """Attends with what was projected, before `out_proj`.
+
+        Arguments
+        ---------
+        q, k, v : torch.Tensor
+            (B, L or S, Hk), head after head.
+        bias : torch.Tensor
+            Broadcastable to (B, H, L, S), added to the scores.
+
+        Returns
+        -------
+        output : torch.Tensor
+            (B, L, Hk)
+        weights : torch.Tensor
+            (B, H, L, S)
+        """
         q, k, v = (
             x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
             for x in (q, k, v)
@@ -389,15 +404,29 @@ class FewerHeads(torch.nn.MultiheadAttention):
         dropped = F.dropout(weights, self.dropout, self.training)
         return (dropped @ v).transpose(1, 2).flatten(2), weights
 
-    def _project(self, *inputs):
-        rows = self._rows()
-        weights = self.in_proj_weight.split(rows)
-        biases = (None, None, None)
-        if self.in_proj_bias is not None:
-            biases = self.in_proj_bias.split(rows)
-        return (F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases))
+    def project(self, **inputs):
+        """Makes queries, keys or values, head after head.
 
-    def _rows(self):
+        Arguments
+        ---------
+        **inputs : torch.Tensor
+            Of the names q, k and v, or some of them: (B, L or S, E).
+
+        Returns
+        -------
+        list of torch.Tensor
+            (B, L or S, Hk) of each.
+        """
+        rows, biases = self.rows(), {}
+        weights = dict(zip("qkv", self.in_proj_weight.split(rows)))
+        if self.in_proj_bias is not None:
+            biases = dict(zip("qkv", self.in_proj_bias.split(rows)))
+        return [
+            F.linear(x, weights[name], biases.get(name))
+            for name, x in inputs.items()
+        ]
+
+    def rows(self):
         """Numbers of rows of in_proj_weight for q, k and v."""
         return [self.num_heads * self.head_dim] * 3
 
@@ -405,12 +434,13 @@ class FewerHeads(torch.nn.MultiheadAttention):
 class UnequalMultiheadAttention(UnequalHeads, FewerHeads):
     """`torch.nn.MultiheadAttention` whose heads differ in width."""
 
-    def _attend(self, q, k, v, bias):
+    def attend(self, q, k, v, bias):
+        """As there, with Hk the sum of all widths."""
         dropout = self.dropout if self.training else 0.0
         scale = self.head_dim**-0.5
         return attend_with_weights(q, k, v, self.layout, scale, bias, dropout)
 
-    def _rows(self):
+    def rows(self):
         query_key, value = (sum(widths) for widths in self.widths)
         return [query_key, query_key, value]
 

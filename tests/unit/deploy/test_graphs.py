@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sb_prune.deploy.graphs import Input, write_graph
-from sb_prune.deploy.settings import DeployError
+from sb_prune.deploy.runtime.settings import DeployError
 
 
 class Branching(torch.nn.Module):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from speechbrain.decoders import ctc_greedy_decode
 
-from sb_prune.deploy.search import ctc_greedy, greedy
+from sb_prune.deploy.runtime.search import ctc_greedy, greedy, without
 
 
 @pytest.mark.parametrize("blank", [0, 3, -1])
@@ -48,5 +48,5 @@ def test_it_ends_after_so_many():
 
 def test_some_tokens_are_never_taken_or_not_first():
     step, _ = steps([[[5, 9, 4, 3]], [[5, 9, 4, 3]]])
-    options = {"suppressed": [1], "never_first": [0]}
-    assert greedy(step, PROMPTS[:1], end=0, most=9, **options) == [[2]]
+    step = without(step, never=[1], never_first=[0])
+    assert greedy(step, PROMPTS[:1], end=0, most=9) == [[2]]

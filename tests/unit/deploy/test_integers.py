@@ -9,7 +9,7 @@ import torch
 from sb_prune.deploy.graphs import Input, write_graph
 from sb_prune.deploy.integers import Graph
 from sb_prune.deploy.quantize import Quantizer
-from sb_prune.deploy.settings import DeployError
+from sb_prune.deploy.runtime.settings import DeployError
 
 WORDS = 1200
 

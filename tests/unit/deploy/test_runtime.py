@@ -8,8 +8,8 @@ import pytest
 import soundfile
 
 from sb_prune.deploy.manifests import calibration_audio, labelled_audio
-from sb_prune.deploy.runtime import chunked, cut_at_pauses, read_audio
-from sb_prune.deploy.settings import (
+from sb_prune.deploy.runtime.audio import chunked, cut_at_pauses, read_audio
+from sb_prune.deploy.runtime.settings import (
     FILE,
     DeployError,
     read_settings,

@@ -41,10 +41,10 @@ def ctc_greedy(scores, lengths, blank):
     ]
 
 
-def greedy(step, prompts, end, most, suppressed=(), never_first=()):
+def greedy(step, prompts, end, most):
     """The most probable next token, again and again until all have ended.
 
-    As `speechbrain.decoders.S2SWhisperGreedySearcher`.
+    As `speechbrain.decoders.S2SGreedySearcher`.
 
     Arguments
     ---------
@@ -57,10 +57,6 @@ def greedy(step, prompts, end, most, suppressed=(), never_first=()):
         Token of the end.
     most : int
         Tokens at most.
-    suppressed : list of int
-        Tokens that are never taken.
-    never_first : list of int
-        Tokens that are not taken first.
 
     Returns
     -------
@@ -78,11 +74,7 @@ def greedy(step, prompts, end, most, suppressed=(), never_first=()):
     found = numpy.empty((len(prompts), 0), numpy.int64)
     ended = numpy.zeros(len(prompts), bool)
     while found.shape[1] < most and not ended.all():
-        logits = step(new)
-        banned = [*suppressed, *(never_first if not found.shape[1] else ())]
-        if banned:
-            logits[:, banned] = -numpy.inf
-        token = logits.argmax(-1)
+        token = step(new).argmax(-1)
         ended |= token == end
         token[ended] = end
         new = token[:, None]
@@ -91,3 +83,59 @@ def greedy(step, prompts, end, most, suppressed=(), never_first=()):
         list(itertools.takewhile(lambda token: token != end, row))
         for row in found.tolist()
     ]
+
+
+def without(step, never, never_first):
+    """A step that makes some tokens impossible.
+
+    Arguments
+    ---------
+    step : callable
+        New tokens -> (N, V) logits of the next one.
+    never : list of int
+        Tokens that are never taken.
+    never_first : list of int
+        Tokens that are not taken first.
+
+    Returns
+    -------
+    callable
+
+    Example
+    -------
+    >>> step = without(lambda new: numpy.zeros((1, 4)), [2], [0])
+    >>> step(None).tolist(), step(None).tolist()
+    ([[-inf, 0.0, -inf, 0.0]], [[0.0, 0.0, -inf, 0.0]])
+    """
+    banned = [*never, *never_first]
+
+    def answer(new):
+        nonlocal banned
+        logits = step(new)
+        logits[:, banned] = -numpy.inf
+        banned = list(never)
+        return logits
+
+    return answer
+
+
+def log_softmax(scores):
+    """Log-probabilities of logits.
+
+    Arguments
+    ---------
+    scores : numpy.ndarray
+        (N, V)
+
+    Returns
+    -------
+    numpy.ndarray
+        (N, V)
+
+    Example
+    -------
+    >>> numpy.exp(log_softmax(numpy.array([[5.0, 5.0]]))).tolist()
+    [[0.5, 0.5]]
+    """
+    scores = scores - scores.max(-1, keepdims=True)
+    return scores - numpy.log(numpy.exp(scores).sum(-1, keepdims=True))
