@@ -8,7 +8,9 @@ utterance, encoder and 40 tokens, with 30% gone at random; the dense one hears
 30 s, the cut one the utterance and 2 s. Two threads; dense in torch, cut in
 torch, cut in onnxruntime, cut in onnxruntime with all matrix products in
 integers, in turns; `--full` takes more turns. Random weights: what integers do
-to word errors is in real_int8.py.
+to word errors is in real_int8.py. `joint`: the recipe's Conformer, not cut,
+decoder and CTC together with a beam of 10, 40 tokens of the same utterance, in
+SpeechBrain and in the runtime.
 """
 
 import tempfile
@@ -18,22 +20,45 @@ from types import SimpleNamespace
 
 import numpy
 import onnxruntime
+import sentencepiece
 import torch
+from cells import ROOT
 from common import random_scores, run, whisper
+from hyperpyyaml import load_hyperpyyaml
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 from wav2vec2_speed import CUTS
 from whisper_speed import KINDS, TOKENS, VOCABULARY, decode, encode
 
 from sb_prune import ParameterBudget, cut_, whisper_structures
 from sb_prune.cut.folding import fold_
+from sb_prune.deploy import OnnxASR
 from sb_prune.deploy.graphs import Input, write_graph
 from sb_prune.deploy.integers import Graph
+from sb_prune.deploy.recognisers import recogniser
+from sb_prune.deploy.runtime.settings import write_settings
 from sb_prune.deploy.whisper import write_graphs
 from sb_prune.learn.fitting import fit_plan
 from sb_prune.report.measure import count_parameters, measure_speed
 
 THREADS, SECONDS, CONTEXT = 2, 10, 12
 WHISPER_GONE = 0.3
+CONFORMER = ROOT / "recipes/LibriSpeech/ASR/transformer/hparams/inference.yaml"
+SIZES = {
+    "n_fft": 512,
+    "n_mels": 80,
+    "d_model": 144,
+    "nhead": 4,
+    "num_encoder_layers": 12,
+    "num_decoder_layers": 4,
+    "d_ffn": 1024,
+    "kernel_size": 31,
+    "output_neurons": 5000,
+    "blank_index": 0,
+    "bos_index": 1,
+    "eos_index": 2,
+    "test_beam_size": 10,
+    "ctc_weight_decode": 0.4,
+}
 
 
 class Hidden(torch.nn.Module):
@@ -163,15 +188,46 @@ def transcribe(encoder, decoder, shapes, wavs, lens):
         token = logits.argmax(-1)[:, None]
 
 
+def of_conformer(folder, runs):
+    """A joint search: in SpeechBrain, and in the runtime."""
+    torch.manual_seed(0)
+    hparams = load_hyperpyyaml(CONFORMER, SIZES)
+    hparams["normalize"].train()(torch.randn(1, 20, 80), torch.ones(1))
+    torch.nn.ModuleDict(hparams["modules"]).eval()
+    model = recogniser(hparams)
+    frames = model.encoder(torch.zeros(1, 16000 * SECONDS), torch.ones(1))
+    ratio = (TOKENS + 0.5) / frames.shape[1]
+    model.search.min_decode_ratio = model.search.max_decode_ratio = ratio
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b c"]),
+        model_prefix=str(folder / "spelling"),
+        vocab_size=7,
+        minloglevel=2,
+    )
+    model.tokenizer.load(str(folder / "spelling.model"))
+    settings = model.write_(folder)
+    write_settings(folder, {**settings, "sample_rate": model.sample_rate})
+    asr = OnnxASR(folder, threads=THREADS)
+    timed = {
+        "torch": model.transcribe,
+        "onnx": lambda wavs, lens: asr.model.tokens(wavs.numpy(), lens.numpy()),
+    }
+    speed = measure_speed(timed, SECONDS, runs=runs)
+    seconds = {f"{n}_s": round(rtf * SECONDS, 4) for n, rtf in speed.items()}
+    return {**seconds, "ratio": round(speed["torch"] / speed["onnx"], 2)}
+
+
 def measure(full):
-    """Seconds, ratios and sizes of both models."""
+    """Seconds, ratios and sizes of all models."""
     torch.set_num_threads(THREADS)
     runs = 15 if full else 5
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
+        (folder / "conformer").mkdir()
         return {
             "wav2vec2": of_wav2vec2(folder, runs),
             "whisper": of_whisper(folder, runs),
+            "joint": of_conformer(folder / "conformer", runs),
         }
 
 

@@ -35,7 +35,7 @@ KINDS = ("fp32", "int8")
 
 def word_counts(asr, said, heard):
     """(errors, words) of an utterance."""
-    if asr.model.graphs[0] == "encoder.onnx":  # Whisper
+    if asr.model.settings["kind"] == "whisper":
         said, heard = (EnglishTextNormalizer()(text) for text in (said, heard))
     texts = [said.split()], [heard.split()]
     (found,) = wer_details_for_batch([""], *texts)
