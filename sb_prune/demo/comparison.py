@@ -18,13 +18,13 @@ from sb_prune.cut.folding import folded_state
 from sb_prune.declare.tables import format_table
 from sb_prune.demo.recipe import read_yaml
 from sb_prune.export.yaml_nodes import tag_of
-from sb_prune.report.measure import (
+from sb_prune.run.snapshots import read_meta
+from sb_prune.support.measure import (
     count_macs,
     count_parameters,
     measure_speed,
     noise,
 )
-from sb_prune.run.snapshots import read_meta
 
 SECONDS = 10  # of audio in a measurement
 FORWARDS = 25  # of each model, timed in alternation

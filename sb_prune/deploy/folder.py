@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy
 import torch
-from hyperpyyaml import load_hyperpyyaml
 
 from sb_prune.deploy.graphs import OPSET
 from sb_prune.deploy.manifests import calibration_audio, labelled_audio
@@ -19,11 +18,14 @@ from sb_prune.deploy.quantize import MAX_KL, Quantizer
 from sb_prune.deploy.recognisers import recogniser
 from sb_prune.deploy.runtime.asr import OnnxASR
 from sb_prune.deploy.runtime.settings import FILE, DeployError, write_settings
-from sb_prune.export.loading import ExportError, NoExport, load_export
-from sb_prune.support.disk import naming_what_fails, reason, rename_
+from sb_prune.deploy.sources import load_source
+from sb_prune.export.loading import encoder_of
+from sb_prune.support.disk import naming_what_fails, rename_
+from sb_prune.support.measure import count_macs, count_parameters, noise
 
 ENDS = (".incomplete", ".old")  # of names of folders that are not complete
 FURTHEST = 1e-2  # relative, that the scores of graphs may be off
+COUNTED = 10  # seconds of noise whose MACs are counted
 BATCHES = ((1, 1.0), (1, 3.0), (3, 2.5))  # utterances, seconds of the longest
 
 
@@ -54,7 +56,8 @@ def deploy(source, output, quantization=None):
     """
     output = Path(output)
     _check_output(output)
-    model = recogniser(_load(source))
+    hparams, _ = load_source(source)
+    model = recogniser(hparams)
     heard = quantization.read(model) if quantization is not None else None
     place = output.resolve()
     aside, old = (place.with_name(place.name + end) for end in ENDS)
@@ -66,6 +69,7 @@ def deploy(source, output, quantization=None):
     try:
         settings = model.write_(aside)
         settings |= {"sample_rate": model.sample_rate, "opset": OPSET}
+        settings["source"] = _cost(hparams, model.sample_rate)
         with naming_what_fails(output):
             write_settings(aside, settings)
         rows = _compare(model, OnnxASR(aside))
@@ -83,6 +87,15 @@ def deploy(source, output, quantization=None):
     return table
 
 
+def _cost(hparams, sample_rate):
+    """What the source costs, by which models are compared."""
+    wavs = noise(COUNTED, sample_rate)
+    return {
+        "parameters": count_parameters(hparams["modules"].values()),
+        "macs_per_second": count_macs(encoder_of(hparams), wavs) / COUNTED,
+    }
+
+
 def _check_output(output):
     if not output.exists():
         return
@@ -91,36 +104,6 @@ def _check_output(output):
             f"--output: {output} is there already, and no deployed model; "
             "name a new folder"
         )
-
-
-def _load(source):
-    """Objects of the `hyperparams.yaml` in a folder, with weights."""
-    file = Path(source) / "hyperparams.yaml"
-    if not file.is_file():
-        raise DeployError(
-            f"{source} has no hyperparams.yaml; name an export, or a folder "
-            "that SpeechBrain's from_hparams loads"
-        )
-    try:
-        return load_export(source).hparams
-    except NoExport:
-        pass
-    except ExportError as error:
-        raise DeployError(str(error)) from error
-    try:
-        with open(file, encoding="utf-8") as stream:
-            hparams = load_hyperpyyaml(stream)
-        pretrainer = hparams.get("pretrainer")
-        if pretrainer is not None:
-            pretrainer.collect_files(default_source=str(source))
-            pretrainer.load_collected()
-    except Exception as error:  # whatever its objects raise
-        raise DeployError(
-            f"{source} cannot be loaded ({reason(error)}); try SpeechBrain's "
-            "from_hparams on it"
-        ) from error
-    torch.nn.ModuleDict(hparams["modules"]).eval()
-    return hparams
 
 
 @torch.inference_mode()

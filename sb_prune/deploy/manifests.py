@@ -34,16 +34,59 @@ def calibration_audio(folder, sample_rate, longest=None):
     DeployError
         If there is no audio, or a file cannot be read.
     """
+    most = round(SECONDS * sample_rate)
+    most = min(most, longest or most)
+    return [
+        read_audio(path, sample_rate)[:most]
+        for path in some(audio_files(folder), UTTERANCES)
+    ]
+
+
+def audio_files(folder):
+    """Finds audio files, in their order.
+
+    Arguments
+    ---------
+    folder : str
+        With audio files in it, or below it.
+
+    Returns
+    -------
+    list of Path
+
+    Raises
+    ------
+    DeployError
+        If there are none.
+    """
     paths = [p for p in Path(folder).rglob("*") if p.suffix.lower() in AUDIO]
     if not paths:
         raise DeployError(
             f"--audio: {folder} has no audio files ({', '.join(AUDIO)})"
         )
-    paths.sort()
-    places = numpy.linspace(0, len(paths) - 1, min(len(paths), UTTERANCES))
-    most = round(SECONDS * sample_rate)
-    most = min(most, longest or most)
-    return [read_audio(paths[int(n)], sample_rate)[:most] for n in places]
+    return sorted(paths)
+
+
+def some(items, count):
+    """A few of many, evenly spaced in their order.
+
+    Arguments
+    ---------
+    items : list
+    count : int
+        At most.
+
+    Returns
+    -------
+    list
+
+    Example
+    -------
+    >>> some([1, 2, 3, 4, 5], 3)
+    [1, 3, 5]
+    """
+    places = numpy.linspace(0, len(items) - 1, min(len(items), count))
+    return [items[int(place)] for place in places]
 
 
 def labelled_audio(manifest, data_folder, sample_rate):
@@ -66,6 +109,32 @@ def labelled_audio(manifest, data_folder, sample_rate):
     ------
     DeployError
         If the manifest or a file cannot be read, or there are no transcripts.
+    """
+    return [
+        (read_audio(path, sample_rate), words)
+        for path, words in labelled_files(manifest, data_folder)
+    ]
+
+
+def labelled_files(manifest, data_folder):
+    """Finds the utterances of a manifest of SpeechBrain.
+
+    Arguments
+    ---------
+    manifest : str
+        CSV file with columns `wav` and `wrd`.
+    data_folder : str or None
+        What stands for `$data_root` and `{data_root}` in the paths.
+
+    Returns
+    -------
+    list of (str, str)
+        Path and words.
+
+    Raises
+    ------
+    DeployError
+        If the manifest cannot be read, or there are no transcripts.
     """
     try:
         with open(manifest, newline="", encoding="utf-8") as file:
@@ -91,5 +160,5 @@ def labelled_audio(manifest, data_folder, sample_rate):
                     "--data_folder, too"
                 )
             path = path.replace(root, data_folder or "")
-        found.append((read_audio(path, sample_rate), row["wrd"]))
+        found.append((path, row["wrd"]))
     return found

@@ -7,15 +7,14 @@ stay below the limit become integer ones, those that move the scores least
 first. The limit is of that divergence, or of the word error rate.
 """
 
-import re
 from dataclasses import dataclass
 
 import numpy
-from speechbrain.utils.edit_distance import wer_details_for_batch
 
 from sb_prune.deploy.integers import Graph
 from sb_prune.deploy.runtime.search import log_softmax
 from sb_prune.deploy.runtime.settings import DeployError
+from sb_prune.support.words import word_errors, words_of
 
 MAX_KL = 0.01  # nats
 
@@ -152,12 +151,11 @@ class Quantizer:
     def _word_errors(self, keys):
         """Word error rate in %, with these products in integers."""
         self._take_(keys)
-        errors = count = 0
-        for wav, words in self._labelled:
-            said, heard = words_of(words), words_of(self._model.long(wav))
-            (found,) = wer_details_for_batch([""], [said], [heard])
-            errors += found["num_edits"]
-            count += found["num_ref_tokens"]
+        counts = [
+            word_errors(words_of(words), words_of(self._model.long(wav)))
+            for wav, words in self._labelled
+        ]
+        errors, count = numpy.sum(counts, axis=0)
         return 100 * errors / max(count, 1)
 
     def _take_(self, keys):
@@ -167,25 +165,6 @@ class Quantizer:
             if self._taken[file] != named:
                 self._model.load_(file, graph.with_integers(named))
                 self._taken[file] = named
-
-
-def words_of(text):
-    """Words in small letters, without punctuation.
-
-    Arguments
-    ---------
-    text : str
-
-    Returns
-    -------
-    list of str
-
-    Example
-    -------
-    >>> words_of("It's 10 o'clock.")
-    ["it's", '10', "o'clock"]
-    """
-    return re.findall(r"[\w']+", text.lower())
 
 
 def _shown(file, name):

@@ -110,23 +110,8 @@ class Export:
 
     @property
     def encoder(self):
-        """The encoder that EncoderASR, EncoderDecoderASR or WhisperASR call.
-
-        Raises
-        ------
-        ExportError
-            If the model is made for another interface.
-        """
-        modules = self.hparams["modules"]
-        if "encoder" in modules:
-            return modules["encoder"]
-        if "whisper" in modules:
-            return partial(_hear, modules["whisper"])
-        raise ExportError(
-            "hyperparams.yaml has no `encoder` or `whisper` in its `modules`; "
-            "only models for EncoderASR, EncoderDecoderASR and WhisperASR can "
-            "be measured"
-        )
+        """See `encoder_of`."""
+        return encoder_of(self.hparams)
 
     @property
     def scope(self):
@@ -135,6 +120,36 @@ class Export:
         module = self.hparams[self.key].get_submodule(cuts[-1].module)
         names = self.steps[-1].declaration.scope
         return [module.get_submodule(name) for name in names]
+
+
+def encoder_of(hparams):
+    """The encoder that EncoderASR, EncoderDecoderASR or WhisperASR call.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded objects of a `hyperparams.yaml`.
+
+    Returns
+    -------
+    callable
+        Waveforms (batch, samples) and relative lengths (batch,) -> states.
+
+    Raises
+    ------
+    ExportError
+        If the model is made for another interface.
+    """
+    modules = hparams["modules"]
+    if "encoder" in modules:
+        return modules["encoder"]
+    if "whisper" in modules:
+        return partial(_hear, modules["whisper"])
+    raise ExportError(
+        "hyperparams.yaml has no `encoder` or `whisper` in its `modules`; "
+        "only models for EncoderASR, EncoderDecoderASR and WhisperASR can "
+        "be measured"
+    )
 
 
 def _hear(whisper, wavs, wav_lens):

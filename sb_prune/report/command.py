@@ -1,12 +1,17 @@
 """Reports what an export kept, what it costs and how fast it is.
 
     python -m sb_prune.report FOLDER [--seconds 10] [--log TRAIN_LOG]
+    python -m sb_prune.report --compare A B --audio DIR --output page.html
 
 Prints tables, and draws `structure.png` and (from the log of the run)
 `curves.png` into the export folder. The export is loaded as any user would load
 it, and measured on the CPU of this machine. Loading runs whatever its
 `hyperparams.yaml` names, as SpeechBrain does with every YAML: report only on
 folders from people whom you trust.
+
+With `--compare` several models transcribe the same utterances: exports, other
+folders that SpeechBrain loads, and what `python -m sb_prune.deploy` has
+written. A page shows what each costs and hears.
 """
 
 import argparse
@@ -19,6 +24,7 @@ import torch
 
 from sb_prune.declare.cost import mac_cost, parameter_cost
 from sb_prune.declare.tables import GONE, format_table, kept_units
+from sb_prune.deploy.runtime.settings import DeployError
 from sb_prune.export.lineage import (
     declared_alike,
     originals,
@@ -26,14 +32,16 @@ from sb_prune.export.lineage import (
     unit_tables,
 )
 from sb_prune.export.loading import ExportError, load_export
-from sb_prune.report.measure import (
+from sb_prune.report.pictures import draw_curves, draw_structure, read_log
+from sb_prune.support.disk import naming_what_fails
+from sb_prune.support.measure import (
     count_frames,
     count_macs,
     count_parameters,
     measure_speed,
     noise,
 )
-from sb_prune.report.pictures import draw_curves, draw_structure, read_log
+from sb_prune.support.memory import resident_memory
 
 LENGTHS = (1, 10, 30)  # seconds; the cost of attention grows quadratically
 
@@ -173,23 +181,10 @@ def measure_memory(folder, seconds=10):
 def _forward_memory(folder, seconds):
     export = load_export(folder)
     wavs = noise(seconds, export.hparams.get("sample_rate", 16000))
-    before = _resident_memory("VmRSS")
+    before = resident_memory("VmRSS")
     export.encoder(wavs, torch.ones(1))
-    peak = _resident_memory("VmHWM")
+    peak = resident_memory("VmHWM")
     return None if peak is None else (peak, peak - before)
-
-
-def _resident_memory(field):
-    """Reads a memory field of this process, in MiB, from Linux's /proc.
-
-    `getrusage` would not do: its peak is inherited from the parent process.
-    """
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    for line in status.read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) // 1024
 
 
 # ---------------------------------------------------------------- reporting
@@ -276,23 +271,101 @@ def main(arguments=None):
     arguments : list of str, optional
         By default those of the command line.
     """
+    given = _parsed(arguments)
+    try:
+        if given.compare:
+            print(write_comparison(given))
+        else:
+            print(write_report(given.folder, given.seconds, given.log))
+    except (ExportError, DeployError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _parsed(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m sb_prune.report",
         description=__doc__.splitlines()[0],
         epilog="Loading runs what the folder's hyperparams.yaml names: report "
         "only on folders from people whom you trust.",
     )
-    parser.add_argument("folder", help="an export of sb_prune")
+    parser.add_argument("folder", nargs="?", help="an export of sb_prune")
     parser.add_argument(
         "--seconds", type=float, default=10, help="audio to measure with"
     )
     parser.add_argument(
         "--log", help="train_log.txt of the run (default: beside the folder)"
     )
+    group = parser.add_argument_group("several models side by side")
+    group.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="[NAME=]FOLDER",
+        help="exports, other folders that SpeechBrain loads, or deployed ones",
+    )
+    group.add_argument("--output", help="page to write, e.g. compare.html")
+    group.add_argument("--audio", help="folder with audio")
+    group.add_argument("--labels", help="or a CSV manifest with wav and wrd")
+    group.add_argument("--data_folder", help="$data_root in the manifest")
+    group.add_argument("--utterances", type=int, default=40, help="at most")
+    group.add_argument("--threads", type=int, default=1, help="of each model")
     given = parser.parse_args(arguments)
     if not 0.1 <= given.seconds <= 3600:
         parser.error(f"--seconds: {given.seconds} must be between 0.1 and 3600")
-    try:
-        print(write_report(given.folder, given.seconds, given.log))
-    except (ExportError, OSError) as error:
-        sys.exit(f"error: {error}")
+    if (given.folder is None) == (given.compare is None):
+        parser.error("write one FOLDER, or --compare and several")
+    if given.compare and not given.output:
+        parser.error("--compare: write --output PAGE.html, too")
+    for key in ("utterances", "threads"):
+        if getattr(given, key) < 1:
+            parser.error(f"--{key}: {getattr(given, key)} must be at least 1")
+    return given
+
+
+def write_comparison(given):
+    """Compares models and writes a page.
+
+    Arguments
+    ---------
+    given : argparse.Namespace
+        compare, output, audio, labels, data_folder, utterances, threads.
+
+    Returns
+    -------
+    str
+        The table, as Markdown, and the name of the page.
+
+    Raises
+    ------
+    DeployError
+        If a model cannot be loaded, two have the same name, or there is no
+        audio.
+    """
+    from sb_prune.report.compare import compare, table, utterances
+    from sb_prune.report.page import render
+
+    folders = _named(given.compare)
+    chosen = utterances(
+        given.audio, given.labels, given.data_folder, given.utterances
+    )
+    comparison = compare(folders, chosen, given.threads)
+    page = render(comparison, f"{len(folders)} models side by side")
+    with naming_what_fails(given.output):
+        Path(given.output).write_text(page, encoding="utf-8")
+    return f"{format_table(table(comparison))}\n\n{given.output}"
+
+
+def _named(models):
+    """Name -> folder; without a name, what folders do not have in common."""
+    pairs = [model.rpartition("=") for model in models]
+    parts = [Path(folder).parts for *_, folder in pairs]
+    while len({p[:1] for p in parts}) == 1 and all(len(p) > 1 for p in parts):
+        parts = [p[1:] for p in parts]
+    while len({p[-1:] for p in parts}) == 1 and all(len(p) > 1 for p in parts):
+        parts = [p[:-1] for p in parts]
+    names = [name or "/".join(part) for (name, *_), part in zip(pairs, parts)]
+    for name in names:
+        if names.count(name) > 1:
+            raise DeployError(
+                f"--compare: two models are called {name}; write NAME=FOLDER"
+            )
+    return dict(zip(names, (folder for *_, folder in pairs)))

@@ -41,8 +41,8 @@ def draw_structure(path, units):
 
     Arguments
     ---------
-    path : str
-        PNG file to write.
+    path : str or file
+        PNG to write.
     units : dict
         From `sb_prune.declare.tables.kept_units`.
     """
@@ -80,7 +80,63 @@ def draw_structure(path, units):
         title="Units kept / all",
     )
     figure.colorbar(image, label="fraction kept")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def pareto_front(points):
+    """Which points are not worse in both than another.
+
+    Arguments
+    ---------
+    points : dict
+        Name -> (cost, error), of which less is better.
+
+    Returns
+    -------
+    list of str
+        From the cheapest to the dearest.
+
+    Example
+    -------
+    >>> pareto_front({"a": (1, 9), "b": (2, 9), "c": (3, 5), "d": (4, 6)})
+    ['a', 'c']
+    """
+    front, best = [], float("inf")
+    for name, (_, error) in sorted(points.items(), key=lambda item: item[1]):
+        if error < best:
+            front.append(name)
+            best = error
+    return front
+
+
+def draw_pareto(path, points, cost, error):
+    """Draws errors with intervals against a cost, and the Pareto front.
+
+    Arguments
+    ---------
+    path : str or file
+        SVG to write.
+    points : dict
+        Name -> (cost, error, lower, upper bound of the error).
+    cost, error : str
+        Labels of the axes.
+    """
+    from matplotlib import rc_context
+
+    figure = _figure((4.8, 4.0), layout="constrained")
+    axes = figure.subplots()
+    front = pareto_front({n: point[:2] for n, point in points.items()})
+    axes.plot(*zip(*(points[n][:2] for n in front)), color="#999999", zorder=1)
+    for (name, (x, y, low, high)), style in zip(points.items(), cycle(LABELS)):
+        bars = [[max(y - low, 0)], [max(high - y, 0)]]
+        label = {"label": name, **style}
+        axes.errorbar(x, y, bars, fmt="o", capsize=3, zorder=2, **label)
+    dearest = max(x for x, *_ in points.values())
+    axes.set(xlabel=cost, ylabel=error, xlim=(0, 1.1 * dearest))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sb_prune"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def read_log(path):

@@ -19,7 +19,7 @@ from sb_prune import (
 )
 from sb_prune.cut.folding import fold_
 from sb_prune.learn.fitting import fit_plan, leaf_prices
-from sb_prune.report.measure import measure_speed
+from sb_prune.support.measure import measure_speed
 
 ATTENTIONS = ("RelPosMHAXL", "RoPEMHA", "regularMHA")
 FAMILIES = {

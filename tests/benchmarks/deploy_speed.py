@@ -38,7 +38,7 @@ from sb_prune.deploy.recognisers import recogniser
 from sb_prune.deploy.runtime.settings import write_settings
 from sb_prune.deploy.whisper import write_graphs
 from sb_prune.learn.fitting import fit_plan
-from sb_prune.report.measure import count_parameters, measure_speed
+from sb_prune.support.measure import count_parameters, measure_speed
 
 THREADS, SECONDS, CONTEXT = 2, 10, 12
 WHISPER_GONE = 0.3

@@ -32,7 +32,7 @@ from sb_prune.demo.corpus import synthesise_librispeech
 from sb_prune.demo.encoder import encoder_shape, write_untrained
 from sb_prune.demo.slurp import synthesise_slurp
 from sb_prune.lobes import Wav2Vec2
-from sb_prune.report.measure import count_macs
+from sb_prune.support.measure import count_macs
 
 CTC = ROOT / "recipes/LibriSpeech/ASR/CTC"
 SLURP = ROOT / "recipes/SLURP/direct"

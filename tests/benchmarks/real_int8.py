@@ -22,12 +22,12 @@ from time import perf_counter
 
 import numpy
 from cells import Table
-from speechbrain.utils.edit_distance import wer_details_for_batch
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from sb_prune.deploy import OnnxASR, deploy
 from sb_prune.deploy.folder import Quantization
 from sb_prune.deploy.manifests import labelled_audio
+from sb_prune.support.words import error_rate, word_errors
 
 TABLE = Path(__file__).with_suffix(".json")
 KINDS = ("fp32", "int8")
@@ -37,24 +37,13 @@ def word_counts(asr, said, heard):
     """(errors, words) of an utterance."""
     if asr.model.settings["kind"] == "whisper":
         said, heard = (EnglishTextNormalizer()(text) for text in (said, heard))
-    texts = [said.split()], [heard.split()]
-    (found,) = wer_details_for_batch([""], *texts)
-    return found["num_edits"], found["num_ref_tokens"]
+    return word_errors(said.split(), heard.split())
 
 
-def interval(values, draws=2000):
-    """95% interval of a rate over utterances, in %.
-
-    Arguments
-    ---------
-    values : numpy.ndarray
-        (utterances, 2): errors, words.
-    """
-    generator = numpy.random.default_rng(0)
-    drawn = generator.integers(len(values), size=(draws, len(values)))
-    errors, words = values[drawn].sum(1).T
-    low, high = numpy.percentile(100 * errors / words, [2.5, 97.5])
-    return [round(float(low), 2), round(float(high), 2)]
+def interval(counts):
+    """95% interval of a rate over utterances, in %."""
+    _, low, high = error_rate(counts)
+    return [round(low, 2), round(high, 2)]
 
 
 def measure(source, audio, labelled, max_kl):

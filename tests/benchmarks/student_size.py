@@ -14,8 +14,8 @@ import torch
 from common import run
 from transformers import HubertConfig, HubertModel
 
-from sb_prune.report.measure import count_macs
 from sb_prune.students import make_student
+from sb_prune.support.measure import count_macs
 
 SECONDS = 10
 FRONT_END = [[128, 10, 5], [256, 1, 1], *[[256, 3, 2]] * 4]

@@ -33,7 +33,8 @@ from whisper_speed import decode
 
 from sb_prune import lobes, mac_cost, whisper_structures
 from sb_prune.lobes.whisper import FRAME, SAMPLE_RATE
-from sb_prune.report.measure import count_parameters, measure_speed
+from sb_prune.support.measure import count_parameters, measure_speed
+from sb_prune.support.words import error_rate
 
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 DENSE = RECIPE / "hparams/train_whisper.yaml"
@@ -418,14 +419,12 @@ def pruning_yaml(method, size):
 # -------------------------------------------------------------------- figures
 
 
-def word_errors(paths, draws=2000):
+def word_errors(paths):
     """Word error rate of files of SpeechBrain's, and its interval.
 
     Arguments
     ---------
     paths : list of Path
-    draws : int
-        Of utterances, with replacement.
 
     Returns
     -------
@@ -434,14 +433,8 @@ def word_errors(paths, draws=2000):
     """
     text = "".join(path.read_text("utf-8") for path in paths)
     found = re.findall(r"^\S+, %WER \S+ \[ (\d+) / (\d+),", text, re.M)
-    errors, words = numpy.array(found, dtype=float).T
-    generator = numpy.random.default_rng(0)
-    drawn = generator.integers(len(errors), size=(draws, len(errors)))
-    rates = 100 * errors[drawn].sum(1) / words[drawn].sum(1)
-    low, high = numpy.percentile(rates, [2.5, 97.5])
-    rate = 100 * errors.sum() / words.sum()
-    figures = {"wer": rate, "low": low, "high": high}
-    return {name: round(float(x), 2) for name, x in figures.items()}
+    rates = error_rate([tuple(map(int, counts)) for counts in found])
+    return {n: round(r, 2) for n, r in zip(("wer", "low", "high"), rates)}
 
 
 def costs(source, context, lengths, tokens_per_second=4):

@@ -18,7 +18,7 @@ from common import random_scores, run, whisper
 
 from sb_prune import ParameterBudget, cut_, mac_cost, whisper_structures
 from sb_prune.learn.fitting import fit_plan
-from sb_prune.report.measure import measure_speed
+from sb_prune.support.measure import measure_speed
 
 SECONDS, MARGIN, TOKENS = 10, 2, 40
 VOCABULARY = 51865

@@ -71,6 +71,7 @@ SMALLER = {
     "-m sb_prune.deploy": [],
     "-m sb_prune.presets": [],
     "-m sb_prune.report": ["--seconds=1"],
+    "-m sb_prune.report --compare": ["--utterances=2"],
     "train.py hparams/train.yaml": options(
         JOINT, number_of_epochs=1, test_csv=TEST.format("train")
     ),

@@ -20,8 +20,9 @@ FLOORS = [
     ["architectures", "students"],
     ["learn", "depth", "distillation"],
     ["export"],
-    ["report", "lobes"],
-    ["run", "deploy"],
+    ["deploy", "lobes"],
+    ["report"],
+    ["run"],
     ["brain", "presets"],
     ["demo"],
 ]

@@ -20,14 +20,14 @@ from sb_prune.export.lineage import size_table, unit_tables
 from sb_prune.export.loading import ExportError, load_export
 from sb_prune.report import command
 from sb_prune.report.command import (
-    _resident_memory,
     cost_table,
     main,
     measure_memory,
     write_report,
 )
-from sb_prune.report.measure import count_parameters, measure_speed
 from sb_prune.report.pictures import draw_curves, draw_structure, read_log
+from sb_prune.support.measure import count_parameters, measure_speed
+from sb_prune.support.memory import resident_memory
 
 PNG = b"\x89PNG"
 LOG = (
@@ -162,7 +162,7 @@ def test_memory_is_measured_in_a_fresh_process(made):
     peak, forward = measure_memory(made[0], seconds=1)
     assert ballast.sum() > 0
     assert 0 <= forward < 200
-    assert forward < peak < _resident_memory("VmHWM")
+    assert forward < peak < resident_memory("VmHWM")
 
 
 def test_table_is_aligned():

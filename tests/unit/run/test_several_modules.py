@@ -27,7 +27,7 @@ from sb_prune.distillation import Distiller
 from sb_prune.export.document import prepare_document
 from sb_prune.export.loading import load_export
 from sb_prune.report.command import cost_table
-from sb_prune.report.measure import count_parameters
+from sb_prune.support.measure import count_parameters
 
 ENTRIES = ["CNN", "Transformer"]
 PARTS = [front_end_structures, conformer_structures]

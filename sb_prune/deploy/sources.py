@@ -1,0 +1,60 @@
+"""Loads what is to be deployed: an export, or another folder."""
+
+from pathlib import Path
+
+import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from sb_prune.deploy.runtime.settings import DeployError
+from sb_prune.export.loading import ExportError, NoExport, load_export
+from sb_prune.support.disk import reason
+
+
+def load_source(source):
+    """Loads a folder that SpeechBrain's `from_hparams` loads.
+
+    Arguments
+    ---------
+    source : str
+        An export of sb_prune, or another folder with a `hyperparams.yaml`.
+        Loading runs whatever that names.
+
+    Returns
+    -------
+    dict
+        Objects of the `hyperparams.yaml`, with weights, in eval mode.
+    Export or None
+        What `load_export` returns, if it is an export.
+
+    Raises
+    ------
+    DeployError
+        If it cannot be loaded.
+    """
+    file = Path(source) / "hyperparams.yaml"
+    if not file.is_file():
+        raise DeployError(
+            f"{source} has no hyperparams.yaml; name an export, or a folder "
+            "that SpeechBrain's from_hparams loads"
+        )
+    try:
+        export = load_export(source)
+        return export.hparams, export
+    except NoExport:
+        pass
+    except ExportError as error:
+        raise DeployError(str(error)) from error
+    try:
+        with open(file, encoding="utf-8") as stream:
+            hparams = load_hyperpyyaml(stream)
+        pretrainer = hparams.get("pretrainer")
+        if pretrainer is not None:
+            pretrainer.collect_files(default_source=str(source))
+            pretrainer.load_collected()
+    except Exception as error:  # whatever its objects raise
+        raise DeployError(
+            f"{source} cannot be loaded ({reason(error)}); try SpeechBrain's "
+            "from_hparams on it"
+        ) from error
+    torch.nn.ModuleDict(hparams["modules"]).eval()
+    return hparams, None

@@ -1,0 +1,259 @@
+"""Compares models on the same utterances, in turns.
+
+python -m sb_prune.report --compare A B --audio DIR --output page.html
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy
+import soundfile
+
+from sb_prune.deploy.manifests import audio_files, labelled_files, some
+from sb_prune.deploy.runtime.settings import DeployError
+from sb_prune.report.models import processes
+from sb_prune.support.words import error_rate, word_errors, words_of
+
+LONGEST = 30  # seconds of an utterance that every model hears at once
+
+
+@dataclass
+class Row:
+    """What was found out about one model.
+
+    Arguments
+    ---------
+    name : str
+    facts : dict
+        See `sb_prune.report.models.Process`, with what `costs` adds.
+    texts : list of str
+        What it heard in each utterance.
+    seconds : list of float
+        That each took.
+    memory : int or None
+        Peak in MiB.
+    counts : numpy.ndarray
+        (utterances, 2): word errors, and words.
+    """
+
+    name: str
+    facts: dict = field(default_factory=dict)
+    texts: list = field(default_factory=list)
+    seconds: list = field(default_factory=list)
+    memory: int | None = None
+    counts: numpy.ndarray | None = None
+
+    @property
+    def rate(self):
+        """(word error rate, lower, upper bound), in %."""
+        return error_rate(self.counts)
+
+    def more_than(self, other):
+        """The same of the errors that another model does not make."""
+        more = self.counts[:, 0] - other.counts[:, 0]
+        return error_rate(numpy.stack([more, self.counts[:, 1]], axis=1))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models on the same utterances.
+
+    Arguments
+    ---------
+    rows : list of Row
+    names : list of str
+        Of the utterances.
+    durations : list of float
+        Seconds of these.
+    said : list of list of str
+        Words that count as right, of each utterance.
+    heard : list of list of list of str
+        Words that each model heard, of each utterance.
+    has_labels : bool
+        Whether `said` are transcripts; else they are what the first model
+        heard.
+    threads : int
+    normaliser : str
+        Says how words were compared.
+    """
+
+    rows: list
+    names: list
+    durations: list
+    said: list
+    heard: list
+    has_labels: bool
+    threads: int
+    normaliser: str
+
+
+def utterances(audio, labels, data_folder, count):
+    """Chooses a few utterances, evenly spaced in their order.
+
+    Arguments
+    ---------
+    audio : str or None
+        Folder with audio files.
+    labels : str or None
+        In its place, a CSV manifest with columns `wav` and `wrd`.
+    data_folder : str or None
+        What stands for `$data_root` in the manifest.
+    count : int
+        At most.
+
+    Returns
+    -------
+    list of (str, str or None)
+        Paths, and transcripts.
+
+    Raises
+    ------
+    DeployError
+        If there is no audio, or none of at most 30 s.
+    """
+    if (audio is None) == (labels is None):
+        raise DeployError("--compare: write --audio FOLDER or --labels CSV")
+    if labels is not None:
+        found = labelled_files(labels, data_folder)
+    else:
+        found = [(str(path), None) for path in audio_files(audio)]
+    try:
+        found = [pair for pair in found if _seconds(pair[0]) <= LONGEST]
+    except (OSError, soundfile.SoundFileError) as error:
+        raise DeployError(f"--compare: {error}") from error
+    if not found:
+        raise DeployError(
+            f"--compare: no utterance is at most {LONGEST} s long; cut them "
+            "at pauses"
+        )
+    return some(found, count)
+
+
+def _seconds(path):
+    return soundfile.info(str(path)).duration
+
+
+def compare(folders, chosen, threads=1):
+    """Lets models transcribe the same utterances, in turns.
+
+    Arguments
+    ---------
+    folders : dict
+        Name -> an export, another folder that SpeechBrain loads, or what was
+        deployed. Loading runs whatever a `hyperparams.yaml` names.
+    chosen : list of (str, str or None)
+        Paths of utterances, and transcripts.
+    threads : int
+        Of each model.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    DeployError
+        If a model cannot be loaded, or a file cannot be read.
+    """
+    rows = {name: Row(name) for name in folders}
+    with processes(folders, threads) as running:
+        for process in running.values():
+            process.transcribe(chosen[0][0])  # the first call takes longer
+        for n, (path, _) in enumerate(chosen):
+            turns = list(running.items())
+            for name, process in turns[:: -1 if n % 2 else 1]:
+                text, seconds = process.transcribe(path)
+                rows[name].texts.append(text)
+                rows[name].seconds.append(seconds)
+        for name, process in running.items():
+            rows[name].memory = process.memory()
+        for name, process in running.items():
+            rows[name].facts = {**process.facts, **process.costs()}
+    rows = list(rows.values())
+    words, normaliser = _words(rows)
+    has_labels = all(text is not None for _, text in chosen)
+    right = [text for _, text in chosen] if has_labels else rows[0].texts
+    said = [words(text) for text in right]
+    heard = [[words(text) for text in row.texts] for row in rows]
+    for row, texts in zip(rows, heard):
+        pairs = zip(said, texts)
+        row.counts = numpy.array([word_errors(*pair) for pair in pairs])
+    return Comparison(
+        rows,
+        [Path(path).stem for path, _ in chosen],
+        [_seconds(path) for path, _ in chosen],
+        said,
+        heard,
+        has_labels,
+        threads,
+        normaliser,
+    )
+
+
+def _words(rows):
+    """Function: text -> words that are compared; and its name."""
+    if any(row.facts["kind"] == "whisper" for row in rows):
+        try:
+            from whisper_normalizer.english import EnglishTextNormalizer
+        except ImportError:
+            pass
+        else:
+            normalise = EnglishTextNormalizer()
+            return lambda text: normalise(text).split(), "Whisper's, of English"
+    return words_of, "small letters, without punctuation"
+
+
+def table(comparison):
+    """The comparison as rows of text.
+
+    Arguments
+    ---------
+    comparison : Comparison
+
+    Returns
+    -------
+    list of list of str
+        The header, then a row for each model.
+    """
+    against = "WER" if comparison.has_labels else "words unlike the first"
+    header = [
+        "model",
+        "runtime",
+        "parameters, M",
+        "encoder GMACs/s",
+        "files, MB",
+        "loading, s",
+        "latency, s: median",
+        "p90",
+        "real-time factor",
+        "peak memory, MiB",
+        f"{against}, % (95% interval)",
+        "more than the first",
+    ]
+    audio, rows = sum(comparison.durations), [header]
+    for row in comparison.rows:
+        facts = row.facts
+        rows.append(
+            [
+                row.name,
+                facts["runtime"],
+                f"{facts['parameters'] / 1e6:.1f}",
+                f"{facts['macs'] / 1e9:.2f}",
+                f"{facts['bytes'] / 1e6:.1f}",
+                f"{facts['load_s']:.1f}",
+                f"{numpy.median(row.seconds):.3f}",
+                f"{numpy.percentile(row.seconds, 90):.3f}",
+                f"{sum(row.seconds) / audio:.4f}",
+                "-" if row.memory is None else str(row.memory),
+                _interval(row.rate),
+                "-"
+                if row is comparison.rows[0]
+                else _interval(row.more_than(comparison.rows[0])),
+            ]
+        )
+    return rows
+
+
+def _interval(rate):
+    middle, low, high = rate
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"

@@ -1,0 +1,106 @@
+"""Word errors, and how sure they are."""
+
+import re
+
+import numpy
+from speechbrain.utils.edit_distance import (
+    alignment,
+    op_table,
+    wer_details_for_batch,
+)
+
+DRAWS = 2000  # of utterances, with replacement
+
+
+def words_of(text):
+    """Words in small letters, without punctuation.
+
+    Arguments
+    ---------
+    text : str
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> words_of("It's 10 o'clock.")
+    ["it's", '10', "o'clock"]
+    """
+    return re.findall(r"[\w']+", text.lower())
+
+
+def word_errors(said, heard):
+    """Counts the word errors of an utterance.
+
+    Arguments
+    ---------
+    said, heard : list of str
+
+    Returns
+    -------
+    (int, int)
+        Errors, and words that were said.
+
+    Example
+    -------
+    >>> word_errors(["a", "b", "c"], ["a", "c"])
+    (1, 3)
+    """
+    (found,) = wer_details_for_batch([""], [said], [heard])
+    return found["num_edits"], found["num_ref_tokens"]
+
+
+def error_rate(counts, draws=DRAWS):
+    """Word error rate, with the 95% interval of a bootstrap over utterances.
+
+    Arguments
+    ---------
+    counts : array_like
+        (utterances, 2): errors and words. To compare two models, the errors
+        are those that one makes more than the other.
+    draws : int
+
+    Returns
+    -------
+    (float, float, float)
+        The rate, its lower and its upper bound, in %.
+
+    Example
+    -------
+    >>> error_rate([(1, 10)] * 5)
+    (10.0, 10.0, 10.0)
+    """
+    counts = numpy.asarray(counts, dtype=float)
+    generator = numpy.random.default_rng(0)
+    drawn = generator.integers(len(counts), size=(draws, len(counts)))
+    with numpy.errstate(invalid="ignore", divide="ignore"):
+        rates = 100 * numpy.divide(*counts[drawn].sum(1).T)
+        rate = 100 * numpy.divide(*counts.sum(0))
+    low, high = numpy.nanpercentile(rates, [2.5, 97.5])
+    return float(rate), float(low), float(high)
+
+
+def marked(said, heard):
+    """What was heard, and where it is not what was said.
+
+    Arguments
+    ---------
+    said, heard : list of str
+
+    Returns
+    -------
+    list of (str, str)
+        A kind and a word: "=" that was said, "S" another, "I" one more, "D"
+        one that was said, but not heard.
+
+    Example
+    -------
+    >>> marked(["a", "b", "c"], ["a", "x", "c", "d"])
+    [('=', 'a'), ('S', 'x'), ('=', 'c'), ('I', 'd')]
+    """
+    return [
+        (kind, said[i] if j is None else heard[j])
+        for kind, i, j in alignment(op_table(said, heard))
+    ]
