@@ -50,6 +50,11 @@ def _deploy(arguments):
     parser.add_argument(
         "--quantize", choices=["int8"], help="needs --audio, too"
     )
+    parser.add_argument(
+        "--half",
+        action="store_true",
+        help="keep weights that stay floats in 16 bits",
+    )
     parser.add_argument("--audio", help="folder of calibration audio")
     parser.add_argument(
         "--max_kl", type=float, help="nats that int8 may cost (default: 0.01)"
@@ -74,7 +79,8 @@ def _deploy(arguments):
     from sb_prune.deploy.folder import Quantization, deploy
 
     quantization = Quantization(**values) if given.quantize else None
-    print(format_table(deploy(given.export, given.output, quantization)))
+    options = (quantization, given.half)
+    print(format_table(deploy(given.export, given.output, *options)))
 
 
 def _transcribe(arguments):

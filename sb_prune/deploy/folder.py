@@ -13,6 +13,7 @@ import numpy
 import torch
 
 from sb_prune.deploy.graphs import OPSET
+from sb_prune.deploy.integers import Graph
 from sb_prune.deploy.manifests import calibration_audio, labelled_audio
 from sb_prune.deploy.quantize import MAX_KL, Quantizer
 from sb_prune.deploy.recognisers import recogniser
@@ -29,7 +30,7 @@ COUNTED = 10  # seconds of noise whose MACs are counted
 BATCHES = ((1, 1.0), (1, 3.0), (3, 2.5))  # utterances, seconds of the longest
 
 
-def deploy(source, output, quantization=None):
+def deploy(source, output, quantization=None, half=False):
     """Writes a speech recogniser as a folder that runs with onnxruntime.
 
     Arguments
@@ -42,6 +43,9 @@ def deploy(source, output, quantization=None):
         Folder to write; a model that was deployed there before is replaced.
     quantization : Quantization, optional
         Asks for 8-bit integers, as far as they do little harm.
+    half : bool
+        Whether to keep weights that stay floats in 16 bits; what is computed
+        stays float32.
 
     Returns
     -------
@@ -72,9 +76,14 @@ def deploy(source, output, quantization=None):
         settings["source"] = _cost(hparams, model.sample_rate)
         with naming_what_fails(output):
             write_settings(aside, settings)
-        rows = _compare(model, OnnxASR(aside))
+        rows = _compare(model, OnnxASR(aside), "float32")
         if quantization is not None:
-            rows += _quantize_(aside, settings, quantization, *heard)
+            rows += _quantize_(aside, settings, quantization, *heard, half)
+        elif half:
+            for name in OnnxASR(aside).model.graphs:
+                Graph(aside / name, half).write((), aside / name)
+            _rewrite_settings(aside, settings)
+            rows += _compare(model, OnnxASR(aside), "float16")
         table = [["deployed", "value"], *_sizes(aside), *rows]
         with naming_what_fails(output):
             if place.exists():
@@ -107,7 +116,7 @@ def _check_output(output):
 
 
 @torch.inference_mode()
-def _compare(model, asr):
+def _compare(model, asr, label):
     """Rows that say how far a deployed model is from its source, on noise."""
     generator = torch.Generator().manual_seed(0)
     furthest, differing = 0.0, 0
@@ -130,9 +139,9 @@ def _compare(model, asr):
         )
     count = sum(batch for batch, _ in BATCHES)
     return [
-        ["float32: largest difference of scores, relative", f"{furthest:.1e}"],
+        [f"{label}: largest difference of scores, relative", f"{furthest:.1e}"],
         [
-            f"float32: other tokens than the source, of {count} of noise",
+            f"{label}: other tokens than the source, of {count} of noise",
             f"{differing}",
         ],
     ]
@@ -209,14 +218,18 @@ class Quantization:
         return audio, labelled
 
 
-def _quantize_(folder, settings, wanted, audio, labelled):
+def _rewrite_settings(folder, settings):
+    (folder / FILE).unlink()
+    write_settings(folder, settings)
+
+
+def _quantize_(folder, settings, wanted, audio, labelled, half):
     """Writes graphs anew; rows that say what became integers, at what cost."""
-    quantizer = Quantizer(OnnxASR(folder), folder, audio, labelled)
+    quantizer = Quantizer(OnnxASR(folder), folder, audio, labelled, half)
     choice = quantizer.choose(wanted.max_kl, wanted.max_wer_loss)
     quantizer.write(folder, choice.integers)
-    (folder / FILE).unlink()
     kept = {"float32": choice.floats, "integers": len(choice.integers)}
-    write_settings(folder, {**settings, **kept})
+    _rewrite_settings(folder, {**settings, **kept})
     OnnxASR(folder)  # it loads
     unit = "KL divergence, nats"
     if wanted.max_wer_loss is not None:

@@ -48,7 +48,7 @@ def write_graph(module, inputs, outputs, path):
     outputs : list of str
         Names of what the forward returns.
     path : Path
-        File to write.
+        File to write; weights go to another, whose name is longer by `.data`.
 
     Raises
     ------
@@ -71,7 +71,8 @@ def write_graph(module, inputs, outputs, path):
         _drop_void_squeezes_(program)
         written = _translated(program, names, outputs)
         _tidy_(written.model)
-        written.save(path)
+        # weights beside the graph are read where they lie, not copied first
+        written.save(path, external_data=True)
 
 
 def _mapped(given, function):

@@ -1,8 +1,9 @@
-"""Matrix products of a graph in 8-bit integers.
+"""Weights of a graph in fewer bits: 8-bit integers, or 16-bit floats.
 
-Weights have a scale for each column; activations get one for each call, from
-their smallest and largest value. Weights take 7 bits of the 8: on processors
-without VNNI instructions, sums of two products would overflow otherwise.
+In matrix products, integer weights have a scale for each column; activations
+get one for each call, from their smallest and largest value. Weights take 7
+bits of the 8: on processors without VNNI instructions, sums of two products
+would overflow otherwise.
 
 Shapes: K inputs, N outputs, V entries of a table, d width.
 """
@@ -13,6 +14,9 @@ from onnx import helper, numpy_helper
 
 LARGEST = 63  # of an integer weight
 SMALLEST_TABLE = 1000  # entries, of tables that are kept as integers
+SMALLEST_HALF = 1024  # numbers, of weights that are kept as float16
+LARGEST_HALF = 6e4  # which float16 can hold
+BESIDE = 1024  # bytes, of weights that are kept beside the graph
 MOST_BYTES = 2**31  # that a file of protobuf can have
 
 
@@ -23,6 +27,9 @@ class Graph:
     ---------
     path : Path
         The ONNX file.
+    half : bool
+        Whether to keep weights that stay floats in 16 bits. What is computed
+        stays float32.
 
     Raises
     ------
@@ -30,7 +37,8 @@ class Graph:
         If it is larger than 2 GB.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, half=False):
+        self.half = half
         model = onnx.load(path)
         weights = {w.name: w for w in model.graph.initializer}
         size = sum(numpy_helper.to_array(w).nbytes for w in weights.values())
@@ -91,6 +99,30 @@ class Graph:
         bytes
             Of an ONNX file.
         """
+        return self._converted(names).SerializeToString()
+
+    def write(self, names, path):
+        """Writes the graph with some of its products in integers.
+
+        Arguments
+        ---------
+        names : set of str
+            Of `products`.
+        path : Path
+            File to write; weights go to another, whose name is longer by
+            `.data`.
+        """
+        beside = path.with_name(f"{path.name}.data")
+        beside.unlink(missing_ok=True)  # else they would be added to it
+        onnx.save_model(
+            self._converted(names),
+            path,
+            save_as_external_data=True,
+            location=beside.name,
+            size_threshold=BESIDE,
+        )
+
+    def _converted(self, names):
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         graph = model.graph
@@ -114,7 +146,9 @@ class Graph:
         kept = [w for w in graph.initializer if w.name in used]
         del graph.initializer[:]
         graph.initializer.extend(kept)
-        return model.SerializeToString()
+        if self.half:
+            _halve_(graph)
+        return model
 
     def _integer_product(self, node, graph):
         x, name = node.input
@@ -152,6 +186,25 @@ def _integers(weight, axis):
     scales = numpy.abs(weight).max(axis, keepdims=True) / LARGEST
     scales[scales == 0] = 1
     return numpy.rint(weight / scales).astype(numpy.int8), scales
+
+
+def _halve_(graph):
+    """Keeps float32 weights in 16 bits, and makes them 32 again when loaded."""
+    casts = []
+    for weight in graph.initializer:
+        if weight.data_type != onnx.TensorProto.FLOAT:
+            continue
+        array = numpy_helper.to_array(weight)
+        if array.size < SMALLEST_HALF or abs(array).max() > LARGEST_HALF:
+            continue
+        name, half = weight.name, f"{weight.name}_float16"
+        halves = numpy_helper.from_array(array.astype(numpy.float16), half)
+        weight.CopyFrom(halves)
+        to = {"to": onnx.TensorProto.FLOAT}
+        casts.append(helper.make_node("Cast", [half], [name], **to))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _add(graph, name, array):

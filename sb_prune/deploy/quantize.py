@@ -53,6 +53,8 @@ class Quantizer:
         (samples,) calibration audio, each as long as the model can hear.
     labelled : list of (numpy.ndarray, str), optional
         (samples,) audio and its transcript.
+    half : bool
+        Whether weights that stay floats have 16 bits.
 
     Raises
     ------
@@ -60,17 +62,17 @@ class Quantizer:
         If there is no audio, or a graph is larger than 2 GB.
     """
 
-    def __init__(self, asr, folder, wavs, labelled=()):
+    def __init__(self, asr, folder, wavs, labelled=(), half=False):
         if not wavs:
             raise DeployError("--quantize: there is no calibration audio")
         self._model = asr.model
         try:
             self._graphs = {
-                name: Graph(folder / name) for name in self._model.graphs
+                name: Graph(folder / name, half) for name in self._model.graphs
             }
         except ValueError as error:
             raise DeployError(f"--quantize: {error}") from error
-        self._taken = dict.fromkeys(self._graphs, frozenset())
+        self._taken = dict.fromkeys(self._graphs)  # nothing is tried yet
         self._labelled = labelled
         one = numpy.ones(1, numpy.float32)
         self._heard = [
@@ -131,8 +133,7 @@ class Quantizer:
         """
         for file, graph in self._graphs.items():
             named = {n for n in graph.products() if _shown(file, n) in integers}
-            (folder / file).write_bytes(graph.with_integers(named))
-            (folder / f"{file}.data").unlink(missing_ok=True)  # is within now
+            graph.write(named, folder / file)
 
     def _divergence(self, keys):
         """KL divergence, in nats, with these products in integers."""
@@ -145,12 +146,16 @@ class Quantizer:
 
     def _lost_words(self):
         """Function: products -> points of word error rate that they cost."""
-        before = self._word_errors(())
-        return lambda keys: self._word_errors(keys) - before
+        before = self._word_error_rate()
 
-    def _word_errors(self, keys):
-        """Word error rate in %, with these products in integers."""
-        self._take_(keys)
+        def cost(keys):
+            self._take_(keys)
+            return self._word_error_rate() - before
+
+        return cost
+
+    def _word_error_rate(self):
+        """In %, of the graphs as they are now."""
         counts = [
             word_errors(words_of(words), words_of(self._model.long(wav)))
             for wav, words in self._labelled

@@ -7,10 +7,10 @@ random as in wav2vec2_speed.py (`all_kinds`). `whisper`: the base, the same
 utterance, encoder and 40 tokens, with 30% gone at random; the dense one hears
 30 s, the cut one the utterance and 2 s. Two threads; dense in torch, cut in
 torch, cut in onnxruntime, cut in onnxruntime with all matrix products in
-integers, in turns; `--full` takes more turns. Random weights: what integers do
-to word errors is in real_int8.py. `joint`: the recipe's Conformer, not cut,
-decoder and CTC together with a beam of 10, 40 tokens of the same utterance, in
-SpeechBrain and in the runtime.
+integers and other weights in 16 bits, in turns; `--full` takes more turns.
+Random weights: what integers do to word errors is in real_int8.py. `joint`: the
+recipe's Conformer, not cut, decoder and CTC together with a beam of 10, 40
+tokens of the same utterance, in SpeechBrain and in the runtime.
 """
 
 import tempfile
@@ -80,9 +80,10 @@ def session(graph):
 
 
 def in_both(path):
-    """The graph of a file, and with all of its products in integers."""
-    graph = Graph(path)
-    return path.read_bytes(), graph.with_integers(set(graph.products()))
+    """The graph of a file, and one with integers and weights of 16 bits."""
+    small = Graph(path, half=True)
+    whole = Graph(path).with_integers(set())
+    return whole, small.with_integers(set(small.products()))
 
 
 def summary(dense, timed, sizes, runs):

@@ -5,13 +5,14 @@
 
 FOLDER is an export (or a folder that from_hparams loads), CSV a manifest of the
 recipes with columns `wav` and `wrd`, DIR what `$data_root` stands for. Each
-model is deployed in float32 and in 8-bit integers, calibrated on `--audio`
-(by default train-clean-5 in DIR), and transcribes every utterance with both, in
-turns and one thread: word error rates with 95% intervals of a bootstrap over
-utterances, the interval of their difference, file sizes, and how much faster
-integers are. Whisper's texts are normalised as in its paper, others compared as
-they are. Finished models are kept in real_int8.json; without models, what is
-there is printed.
+model is deployed in float32, and in 8-bit integers with other weights in 16
+bits, calibrated on `--audio` (by default train-clean-5 in DIR). It transcribes
+every utterance with both, in turns and one thread: word error rates with 95%
+intervals of a bootstrap over utterances, the interval of their difference, file
+sizes, and how much faster integers are. How long loading takes, and the peak of
+memory after an utterance, are those of a fresh process. Whisper's texts are
+normalised as in its paper, others compared as they are. Finished models are
+kept in real_int8.json; without models, what is there is printed.
 """
 
 import argparse
@@ -21,12 +22,14 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy
+import soundfile
 from cells import Table
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from sb_prune.deploy import OnnxASR, deploy
 from sb_prune.deploy.folder import Quantization
 from sb_prune.deploy.manifests import labelled_audio
+from sb_prune.report.models import Process
 from sb_prune.support.words import error_rate, word_errors
 
 TABLE = Path(__file__).with_suffix(".json")
@@ -46,12 +49,26 @@ def interval(counts):
     return [round(low, 2), round(high, 2)]
 
 
+def in_a_process(folder, wav):
+    """(seconds of loading, peak memory in MiB) of a fresh process."""
+    with tempfile.TemporaryDirectory() as other:
+        path = f"{other}/utterance.wav"
+        soundfile.write(path, wav, 16000)
+        process = Process(folder, threads=1)
+        process.transcribe(path)
+        found = process.facts["load_s"], process.memory()
+        process.close()
+    return found
+
+
 def measure(source, audio, labelled, max_kl):
     """Word error rates, sizes and speed of one model."""
     with tempfile.TemporaryDirectory() as folder:
         folders = {kind: Path(folder, kind) for kind in KINDS}
         deploy(source, folders["fp32"])
-        table = deploy(source, folders["int8"], Quantization(audio, max_kl))
+        quantization = Quantization(audio, max_kl)
+        table = deploy(source, folders["int8"], quantization, half=True)
+        fresh = {k: in_a_process(f, labelled[0][0]) for k, f in folders.items()}
         models = {k: OnnxASR(f, threads=1) for k, f in folders.items()}
         counts = {kind: [] for kind in KINDS}
         seconds = dict.fromkeys(KINDS, 0.0)
@@ -63,7 +80,7 @@ def measure(source, audio, labelled, max_kl):
                 counts[kind].append(word_counts(asr, said, heard))
         counts = {kind: numpy.array(c) for kind, c in counts.items()}
         sizes = {
-            kind: sum(f.stat().st_size for f in path.glob("*.onnx"))
+            kind: sum(f.stat().st_size for f in path.glob("*.onnx*"))
             for kind, path in folders.items()
         }
     words = counts["fp32"][:, 1]
@@ -76,6 +93,8 @@ def measure(source, audio, labelled, max_kl):
         "interval_lost": interval(lost),
         "speedup": round(seconds["fp32"] / seconds["int8"], 2),
         "mb": {k: round(size / 2**20, 1) for k, size in sizes.items()},
+        "load_s": {k: round(seconds, 2) for k, (seconds, _) in fresh.items()},
+        "peak_mib": {k: memory for k, (_, memory) in fresh.items()},
         "utterances": len(labelled),
         "int8": rows,
     }

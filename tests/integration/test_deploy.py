@@ -206,6 +206,19 @@ def test_what_was_there_stays_until_another_is_complete(exported, copied):
     assert not copied.with_name("copied.incomplete").exists()
 
 
+def test_weights_in_16_bits(deployed, exported, corpus, tmp_path):
+    folder, path = tmp_path / "half", next(corpus.rglob("*.flac"))
+    rows = dict(deploy(exported, folder, half=True))
+    off = float(rows["float16: largest difference of scores, relative"])
+    assert 1e-6 < off < 1e-2
+    whole, half = (
+        sum(file.stat().st_size for file in f.glob("*.data"))
+        for f in (deployed[0], folder)
+    )
+    assert half < 0.7 * whole
+    assert OnnxASR(folder).transcribe_file(path)
+
+
 def test_int8_says_what_it_costs_and_what_stays(exported, corpus, tmp_path):
     folder = tmp_path / "int8"
     table = deploy(exported, folder, Quantization(str(corpus), max_kl=3e-5))

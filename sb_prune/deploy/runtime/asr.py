@@ -1,12 +1,17 @@
 """The class that transcribes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
 
 from sb_prune.deploy.runtime.audio import check_samples, read_audio
 from sb_prune.deploy.runtime.kinds import KINDS
-from sb_prune.deploy.runtime.settings import DeployError, read_settings
+from sb_prune.deploy.runtime.settings import (
+    DeployError,
+    check_files,
+    read_settings,
+)
 
 
 class OnnxASR:
@@ -39,7 +44,14 @@ class OnnxASR:
         settings = read_settings(folder)
         self.sample_rate = settings["sample_rate"]
         kind = KINDS[settings["kind"]]
-        self.model = kind(Path(folder), settings, threads)
+        with ThreadPoolExecutor(1) as pool:  # as hashing takes as long
+            check = pool.submit(check_files, folder, settings)
+            try:
+                self.model = kind(Path(folder), settings, threads)
+            except Exception:
+                check.result()  # what is damaged is named
+                raise
+            check.result()
 
     def transcribe_file(self, path):
         """Transcribes a file, of any length.

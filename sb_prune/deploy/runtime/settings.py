@@ -27,7 +27,7 @@ def write_settings(folder, settings):
 
 
 def read_settings(folder):
-    """Reads `deploy.json` and checks the files that it names.
+    """Reads `deploy.json`, and looks for the files that it names.
 
     Arguments
     ---------
@@ -43,7 +43,7 @@ def read_settings(folder):
     ------
     DeployError
         If the folder is no deployed model, a later version wrote it, or a file
-        is missing or not the one that was written.
+        is missing.
     """
     path = Path(folder) / FILE
     if not path.is_file():
@@ -64,12 +64,29 @@ def read_settings(folder):
             f"{path} has format {format}, and this version of sb_prune reads "
             f"up to {FORMAT}; install a later one"
         )
-    for name, sha256 in files.items():
+    for name in files:
         file = path.with_name(name)
         if not file.is_file():
             raise DeployError(f"{file} is missing; copy the whole folder again")
+    return settings
+
+
+def check_files(folder, settings):
+    """Checks that files are those that were written.
+
+    Arguments
+    ---------
+    folder : str
+    settings : dict
+        From `read_settings`.
+
+    Raises
+    ------
+    DeployError
+        If a file has another hash.
+    """
+    for name, sha256 in settings["files"].items():
         try:
-            check_hash(file, sha256)
+            check_hash(Path(folder, name), sha256)
         except ValueError as error:
             raise DeployError(str(error)) from error
-    return settings

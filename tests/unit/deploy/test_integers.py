@@ -79,6 +79,25 @@ def test_the_file_gets_smaller(path):
     assert all("scales" in name for name in wide)
 
 
+@pytest.mark.parametrize("count", [0, 3])
+@torch.no_grad()
+def test_other_weights_can_have_16_bits(path, tokens, tmp_path, count):
+    """In a file, which is as small as they are."""
+    graph = Graph(path, half=True)
+    named = set(graph.products()[1 : 1 + count])
+    expected = run(Graph(path).with_integers(named), tokens)
+    written = tmp_path / "half.onnx"
+    for _ in range(2):  # the second time in place of the first
+        graph.write(named, written)
+    off = numpy.abs(run(str(written), tokens) - expected).max()
+    # an activation may be rounded to the next integer
+    most = 0.03 if count else 1e-3
+    assert 1e-6 < off < most * numpy.abs(expected).max()
+    weights = written.with_name("half.onnx.data").stat().st_size
+    integers = count > 2  # the table is kept once as it is, once transposed
+    assert weights < 1.1 * WORDS * 8 * (2 + integers)
+
+
 class Turned(torch.nn.Module):
     """What it returns was transposed, which no other node reads."""
 

@@ -12,6 +12,7 @@ from sb_prune.deploy.runtime.audio import chunked, cut_at_pauses, read_audio
 from sb_prune.deploy.runtime.settings import (
     FILE,
     DeployError,
+    check_files,
     read_settings,
     write_settings,
 )
@@ -116,7 +117,7 @@ def test_settings_are_read_as_they_were_written(folder):
 def test_a_file_that_was_edited_is_refused(folder):
     (folder / "model.onnx").write_bytes(b"grape")
     with pytest.raises(DeployError, match="model.onnx is not the file"):
-        read_settings(folder)
+        check_files(folder, read_settings(folder))
 
 
 def test_a_missing_file_is_named(folder):
