@@ -36,7 +36,8 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	for script in $(if $(NAME),tests/benchmarks/$(NAME).py,\
-	$(filter-out %/cells.py %/common.py,$(wildcard tests/benchmarks/*.py))); do \
+	$(filter-out %/cells.py %/common.py %/real_speech.py,\
+	$(wildcard tests/benchmarks/*.py))); do \
 		$(BIN)/python $$script $(if $(FULL),--full) || exit 1; \
 	done
 

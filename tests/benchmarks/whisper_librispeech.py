@@ -16,29 +16,30 @@ A cell is one run of the recipe, METHOD/SIZE, e.g. `fisher_refit/encoder-0.5`;
 Without data, the cells that stand in the table are printed.
 """
 
-import argparse
-import csv
-import json
-import os
 import re
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy
 import torch
-from cells import ROOT, Runs, Table
+from cells import Runs
+from real_speech import (
+    RECIPE,
+    manifests,
+    run_real,
+    shown,
+    table_of,
+    valid_errors,
+    word_errors,
+)
 from whisper_speed import decode
 
 from sb_prune import lobes, mac_cost, whisper_structures
 from sb_prune.lobes.whisper import FRAME, SAMPLE_RATE
 from sb_prune.support.measure import count_parameters, measure_speed
-from sb_prune.support.words import error_rate
 
-RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 DENSE = RECIPE / "hparams/train_whisper.yaml"
-sys.path.insert(0, str(RECIPE))
 TABLE = Path(__file__).with_suffix(".json")
 
 SPEECH = {  # of every cell
@@ -60,8 +61,6 @@ GATE_STEPS = 300  # from the dense model to the target, of learned gates
 FEW = 3  # of so many utterances of the training data one is for comparisons
 FEW_CUT = 100  # utterances that are enough to measure what matters
 MARGINS = (1.0, 2.0, 3.0)
-EVERY_VALID = 10  # utterances of dev of which one is for validation
-PART = 500  # utterances that are scored in one process
 
 REFITS = {  # suffix -> lines; of the preset reselected, then refitted
     "_reselected": [],
@@ -122,7 +121,7 @@ SIZES = {  # name -> (target, lines of the block, options)
     ),
 }
 FINAL_EPOCHS = {  # after the first steps, which measure what matters
-    "encoder-0.25": 1,
+    "encoder-0.25": 3,
     "encoder-0.5": 4,
     "whole-0.3": 3,
 }
@@ -190,7 +189,8 @@ class Cells:
         self.runs = Runs(folder)
         self.whisper = whisper
         self._data = {"data_folder": librispeech}
-        self._csv = _manifests(folder / "csv", librispeech, splits)
+        fewer = {"some": FEW, "few": -FEW_CUT}
+        self._csv = manifests(folder / "csv", librispeech, splits, fewer)
 
     def run(self, key):
         """Runs, or continues, one cell of the table.
@@ -209,7 +209,7 @@ class Cells:
             return self._evaluate(key, "test")
         log = {}
         if not key.startswith("dense/"):
-            log = _log(self._train(key, self._csv["valid"][0]))
+            log = valid_errors(self._train(key, self._csv["valid"][0]))
         found = self._evaluate(key, "dev")
         model, heard = self._model(key), _context(key)
         usual = self._usual_lengths("test")
@@ -354,47 +354,6 @@ def _context(key):
     return heard
 
 
-def _manifests(folder, librispeech, splits):
-    """Writes csv files of the three splits, and of parts of train and dev."""
-    from librispeech_prepare import prepare_librispeech
-
-    prepare_librispeech(
-        librispeech,
-        str(folder),
-        tr_splits=[splits["train"]],
-        dev_splits=[splits["dev"]],
-        te_splits=[splits["test"]],
-    )
-    files = {"train": [folder / "train.csv"]}
-    head, *rows = files["train"][0].read_text("utf-8").splitlines()
-    for name, every in (("some", FEW), ("few", len(rows) // FEW_CUT or 1)):
-        chosen = rows[::every]
-        files[name] = [_write(folder / f"train-{name}.csv", head, chosen)]
-    for name in ("dev", "test"):
-        text = (folder / f"{splits[name]}.csv").read_text("utf-8")
-        head, *rows = text.splitlines()
-        parts = range(0, len(rows), PART)
-        files[name] = [
-            _write(folder / f"{name}-{n}.csv", head, rows[n : n + PART])
-            for n in parts
-        ]
-        if name == "dev":
-            few = rows[::EVERY_VALID]
-            files["valid"] = [_write(folder / "valid.csv", head, few)]
-    return files
-
-
-def table_of(path):
-    """Rows of a csv file."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _write(path, head, rows):
-    path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
-    return path
-
-
 def pruning_yaml(method, size):
     """prune_whisper.yaml with what a cell cuts, and how."""
     text = (RECIPE / "hparams/prune_whisper.yaml").read_text("utf-8")
@@ -417,24 +376,6 @@ def pruning_yaml(method, size):
 
 
 # -------------------------------------------------------------------- figures
-
-
-def word_errors(paths):
-    """Word error rate of files of SpeechBrain's, and its interval.
-
-    Arguments
-    ---------
-    paths : list of Path
-
-    Returns
-    -------
-    dict
-        wer, low, high: in %.
-    """
-    text = "".join(path.read_text("utf-8") for path in paths)
-    found = re.findall(r"^\S+, %WER \S+ \[ (\d+) / (\d+),", text, re.M)
-    rates = error_rate([tuple(map(int, counts)) for counts in found])
-    return {n: round(r, 2) for n, r in zip(("wer", "low", "high"), rates)}
 
 
 def costs(source, context, lengths, tokens_per_second=4):
@@ -479,14 +420,6 @@ def real_time_factors(source, heard, dense, lengths, runs=3):
     return {name: round(t / sum(lengths), 4) for name, t in taken.items()}
 
 
-def _log(output):
-    """Word errors on the validation utterances after each epoch."""
-    log = output / "train_log.txt"
-    text = log.read_text("utf-8") if log.is_file() else ""
-    rates = [float(r) for r in re.findall(r"valid WER: (\S+)", text)]
-    return {"valid_wer": rates} if rates else {}
-
-
 # -------------------------------------------------------------------- table
 
 
@@ -513,7 +446,7 @@ def as_markdown(summary):
     rows = {"dense": summary["dense"], **summary["table"]}
     for method, sizes in rows.items():
         for size, row in sizes.items():
-            rates = " | ".join(_shown(row.get(s)) for s in ("dev", "test"))
+            rates = " | ".join(shown(row.get(s)) for s in ("dev", "test"))
             cost = "- | - | -"  # it was scored on test alone so far
             if "params" in row:
                 time = row["rtf"] / row["rtf_dense"]
@@ -523,47 +456,26 @@ def as_markdown(summary):
     return "\n".join(lines)
 
 
-def _shown(rate):
-    if rate is None:
-        return "-"
-    return f"{rate['wer']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})"
+def plan_cells(full):
+    """Keys of all cells, or of a few."""
+    if not full:
+        return QUICK
+    return [*all_cells(), *(f"test:{key}" for key in ("dense/30s", *FINAL))]
 
 
-def main():
-    """Runs the cells that are missing, and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--librispeech", help="a LibriSpeech tree")
-    parser.add_argument("--whisper", help="a Hugging Face folder")
-    parser.add_argument("--train", default="train-clean-5", help="a split")
-    parser.add_argument("--dev", default="dev-clean", help="a split")
-    parser.add_argument("--test", default="test-clean", help="a split")
-    parser.add_argument("--full", action="store_true", help="all cells")
-    parser.add_argument("--cells", nargs="+", help="these alone")
-    parser.add_argument("--folder", default=ROOT / "results" / TABLE.stem)
-    parser.add_argument("--table", type=Path, default=TABLE)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
-    given = parser.parse_args()
-    keys = given.cells or (all_cells() if given.full else QUICK)
-    if given.full and not given.cells:
-        keys += [f"test:{key}" for key in ("dense/30s", *FINAL)]
-    table = Table(given.table)
-    missing = [key for key in keys if key not in table.cells]
-    if missing and not (given.librispeech and given.whisper):
-        print(
-            f"{len(missing)} cells are missing; give --librispeech and "
-            "--whisper to run them",
-            file=sys.stderr,
-        )
-    elif missing:
-        folder = Path(given.folder).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        splits = {n: getattr(given, n) for n in ("train", "dev", "test")}
-        cells = Cells(folder, given.librispeech, given.whisper, splits)
-        table.fill(keys, cells.run, given.jobs)
-    summary = summarise(table.cells)
-    print(as_markdown(summary), file=sys.stderr)
-    print(json.dumps(summary), flush=True)
+def make_cells(folder, given):
+    """Cells of what the command line names."""
+    splits = {n: getattr(given, n) for n in ("train", "dev", "test")}
+    return Cells(folder, given.librispeech, given.whisper, splits)
 
 
 if __name__ == "__main__":
-    main()
+    run_real(
+        __doc__,
+        TABLE,
+        plan_cells,
+        make_cells,
+        summarise,
+        as_markdown,
+        {"librispeech": "a LibriSpeech tree", "whisper": "its folder"},
+    )

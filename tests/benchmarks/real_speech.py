@@ -1,0 +1,178 @@
+"""What benchmarks on a real LibriSpeech share: manifests, words, options."""
+
+import argparse
+import csv
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from cells import ROOT, Table
+
+from sb_prune.support.words import error_rate
+
+RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
+sys.path.insert(0, str(RECIPE))
+
+EVERY_VALID = 10  # utterances of dev of which one is for validation
+PART = 500  # utterances that are scored in one process
+
+
+def manifests(folder, librispeech, splits, fewer=None):
+    """Writes csv files of the three splits, and of parts of train and dev.
+
+    Arguments
+    ---------
+    folder : Path
+        Where they go.
+    librispeech : str
+        A LibriSpeech tree.
+    splits : dict
+        train, dev and test -> name of a split.
+    fewer : dict, optional
+        Name -> of so many training utterances one is taken; or a negative
+        number: so many in all.
+
+    Returns
+    -------
+    dict
+        Name -> csv files: train, valid and `fewer` have one, dev and test one
+        for each `PART` utterances.
+    """
+    from librispeech_prepare import prepare_librispeech
+
+    prepare_librispeech(
+        librispeech,
+        str(folder),
+        tr_splits=[splits["train"]],
+        dev_splits=[splits["dev"]],
+        te_splits=[splits["test"]],
+    )
+    files = {"train": [folder / "train.csv"]}
+    head, *rows = files["train"][0].read_text("utf-8").splitlines()
+    for name, every in (fewer or {}).items():
+        step = every if every > 0 else len(rows) // -every or 1
+        path = folder / f"train-{name}.csv"
+        files[name] = [_write(path, head, rows[::step])]
+    for name in ("dev", "test"):
+        text = (folder / f"{splits[name]}.csv").read_text("utf-8")
+        head, *rows = text.splitlines()
+        parts = range(0, len(rows), PART)
+        files[name] = [
+            _write(folder / f"{name}-{n}.csv", head, rows[n : n + PART])
+            for n in parts
+        ]
+        if name == "dev":
+            few = rows[::EVERY_VALID]
+            files["valid"] = [_write(folder / "valid.csv", head, few)]
+    return files
+
+
+def table_of(path):
+    """Rows of a csv file."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path, head, rows):
+    path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def counts_of(paths):
+    """Utterance -> (errors, words), of files of SpeechBrain's.
+
+    Arguments
+    ---------
+    paths : list of Path
+    """
+    text = "".join(path.read_text("utf-8") for path in paths)
+    pattern = r"^(\S+), %WER \S+ \[ (\d+) / (\d+),"
+    found = re.findall(pattern, text, re.M)
+    return {name: (int(n), int(words)) for name, n, words in found}
+
+
+def word_errors(paths):
+    """Word error rate of files of SpeechBrain's, and its interval.
+
+    Arguments
+    ---------
+    paths : list of Path
+
+    Returns
+    -------
+    dict
+        wer, low, high: in %.
+    """
+    return rounded(error_rate(list(counts_of(paths).values())))
+
+
+def rounded(rates):
+    """wer, low and high of `error_rate`, to two digits."""
+    return {n: round(r, 2) for n, r in zip(("wer", "low", "high"), rates)}
+
+
+def valid_errors(output):
+    """Word errors on the validation utterances after each epoch of a run."""
+    log = output / "train_log.txt"
+    text = log.read_text("utf-8") if log.is_file() else ""
+    rates = [float(r) for r in re.findall(r"valid WER: (\S+)", text)]
+    return {"valid_wer": rates} if rates else {}
+
+
+def shown(rate):
+    """A rate and its interval as a cell of Markdown."""
+    if rate is None:
+        return "-"
+    return f"{rate['wer']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})"
+
+
+def run_real(doc, path, plan_cells, make_cells, summarise, as_markdown, needs):
+    """Reads the command line, runs what is missing, prints the table.
+
+    Arguments
+    ---------
+    doc : str
+        Of the script; its first line says what it measures.
+    path : Path
+        Of the table; its stem names a folder in `results`.
+    plan_cells : callable
+        Whether --full is given -> keys of cells, the most worth first.
+    make_cells : callable
+        (folder, options) -> object whose `run(key)` gives the value of a cell.
+    summarise : callable
+        Cells -> dict to print.
+    as_markdown : callable
+        That dict -> table for docs.
+    needs : dict
+        Option -> help, of what the user must name to run anything.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    for name, text in needs.items():
+        parser.add_argument(f"--{name}", help=text)
+    parser.add_argument("--train", default="train-clean-5", help="a split")
+    parser.add_argument("--dev", default="dev-clean", help="a split")
+    parser.add_argument("--test", default="test-clean", help="a split")
+    parser.add_argument("--full", action="store_true", help="all cells")
+    parser.add_argument("--cells", nargs="+", help="these alone")
+    parser.add_argument("--folder", default=ROOT / "results" / path.stem)
+    parser.add_argument("--table", type=Path, default=path)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    given = parser.parse_args()
+    keys = given.cells or plan_cells(given.full)
+    table = Table(given.table)
+    missing = [key for key in keys if key not in table.cells]
+    if missing and not all(getattr(given, name) for name in needs):
+        print(
+            f"{len(missing)} cells are missing; give "
+            f"{' and '.join(f'--{name}' for name in needs)} to run them",
+            file=sys.stderr,
+        )
+    elif missing:
+        folder = Path(given.folder).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        table.fill(keys, make_cells(folder, given).run, given.jobs)
+    summary = summarise(table.cells)
+    print(as_markdown(summary), file=sys.stderr)
+    print(json.dumps(summary), flush=True)
