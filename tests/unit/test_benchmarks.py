@@ -826,3 +826,46 @@ def test_final_cells_are_among_all(real):
     keys = real.all_cells()
     assert {*real.FINAL, *real.QUICK} <= {*keys}
     assert len(keys) == len({*keys})
+
+
+# ---------------------------------------------------------- real_conformer
+
+
+@pytest.fixture
+def conformer(benchmark_module):
+    return benchmark_module("real_conformer")
+
+
+def test_conformer_methods_differ_in_what_their_names_say(conformer):
+    values = {"data_folder": "data", "dense_folder": "dense"}
+    methods = dict(conformer.METHODS)
+    for name, lines in conformer.AT_ONCE.items():
+        methods[f"cut:{name}"] = (conformer.SCORE, lines)
+    found = []
+    for name, (preset, lines) in methods.items():
+        text = conformer.pruning_yaml(preset, lines)
+        block = load_hyperpyyaml(text, values)["pruning"]
+        PruningSettings(**block)
+        assert ("refit" in name or "reselect" in name) == bool(
+            block.get("refit")
+        )
+        assert ("magnitude" in name) == (block.get("score") is magnitude_score)
+        found.append(described(block))
+    assert len(conformer.METHODS) == len(
+        {str(block) for block in found[: len(conformer.METHODS)]}
+    )
+
+
+@pytest.mark.parametrize("level", [0.5, 0.75])
+def test_a_small_conformer_is_as_small_as_a_pruned_one(conformer, level):
+    whole = conformer.encoder_parameters(**conformer.DENSE)
+    small = conformer.encoder_parameters(**conformer.small_model(level))
+    assert 0.99 * (1 - level) * whole < small <= (1 - level) * whole
+
+
+def test_conformer_cells_have_methods_that_are_there(conformer):
+    known = {*conformer.METHODS, *conformer.AT_ONCE, "dense", "small_dense"}
+    keys = conformer.plan_cells(full=True)
+    assert len(keys) == len(set(keys))
+    for key in keys:
+        assert key.removeprefix("cut:").split("/")[0] in known

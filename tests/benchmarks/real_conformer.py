@@ -1,0 +1,323 @@
+"""A Conformer on real speech: word errors of every method, at every size.
+
+    python tests/benchmarks/real_conformer.py \\
+        --librispeech DIR [--full] [--cells KEY ...]
+
+System 1 (Jiang et al., 2023) on train-clean-5: the recipe's Conformer with
+CTC (train_ctc.yaml) is trained once, then pruned (prune_ctc.yaml) by every
+method, with equal steps of pruning and of fine-tuning, the same distillation
+and the same data. `small_dense` is a dense encoder of the size that is left,
+trained from scratch for the steps of all phases together. Word errors are those
+of greedy CTC, with 95% intervals of a bootstrap over utterances; methods are
+chosen on dev.
+
+A cell is METHOD/LEVEL/SEED, LEVEL the share of the encoder's parameters that
+goes. `cut:METHOD/LEVEL/SEED` is the same just after the cut, before any
+training; `test:METHOD/LEVEL/SEED` its evaluation on test. `--cells` runs those
+alone; without data, what stands in the table is printed.
+"""
+
+import re
+from pathlib import Path
+
+from cells import Runs
+from conformer_methods import STRAIGHT
+from real_speech import (
+    RECIPE,
+    counts_of,
+    manifests,
+    rounded,
+    run_real,
+    shown,
+    table_of,
+    valid_errors,
+)
+
+from sb_prune.support.words import error_rate
+
+TABLE = Path(__file__).with_suffix(".json")
+SECONDS = 100  # of a batch
+DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 24, 2, 4
+SCORE_STEPS = 32  # of measuring, where all goes at once
+CUT_EVERY = 15  # training utterances of which one measures, in `cut:` cells
+DENSE = {"d_model": 144, "d_ffn": 1024}
+LAYERS, KERNEL = 12, 31
+LEVELS = (0.5, 0.75)
+CUT_LEVELS = (0.2, 0.35, 0.5)
+SEEDS = (1, 2, 3)
+
+L0, SCORE = "conformer_l0", "conformer_score"
+SLICES = ["structures:", "    kinds: [ffn_units, heads, conv_channels]"]
+REFIT = ["refit: !name:sb_prune.LeastSquares", "    utterances: 32"]
+RESELECT = [*REFIT, "    reselect: True"]
+SCORES = {
+    "taylor": [],
+    "magnitude": ["score: !name:sb_prune.magnitude_score"],
+    "random": ["score: !name:sb_prune.random_score"],
+}
+METHODS = {  # name -> (preset, lines beside it)
+    "l0_soft": (L0, SLICES),
+    "l0_straight": (L0, SLICES + STRAIGHT),
+    "l0_taylor": (L0, [*SLICES, "first_score: !name:sb_prune.taylor_score"]),
+    "l0_modules": (L0, []),
+    **{name: (SCORE, lines) for name, lines in SCORES.items()},
+    "taylor_refit": (SCORE, REFIT),
+    "taylor_reselect": (SCORE, RESELECT),
+}
+AT_ONCE = {  # of `cut:` cells
+    **SCORES,
+    **{f"{name}_refit": lines + REFIT for name, lines in SCORES.items()},
+    "taylor_reselect": RESELECT,
+}
+BEST = ("l0_soft", "taylor_reselect", "magnitude")  # at the other level
+SEEDED = ("l0_soft", "taylor", "magnitude")  # with more seeds
+QUICK = ["dense/1", "cut:taylor_reselect/0.2/1"]
+
+
+def plan_cells(full):
+    """Keys of cells, the most worth first."""
+    if not full:
+        return QUICK
+    cuts = [f"cut:{m}/{level}/1" for level in CUT_LEVELS for m in AT_ONCE]
+    first, second = LEVELS
+    keys = ["dense/1", *cuts]
+    keys += [f"{method}/{first}/1" for method in (*METHODS, "small_dense")]
+    keys += [f"{method}/{second}/1" for method in (*BEST, "small_dense")]
+    keys += [f"{m}/{first}/{seed}" for seed in SEEDS[1:] for m in SEEDED]
+    return keys
+
+
+# --------------------------------------------------------------------- runs
+
+
+class Cells:
+    """Computes cells from runs of train.py.
+
+    Arguments
+    ---------
+    folder : Path
+        Where runs and logs go.
+    librispeech : str
+        A LibriSpeech tree.
+    splits : dict
+        train, dev and test -> name of a split.
+    """
+
+    def __init__(self, folder, librispeech, splits):
+        self.runs, self._data = Runs(folder), librispeech
+        self._csv = manifests(
+            folder / "csv", librispeech, splits, {"few": CUT_EVERY}
+        )
+        self._steps = {
+            name: round(_seconds(self._csv[name][0]) / (0.9 * SECONDS))
+            for name in ("train", "few")
+        }
+
+    def run(self, key):
+        """Runs, or continues, one cell of the table.
+
+        Arguments
+        ---------
+        key : str
+
+        Returns
+        -------
+        dict
+            Word error rate, its interval, and errors of each utterance, by
+            which methods are compared in pairs.
+        """
+        split = "test" if key.startswith("test:") else "dev"
+        key = key.removeprefix("test:")
+        outputs = [self._output(key, part) for part in self._csv[split]]
+        files = [
+            output / f"wer_{part.stem}.txt"
+            for output, part in zip(outputs, self._csv[split])
+        ]
+        counts = list(counts_of(files).values())
+        return {
+            **rounded(error_rate(counts)),
+            "errors": [errors for errors, _ in counts],
+            "words": sum(words for _, words in counts),
+            **valid_errors(outputs[0]),
+        }
+
+    def _output(self, key, scored):
+        """Folder of a finished run whose model has been scored."""
+        method, *level, seed = key.removeprefix("cut:").split("/")
+        name = key.replace("/", "-").replace(":", "-")
+        if method == "dense":
+            return self._dense(seed, scored)
+        if method == "small_dense":
+            model = small_model(float(level[0]))
+            epochs = DENSE_EPOCHS + PRUNE_EPOCHS + TUNE_EPOCHS
+            return self._train(name, seed, scored, epochs, model)
+        if key.startswith("cut:"):
+            return self._cut(name, method, float(level[0]), seed, scored)
+        return self._prune(name, method, float(level[0]), seed, scored)
+
+    def _dense(self, seed, scored=None):
+        scored = scored or self._csv["valid"][0]
+        return self._train(f"dense-{seed}", seed, scored, DENSE_EPOCHS, DENSE)
+
+    def _train(self, name, seed, scored, epochs, model):
+        steps = epochs * self._steps["train"]
+        options = {
+            "number_of_epochs": epochs,
+            "total_steps": steps,
+            "cooldown_steps": round(0.6 * steps),
+            "warmup_steps": round(0.1 * steps),
+            **model,
+        }
+        yaml = RECIPE / "hparams/train_ctc.yaml"
+        return self._run(name, yaml, "train", seed, scored, options)
+
+    def _prune(self, name, method, level, seed, scored):
+        preset, lines = METHODS[method]
+        steps = self._steps["train"]
+        phase = max(PRUNE_EPOCHS, TUNE_EPOCHS) * steps
+        options = {
+            "number_of_epochs": PRUNE_EPOCHS + TUNE_EPOCHS,
+            "prune_epochs": PRUNE_EPOCHS,
+            "schedule_steps": round(0.8 * PRUNE_EPOCHS * steps),
+            "total_steps": phase,
+            "cooldown_steps": round(0.8 * phase),
+            "warmup_steps": 50,
+        }
+        yaml = self._yaml(name, preset, lines)
+        return self._pruned(name, yaml, "train", level, seed, scored, options)
+
+    def _cut(self, name, method, level, seed, scored):
+        lines = [
+            *AT_ONCE[method],
+            "hold_weights: True",
+            f"prune_steps: {SCORE_STEPS}",
+            "schedule: !name:sb_prune.LinearSchedule",
+            "    start: 0.99",
+        ]
+        options = {  # nothing is learned in the epoch after the cut
+            "number_of_epochs": 2,
+            "prune_epochs": 1,
+            "schedule_steps": SCORE_STEPS,
+            "max_batch_length": SECONDS / 5,  # of more batches more is known
+            "lr": 0.0,
+        }
+        yaml = self._yaml(name, SCORE, lines)
+        return self._pruned(name, yaml, "few", level, seed, scored, options)
+
+    def _yaml(self, name, preset, lines):
+        path = self.runs.folder / f"{name}.yaml"
+        path.write_text(pruning_yaml(preset, lines), encoding="utf-8")
+        return path
+
+    def _pruned(self, name, yaml, train, level, seed, scored, options):
+        dense = {"dense_folder": self._dense(seed), "target": level, **DENSE}
+        options = {**dense, **options}
+        return self._run(name, yaml, train, seed, scored, options)
+
+    def _run(self, name, yaml, train, seed, scored, options):
+        options = {
+            "data_folder": self._data,
+            "skip_prep": True,
+            "num_workers": 0,
+            "train_csv": self._csv[train][0],
+            "valid_csv": self._csv["valid"][0],
+            "test_csv": f"[{scored}]",
+            "max_batch_length": SECONDS,
+            "seed": seed,
+            **options,
+        }
+        last = f"wer_{scored.stem}.txt"
+        return self.runs.run(name, RECIPE / "train.py", yaml, last, options)
+
+
+def _seconds(path):
+    return sum(float(row["duration"]) for row in table_of(path))
+
+
+def pruning_yaml(preset, lines):
+    """prune_ctc.yaml with another preset and more lines in its block."""
+    text = (RECIPE / "hparams/prune_ctc.yaml").read_text("utf-8")
+    text = text.replace(f"name: {L0}\n", f"name: {preset}\n")
+    text = re.sub(r"\n    (inference|export_folder):.*", "", text)
+    added = "".join(f"    {line}\n" for line in lines)
+    module = "    module: Transformer\n"
+    assert text.count(module) == 1
+    return text.replace(module, module + added)
+
+
+def small_model(level):
+    """Overrides that give a dense encoder what pruning leaves, or less."""
+    budget = encoder_parameters(**DENSE) * (1 - level)
+    width = max(
+        d
+        for d in range(16, DENSE["d_model"], 4)
+        if encoder_parameters(d, 7 * d) <= budget
+    )
+    hidden = 7 * width
+    while encoder_parameters(width, hidden + 1) <= budget:
+        hidden += 1
+    return {"d_model": width, "d_ffn": hidden}
+
+
+def encoder_parameters(d_model, d_ffn):
+    """Parameters of the recipe's Conformer encoder."""
+    d, h = d_model, d_ffn
+    ffn = 2 * d * h + h + d + 2 * d
+    attention = 5 * d * d + d + 2 * d + 2 * d  # with position biases, norm
+    convolution = 2 * d * (d + 1) + d * (KERNEL + 1) + 2 * d + d * (d + 1)
+    convolution += 2 * d  # its first norm
+    return LAYERS * (2 * ffn + attention + convolution + 2 * d) + 2 * d
+
+
+# -------------------------------------------------------------------- table
+
+
+def summarise(cells):
+    """{dense, table: method -> level -> seed -> {dev, test, valid_wer}}."""
+    result = {"dense": {}, "table": {}}
+    for key, cell in sorted(cells.items()):
+        split = "test" if key.startswith("test:") else "dev"
+        method, *level, seed = key.removeprefix("test:").split("/")
+        place = result["dense"]
+        if level:
+            place = result["table"].setdefault(method, {})
+            place = place.setdefault(level[0], {})
+        row = place.setdefault(seed, {})
+        row[split] = {name: cell[name] for name in ("wer", "low", "high")}
+        if "valid_wer" in cell:
+            row["valid_wer"] = cell["valid_wer"]
+    return result
+
+
+def as_markdown(summary):
+    """The table for docs."""
+    lines = [
+        "| method | without | seed | dev WER, % | test WER, % |",
+        "|:--|--:|--:|--:|--:|",
+    ]
+    levels = {"dense": {"0": summary["dense"]}, **summary["table"]}
+    for method, rows in levels.items():
+        for level, seeds in rows.items():
+            for seed, row in seeds.items():
+                rates = " | ".join(shown(row.get(s)) for s in ("dev", "test"))
+                share = f"{float(level):.0%}"
+                lines.append(f"| {method} | {share} | {seed} | {rates} |")
+    return "\n".join(lines)
+
+
+def make_cells(folder, given):
+    """Cells of what the command line names."""
+    splits = {n: getattr(given, n) for n in ("train", "dev", "test")}
+    return Cells(folder, given.librispeech, splits)
+
+
+if __name__ == "__main__":
+    run_real(
+        __doc__,
+        TABLE,
+        plan_cells,
+        make_cells,
+        summarise,
+        as_markdown,
+        {"librispeech": "a LibriSpeech tree"},
+    )
