@@ -79,6 +79,7 @@ METHODS = {  # name -> lines beside the preset whisper_score, or whisper_l0
         for score, ranked in SCORES.items()
         for suffix, refitted in REFITS.items()
     },
+    "once": [],
     "final": [],
 }
 _KINDS = "structures: {{kinds: [front_end_channels, ffn_units, heads{}]}}"
@@ -125,6 +126,7 @@ FINAL_EPOCHS = {  # after the first steps, which measure what matters
     "encoder-0.5": 4,
     "whole-0.3": 3,
 }
+EPOCHS = {"once": dict.fromkeys(SIZES, 1), "final": FINAL_EPOCHS}  # of all data
 LAYERS_KEPT = {  # of 6: -31% and -46% of the encoder, -29% of all
     "encoder-0.25": (4, "encoder"),
     "encoder-0.5": (3, "encoder"),
@@ -149,7 +151,7 @@ QUICK = ["dense/utterance-2.0", "fisher_reselected/encoder-0.25"]
 CUTS = [
     f"cut:{method}/{size}"
     for method in METHODS
-    if method not in ("l0", "final")
+    if method != "l0" and method not in EPOCHS
     for size in SIZES
 ] + [
     f"cut:{method}/encoder-0.5"
@@ -240,8 +242,8 @@ class Cells:
     def _train(self, key, scored):
         plain = key.removeprefix("cut:")
         is_cut, (method, _, size) = plain != key, plain.partition("/")
-        train = "train" if method == "final" else "some"
-        epochs = FINAL_EPOCHS[size] if method == "final" else 1
+        train = "train" if method in EPOCHS else "some"
+        epochs = EPOCHS.get(method, {}).get(size, 1)
         if is_cut:
             train = "few"
         options = {

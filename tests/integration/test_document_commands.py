@@ -89,12 +89,6 @@ SMALLER = {
         **SMALL_WHISPER,
         test_csv=TEST.format("prune_whisper"),
     ),
-    "train_with_whisper.py hparams/prune_whisper.yaml "
-    "--output_folder=results/as_scored/1234": options(
-        TINY_WHISPER_PRUNE,
-        **SMALL_WHISPER,
-        test_csv=TEST.format("as_scored"),
-    ),
     "train_with_whisper.py hparams/distil_whisper.yaml": options(
         TINY_WHISPER_DISTIL,
         **SMALL_WHISPER,

@@ -753,7 +753,9 @@ def test_whisper_methods_differ_in_what_their_names_say(real, whisper_block):
         blocks = {name: whisper_block(name, size) for name in real.METHODS}
         for name, block in blocks.items():
             PruningSettings(**block)
-            is_refitted = name.endswith(("_refit", "_reselected", "final"))
+            is_refitted = name.endswith(
+                ("_refit", "_reselected", "once", "final")
+            )
             assert is_refitted == (block.get("refit") is not None)
             if is_refitted:
                 reselects = block["refit"].keywords["reselect"]
