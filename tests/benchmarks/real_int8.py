@@ -17,6 +17,7 @@ kept in real_int8.json; without models, what is there is printed.
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from time import perf_counter
@@ -100,6 +101,33 @@ def measure(source, audio, labelled, max_kl):
     }
 
 
+def summarise(cells):
+    """Model and manifest -> figures; they are printed as they are."""
+    return cells
+
+
+def as_markdown(summary):
+    """The table for docs."""
+    lines = [
+        "| model, utterances | WER in float32, % | in int8, % | lost, points "
+        "| times as fast | MB | loading, s | peak MiB |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for key, row in summary.items():
+        cells = [f"{key} ({row['utterances']})"]
+        for kind in KINDS:
+            low, high = row[f"interval_{kind}"]
+            cells.append(f"{row[f'wer_{kind}']:.2f} ({low:.2f} to {high:.2f})")
+        lost = row["wer_int8"] - row["wer_fp32"]
+        low, high = row["interval_lost"]
+        cells.append(f"{lost:.2f} ({low:.2f} to {high:.2f})")
+        cells.append(f"{row['speedup']:.2f}")
+        for name in ("mb", "load_s", "peak_mib"):
+            cells.append(" -> ".join(str(row[name][kind]) for kind in KINDS))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main():
     """Measures the models that are missing, and prints all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -119,7 +147,9 @@ def main():
             labelled = labelled_audio(given.manifest, given.data_folder, 16000)
             found = measure(folder, audio, labelled, given.max_kl)
             table.add(key, found)
-    print(json.dumps(table.cells), flush=True)
+    summary = summarise(table.cells)
+    print(as_markdown(summary), file=sys.stderr)
+    print(json.dumps(summary), flush=True)
 
 
 if __name__ == "__main__":
