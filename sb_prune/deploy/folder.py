@@ -37,8 +37,8 @@ def deploy(source, output, quantization=None, half=False):
     ---------
     source : str
         An export of sb_prune, or another folder that SpeechBrain's
-        `EncoderASR` or `WhisperASR` loads. Loading runs whatever its
-        `hyperparams.yaml` names.
+        `EncoderASR`, `EncoderDecoderASR` or `WhisperASR` loads. Loading runs
+        whatever its `hyperparams.yaml` names.
     output : str
         Folder to write; a model that was deployed there before is replaced.
     quantization : Quantization, optional
@@ -135,7 +135,8 @@ def _compare(model, asr, label):
     if not furthest <= FURTHEST:
         raise DeployError(
             f"the graphs are not the model: scores differ by {furthest:.1e} of "
-            "the largest; please report this model"
+            f"the largest, in {label}; leave --half out, or please report this "
+            "model"
         )
     count = sum(batch for batch, _ in BATCHES)
     return [
@@ -204,7 +205,7 @@ class Quantization:
 
         Arguments
         ---------
-        model : CTC or Whisper
+        model : CTC, Attention or Whisper
 
         Returns
         -------
@@ -228,7 +229,7 @@ def _quantize_(folder, settings, wanted, audio, labelled, half):
     quantizer = Quantizer(OnnxASR(folder), folder, audio, labelled, half)
     choice = quantizer.choose(wanted.max_kl, wanted.max_wer_loss)
     quantizer.write(folder, choice.integers)
-    kept = {"float32": choice.floats, "integers": len(choice.integers)}
+    kept = {"floats": choice.floats, "integers": len(choice.integers)}
     _rewrite_settings(folder, {**settings, **kept})
     OnnxASR(folder)  # it loads
     unit = "KL divergence, nats"
@@ -239,7 +240,7 @@ def _quantize_(folder, settings, wanted, audio, labelled, half):
         [f"int8: matrix products, of {products}", f"{len(choice.integers)}"],
         [f"int8: {unit}", f"{choice.cost:.4f}"],
         *(
-            [f"stays float32: {name}", f"{choice.alone[name]:.1e} nats alone"]
+            [f"stays a float: {name}", f"{choice.alone[name]:.1e} nats alone"]
             for name in choice.floats
         ),
     ]

@@ -30,23 +30,12 @@ class Graph:
     half : bool
         Whether to keep weights that stay floats in 16 bits. What is computed
         stays float32.
-
-    Raises
-    ------
-    ValueError
-        If it is larger than 2 GB.
     """
 
     def __init__(self, path, half=False):
-        self.half = half
+        self.half, self.name = half, path.name
         model = onnx.load(path)
         weights = {w.name: w for w in model.graph.initializer}
-        size = sum(numpy_helper.to_array(w).nbytes for w in weights.values())
-        if size >= MOST_BYTES:
-            raise ValueError(
-                f"{path.name} has {size / 2**30:.1f} GiB of weights; only "
-                "graphs below 2 GiB can be quantized"
-            )
         self._model, self._weights = model, weights
         self._transposed = {  # name -> of what weights it is the transposed
             node.output[0]: node.input[0]
@@ -98,7 +87,19 @@ class Graph:
         -------
         bytes
             Of an ONNX file.
+
+        Raises
+        ------
+        ValueError
+            If there are 2 GiB of weights or more, which bytes cannot hold.
         """
+        weights = self._weights.values()
+        size = sum(numpy_helper.to_array(w).nbytes for w in weights)
+        if size >= MOST_BYTES:
+            raise ValueError(
+                f"{self.name} has {size / 2**30:.1f} GiB of weights; only "
+                "graphs below 2 GiB can be quantized"
+            )
         return self._converted(names).SerializeToString()
 
     def write(self, names, path):

@@ -66,12 +66,9 @@ class Quantizer:
         if not wavs:
             raise DeployError("--quantize: there is no calibration audio")
         self._model = asr.model
-        try:
-            self._graphs = {
-                name: Graph(folder / name, half) for name in self._model.graphs
-            }
-        except ValueError as error:
-            raise DeployError(f"--quantize: {error}") from error
+        self._graphs = {
+            name: Graph(folder / name, half) for name in self._model.graphs
+        }
         self._taken = dict.fromkeys(self._graphs)  # nothing is tried yet
         self._labelled = labelled
         one = numpy.ones(1, numpy.float32)
@@ -106,7 +103,8 @@ class Quantizer:
         alone, fits, found = {}, len(keys), cost(keys)
         if not found <= most:
             alone = {key: self._divergence([key]) for key in keys}
-            keys, over, fits, found = sorted(keys, key=alone.get), fits, 0, 0.0
+            keys, over, fits = sorted(keys, key=alone.get), fits, 0
+            found = cost(())  # weights of 16 bits cost something, too
             while over - fits > 1:
                 middle = (fits + over) // 2
                 costs = cost(keys[:middle])
@@ -168,7 +166,10 @@ class Quantizer:
         for file, graph in self._graphs.items():
             named = frozenset(name for other, name in keys if other == file)
             if self._taken[file] != named:
-                self._model.load_(file, graph.with_integers(named))
+                try:
+                    self._model.load_(file, graph.with_integers(named))
+                except ValueError as error:
+                    raise DeployError(f"--quantize: {error}") from error
                 self._taken[file] = named
 
 

@@ -51,15 +51,37 @@ def recogniser(hparams):
     DeployError
         If it is of no kind that can be deployed.
     """
+    return kind_of(hparams)(hparams)
+
+
+def kind_of(hparams):
+    """Finds out which of SpeechBrain's interfaces a model is made for.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded objects of its `hyperparams.yaml`.
+
+    Returns
+    -------
+    type
+        CTC, Attention or Whisper; its `interface` is the name of a class in
+        `speechbrain.inference.ASR`.
+
+    Raises
+    ------
+    DeployError
+        If it is made for none of them.
+    """
     modules = hparams["modules"]
     for kind in (CTC, Whisper, Attention):
-        if kind.needs <= modules.keys() | hparams.keys():
-            return kind(hparams)
+        if kind.modules <= modules.keys() and kind.needs <= hparams.keys():
+            return kind
     raise DeployError(
-        f"a model with modules {list(modules)} cannot be deployed yet; only "
-        "those for EncoderASR with greedy CTC (`encoder` and "
-        "`decoding_function`), for EncoderDecoderASR (`encoder`, `decoder` and "
-        "`tokenizer`) and for WhisperASR (`whisper` and `decoder`)"
+        f"a model with modules {list(modules)} is none for EncoderASR "
+        "(`encoder` in its modules, `decoding_function` and `tokenizer`), "
+        "EncoderDecoderASR (`encoder` and `decoder` in its modules, "
+        "`tokenizer`) or WhisperASR (`whisper` and `decoder` in its modules)"
     )
 
 
@@ -76,7 +98,8 @@ class CTC:
         If it is decoded or spelt in another way.
     """
 
-    needs = {"encoder", "decoding_function", "tokenizer"}
+    interface = "EncoderASR"
+    modules, needs = {"encoder"}, {"decoding_function", "tokenizer"}
 
     def __init__(self, hparams):
         decode = hparams["decoding_function"]
@@ -200,7 +223,8 @@ class Attention:
         If it is decoded or spelt in another way.
     """
 
-    needs = {"encoder", "decoder", "tokenizer"}
+    interface = "EncoderDecoderASR"
+    modules, needs = {"encoder", "decoder"}, {"tokenizer"}
     longest = None  # samples of an utterance: any
 
     def __init__(self, hparams):
@@ -295,7 +319,8 @@ class Whisper:
         If it is decoded in another way.
     """
 
-    needs = {"whisper", "decoder"}
+    interface = "WhisperASR"
+    modules, needs = {"whisper", "decoder"}, set()
 
     def __init__(self, hparams):
         self.lobe = hparams["modules"]["whisper"]

@@ -33,7 +33,6 @@ from sb_prune.export.lineage import (
 )
 from sb_prune.export.loading import ExportError, load_export
 from sb_prune.report.pictures import draw_curves, draw_structure, read_log
-from sb_prune.support.disk import naming_what_fails
 from sb_prune.support.measure import (
     count_frames,
     count_macs,
@@ -274,11 +273,16 @@ def main(arguments=None):
     given = _parsed(arguments)
     try:
         if given.compare:
-            print(write_comparison(given))
+            write_comparison(given)
         else:
             print(write_report(given.folder, given.seconds, given.log))
     except (ExportError, DeployError, OSError) as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"error: {error.name} is not installed; pip install it, or all of "
+            '".[deploy]"'
+        )
 
 
 def _parsed(arguments):
@@ -322,50 +326,53 @@ def _parsed(arguments):
 
 
 def write_comparison(given):
-    """Compares models and writes a page.
+    """Compares models, prints a table and writes a page.
 
     Arguments
     ---------
     given : argparse.Namespace
         compare, output, audio, labels, data_folder, utterances, threads.
 
-    Returns
-    -------
-    str
-        The table, as Markdown, and the name of the page.
-
     Raises
     ------
     DeployError
-        If a model cannot be loaded, two have the same name, or there is no
-        audio.
+        If a model cannot be loaded, two have the same name, there is no audio,
+        or the page cannot be written.
     """
     from sb_prune.report.compare import compare, table, utterances
     from sb_prune.report.page import render
 
     folders = _named(given.compare)
-    chosen = utterances(
-        given.audio, given.labels, given.data_folder, given.utterances
-    )
-    comparison = compare(folders, chosen, given.threads)
+    output = Path(given.output)
+    if output.is_dir() or not output.resolve().parent.is_dir():
+        raise DeployError(
+            f"--output: {output} cannot be written; name a file in a folder "
+            "that is there"
+        )
+    found = utterances(given.audio, given.labels, given.data_folder)
+    comparison = compare(folders, found, given.utterances, given.threads)
+    print(format_table(table(comparison)), flush=True)
     page = render(comparison, f"{len(folders)} models side by side")
-    with naming_what_fails(given.output):
-        Path(given.output).write_text(page, encoding="utf-8")
-    return f"{format_table(table(comparison))}\n\n{given.output}"
+    output.write_text(page, encoding="utf-8")
 
 
 def _named(models):
     """Name -> folder; without a name, what folders do not have in common."""
-    pairs = [model.rpartition("=") for model in models]
-    parts = [Path(folder).parts for *_, folder in pairs]
+    pairs = [
+        ("", model)
+        if Path(model).exists() or "=" not in model
+        else model.split("=", 1)
+        for model in models
+    ]
+    parts = [Path(folder).parts for _, folder in pairs]
     while len({p[:1] for p in parts}) == 1 and all(len(p) > 1 for p in parts):
         parts = [p[1:] for p in parts]
     while len({p[-1:] for p in parts}) == 1 and all(len(p) > 1 for p in parts):
         parts = [p[:-1] for p in parts]
-    names = [name or "/".join(part) for (name, *_), part in zip(pairs, parts)]
+    names = [name or "/".join(part) for (name, _), part in zip(pairs, parts)]
     for name in names:
         if names.count(name) > 1:
             raise DeployError(
                 f"--compare: two models are called {name}; write NAME=FOLDER"
             )
-    return dict(zip(names, (folder for *_, folder in pairs)))
+    return dict(zip(names, (folder for _, folder in pairs)))

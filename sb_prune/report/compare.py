@@ -14,7 +14,7 @@ from sb_prune.deploy.runtime.settings import DeployError
 from sb_prune.report.models import processes
 from sb_prune.support.words import error_rate, word_errors, words_of
 
-LONGEST = 30  # seconds of an utterance that every model hears at once
+LONGEST = 30.0  # seconds of an utterance
 
 
 @dataclass
@@ -75,6 +75,8 @@ class Comparison:
     threads : int
     normaliser : str
         Says how words were compared.
+    too_long : int
+        Utterances that not all models hear at once, and that are left out.
     """
 
     rows: list
@@ -85,10 +87,11 @@ class Comparison:
     has_labels: bool
     threads: int
     normaliser: str
+    too_long: int
 
 
-def utterances(audio, labels, data_folder, count):
-    """Chooses a few utterances, evenly spaced in their order.
+def utterances(audio, labels, data_folder):
+    """Finds utterances.
 
     Arguments
     ---------
@@ -98,8 +101,6 @@ def utterances(audio, labels, data_folder, count):
         In its place, a CSV manifest with columns `wav` and `wrd`.
     data_folder : str or None
         What stands for `$data_root` in the manifest.
-    count : int
-        At most.
 
     Returns
     -------
@@ -109,31 +110,34 @@ def utterances(audio, labels, data_folder, count):
     Raises
     ------
     DeployError
-        If there is no audio, or none of at most 30 s.
+        If there is no audio.
     """
     if (audio is None) == (labels is None):
         raise DeployError("--compare: write --audio FOLDER or --labels CSV")
     if labels is not None:
-        found = labelled_files(labels, data_folder)
-    else:
-        found = [(str(path), None) for path in audio_files(audio)]
-    try:
-        found = [pair for pair in found if _seconds(pair[0]) <= LONGEST]
-    except (OSError, soundfile.SoundFileError) as error:
-        raise DeployError(f"--compare: {error}") from error
-    if not found:
-        raise DeployError(
-            f"--compare: no utterance is at most {LONGEST} s long; cut them "
-            "at pauses"
-        )
-    return some(found, count)
+        return labelled_files(labels, data_folder)
+    return [(str(path), None) for path in audio_files(audio)]
 
 
 def _seconds(path):
-    return soundfile.info(str(path)).duration
+    try:
+        return soundfile.info(str(path)).duration
+    except (OSError, soundfile.SoundFileError) as error:
+        raise DeployError(f"{path} cannot be read: {error}") from error
 
 
-def compare(folders, chosen, threads=1):
+def _chosen(found, longest, count):
+    """Utterances that all models hear, and of how many."""
+    heard = [pair for pair in found if _seconds(pair[0]) <= longest]
+    if not heard:
+        raise DeployError(
+            f"--compare: no utterance is at most {longest:g} s long, as all "
+            "models hear; cut them at pauses"
+        )
+    return some(heard, count), len(found) - len(heard)
+
+
+def compare(folders, found, count, threads=1):
     """Lets models transcribe the same utterances, in turns.
 
     Arguments
@@ -141,8 +145,10 @@ def compare(folders, chosen, threads=1):
     folders : dict
         Name -> an export, another folder that SpeechBrain loads, or what was
         deployed. Loading runs whatever a `hyperparams.yaml` names.
-    chosen : list of (str, str or None)
+    found : list of (str, str or None)
         Paths of utterances, and transcripts.
+    count : int
+        How many of these at most, evenly spaced in their order.
     threads : int
         Of each model.
 
@@ -153,10 +159,14 @@ def compare(folders, chosen, threads=1):
     Raises
     ------
     DeployError
-        If a model cannot be loaded, or a file cannot be read.
+        If a model cannot be loaded, a file cannot be read, no utterance is
+        short enough, or there are no words.
     """
     rows = {name: Row(name) for name in folders}
     with processes(folders, threads) as running:
+        limits = [process.facts["longest"] for process in running.values()]
+        longest = min(filter(None, limits), default=LONGEST)
+        chosen, too_long = _chosen(found, min(longest, LONGEST), count)
         for process in running.values():
             process.transcribe(chosen[0][0])  # the first call takes longer
         for n, (path, _) in enumerate(chosen):
@@ -174,6 +184,12 @@ def compare(folders, chosen, threads=1):
     has_labels = all(text is not None for _, text in chosen)
     right = [text for _, text in chosen] if has_labels else rows[0].texts
     said = [words(text) for text in right]
+    if not any(said):
+        raise DeployError(
+            "--compare: there is not one word that counts as right; write "
+            "--labels CSV with transcripts, or name a model first that hears "
+            "words"
+        )
     heard = [[words(text) for text in row.texts] for row in rows]
     for row, texts in zip(rows, heard):
         pairs = zip(said, texts)
@@ -187,12 +203,13 @@ def compare(folders, chosen, threads=1):
         has_labels,
         threads,
         normaliser,
+        too_long,
     )
 
 
 def _words(rows):
     """Function: text -> words that are compared; and its name."""
-    if any(row.facts["kind"] == "whisper" for row in rows):
+    if any(row.facts["is_whisper"] for row in rows):
         try:
             from whisper_normalizer.english import EnglishTextNormalizer
         except ImportError:

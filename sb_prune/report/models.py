@@ -1,20 +1,22 @@
 """Models that are compared: each transcribes in a process of its own.
 
-So each has the memory to itself, and a deployed model runs without torch.
+So the memory of each is known, and a deployed model runs without torch.
 """
 
+import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 from time import perf_counter
 
 from sb_prune.deploy.runtime.asr import OnnxASR
 from sb_prune.deploy.runtime.audio import read_audio
-from sb_prune.deploy.runtime.settings import FILE
+from sb_prune.deploy.runtime.settings import FILE, DeployError
 from sb_prune.support.memory import resident_memory
-
-NO_WEIGHTS = (".png", ".md", ".json", ".txt", ".csv", ".yaml")
 
 
 class Deployed:
@@ -27,11 +29,14 @@ class Deployed:
     """
 
     runtime = "onnxruntime"
+    longest = None  # seconds; it cuts what is long
 
     def __init__(self, folder, threads):
         self._asr = OnnxASR(folder, threads)
         self.sample_rate = self._asr.sample_rate
-        self.kind = self._asr.model.settings["kind"]
+        self._settings = self._asr.model.settings
+        self.is_whisper = self._settings["kind"] == "whisper"
+        self.files = [Path(folder, name) for name in self._settings["files"]]
 
     def transcribe(self, wav):
         """Text of an utterance, (samples,)."""
@@ -39,7 +44,7 @@ class Deployed:
 
     def costs(self):
         """Parameters and MACs of what was deployed."""
-        source = self._asr.model.settings["source"]
+        source = self._settings["source"]
         return {
             "parameters": source["parameters"],
             "macs": source["macs_per_second"],
@@ -47,23 +52,27 @@ class Deployed:
         }
 
 
-def open_model(folder, threads):
-    """Loads an export, another folder of SpeechBrain, or a deployed model.
+def kind_of_model(folder):
+    """The class for an export, another folder of SpeechBrain, or a deployed.
+
+    Importing it imports what the model runs in.
 
     Arguments
     ---------
     folder : str
-    threads : int
 
     Returns
     -------
-    Deployed or SpeechBrain
+    type
+        Deployed or SpeechBrain
     """
     if Path(folder, FILE).is_file():
-        return Deployed(folder, threads)
+        import onnxruntime  # noqa: F401
+
+        return Deployed
     from sb_prune.report.speechbrain_model import SpeechBrain  # needs torch
 
-    return SpeechBrain(folder, threads)
+    return SpeechBrain
 
 
 class Process:
@@ -77,7 +86,8 @@ class Process:
     Attributes
     ----------
     facts : dict
-        runtime and kind of the model, bytes of its files, load_s.
+        runtime; is_whisper; longest: seconds that it hears at a time, or None;
+        bytes of its files; load_s: without what starts its libraries.
 
     Raises
     ------
@@ -86,15 +96,27 @@ class Process:
     """
 
     def __init__(self, folder, threads):
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._folder = str(folder)
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, mp_context=context)
         try:
-            self.facts = self._ask(_open, str(folder), threads)
+            self.facts = self._ask(_open, self._folder, threads)
         except BaseException:
             self.close()
             raise
 
     def _ask(self, function, *given):
-        return self._pool.submit(function, *given).result()
+        try:
+            return self._pool.submit(function, *given).result()
+        except BrokenProcessPool as error:
+            raise DeployError(
+                f"{self._folder}: its process was killed; is there memory for "
+                "all models at once?"
+            ) from error
+        except (DeployError, ModuleNotFoundError):
+            raise
+        except Exception as error:  # whatever a model raises
+            raise DeployError(f"{self._folder}: {error}") from error
 
     def transcribe(self, path):
         """Transcribes a file.
@@ -159,14 +181,25 @@ _opened = {}  # of this process: what is asked next needs what was opened
 
 
 def _open(folder, threads):
+    Thread(target=_end_with_parent, daemon=True).start()
+    kind = kind_of_model(folder)
     start = perf_counter()
-    model = open_model(folder, threads)
+    model = kind(folder, threads)
     seconds = perf_counter() - start
     _opened["model"] = model
-    files = [p for p in Path(folder).rglob("*") if p.is_file()]
-    size = sum(p.stat().st_size for p in files if p.suffix not in NO_WEIGHTS)
-    facts = {"runtime": model.runtime, "kind": model.kind}
-    return {**facts, "bytes": size, "load_s": seconds}
+    return {
+        "runtime": model.runtime,
+        "is_whisper": model.is_whisper,
+        "longest": model.longest,
+        "bytes": sum(f.stat().st_size for f in model.files if f.is_file()),
+        "load_s": seconds,
+    }
+
+
+def _end_with_parent():
+    """Without it, models would stay when the parent is killed."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _transcribe(path):

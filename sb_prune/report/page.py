@@ -47,6 +47,7 @@ def render(comparison, title):
         seconds=sum(comparison.durations),
         threads=comparison.threads,
         normaliser=comparison.normaliser,
+        too_long=comparison.too_long,
         has_labels=comparison.has_labels,
         table=table(comparison),
         charts=[_chart(comparison, *axis) for axis in COSTS.values()],

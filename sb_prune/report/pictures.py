@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ CURVES = {
     "expected": {"color": "#E69F00", "linewidth": 3},
     "realised": {"color": "#000000", "linewidth": 1, "marker": "."},
 }
+MARKERS = "osD^v"
 GONE_COLOUR = "#D9D9D9"
 LABELS = [
     {"color": colour}
@@ -127,14 +128,18 @@ def draw_pareto(path, points, cost, error):
     axes = figure.subplots()
     front = pareto_front({n: point[:2] for n, point in points.items()})
     axes.plot(*zip(*(points[n][:2] for n in front)), color="#999999", zorder=1)
-    for (name, (x, y, low, high)), style in zip(points.items(), cycle(LABELS)):
+    handles, styles = [], cycle(product(MARKERS, LABELS))
+    for (x, y, low, high), (marker, style) in zip(points.values(), styles):
         bars = [[max(y - low, 0)], [max(high - y, 0)]]
-        label = {"label": name, **style}
-        axes.errorbar(x, y, bars, fmt="o", capsize=3, zorder=2, **label)
+        options = {"fmt": marker, "capsize": 3, "zorder": 2, **style}
+        handles.append(axes.errorbar(x, y, bars, **options))
     dearest = max(x for x, *_ in points.values())
     axes.set(xlabel=cost, ylabel=error, xlim=(0, 1.1 * dearest))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    names = [name.replace("$", r"\$") for name in points]  # no mathematics
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=2, fontsize=8
+    )
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sb_prune"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
 

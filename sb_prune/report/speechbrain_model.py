@@ -1,25 +1,19 @@
 """A model in SpeechBrain, as its users load and ask it."""
 
+from pathlib import Path
+
 import torch
-from speechbrain.inference.ASR import (
-    EncoderASR,
-    EncoderDecoderASR,
-    WhisperASR,
-)
+from speechbrain.inference import ASR
 
 from sb_prune.declare.tables import kept_units
-from sb_prune.deploy.runtime.settings import DeployError
+from sb_prune.deploy.recognisers import kind_of
 from sb_prune.deploy.sources import load_source
 from sb_prune.export.lineage import originals
 from sb_prune.export.loading import encoder_of
+from sb_prune.support.context import SAMPLE_RATE, longest_utterance
 from sb_prune.support.measure import count_macs, count_parameters, noise
 
 COUNTED = 10  # seconds of noise whose MACs are counted
-KINDS = {  # kind -> (what its YAML has, interface)
-    "whisper": ({"whisper", "decoder"}, WhisperASR),
-    "attention": ({"encoder", "decoder"}, EncoderDecoderASR),
-    "ctc": ({"encoder", "decoding_function"}, EncoderASR),
-}
 
 
 class SpeechBrain:
@@ -41,19 +35,24 @@ class SpeechBrain:
     def __init__(self, folder, threads):
         torch.set_num_threads(threads)
         hparams, export = load_source(folder)
-        keys = hparams["modules"].keys() | hparams.keys()
-        kinds = [kind for kind, (needs, _) in KINDS.items() if needs <= keys]
-        if not kinds:
-            raise DeployError(
-                f"{folder} has modules {list(hparams['modules'])}; only "
-                "speech recognisers can be compared: models for EncoderASR, "
-                "EncoderDecoderASR and WhisperASR"
-            )
-        self.kind = kinds[0]
-        _, interface = KINDS[self.kind]
-        self.sample_rate = hparams.get("sample_rate", 16000)
+        interface = getattr(ASR, kind_of(hparams).interface)
+        self.is_whisper = interface is ASR.WhisperASR
+        self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
         self._hparams, self._export = hparams, export
         self._asr = interface(hparams["modules"], hparams, {"device": "cpu"})
+        self.files = [
+            path for path in Path(folder).iterdir() if path.suffix != ".png"
+        ]
+
+    @property
+    def longest(self):
+        """Seconds of the longest utterance that it hears, or None."""
+        if not self.is_whisper:
+            return None
+        lobe = self._hparams["modules"]["whisper"]
+        context = getattr(lobe, "context", None)
+        samples = longest_utterance(context, getattr(lobe, "margin", 0.0))
+        return samples / SAMPLE_RATE
 
     @torch.inference_mode()
     def transcribe(self, wav):

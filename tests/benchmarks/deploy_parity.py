@@ -106,14 +106,15 @@ def families(full):
     return {"cases": len(found), "max_abs_diff": max(found)}
 
 
-def transcripts(models, chosen):
+def transcripts(models, found, count):
     """Name -> utterances, and how many are heard otherwise."""
     result = {}
     for name, export in (model.split("=", 1) for model in models):
         with tempfile.TemporaryDirectory() as folder:
             graphs = f"{folder}/deployed"
             deploy(export, graphs)
-            rows = compare({"export": export, "onnx": graphs}, chosen).rows
+            folders = {"export": export, "onnx": graphs}
+            rows = compare(folders, found, count).rows
         export, onnx = (row.texts for row in rows)
         differ = sum(a != b for a, b in zip(export, onnx))
         result[name] = {"utterances": len(onnx), "token_mismatches": differ}
@@ -130,8 +131,8 @@ def main():
     parser.add_argument("--utterances", type=int, default=200)
     given = parser.parse_args()
     if given.models:
-        chosen = (given.labels, given.data_folder, given.utterances)
-        found = transcripts(given.models, utterances(None, *chosen))
+        speech = utterances(None, given.labels, given.data_folder)
+        found = transcripts(given.models, speech, given.utterances)
     else:
         torch.set_num_threads(1)
         found = families(given.full)

@@ -84,6 +84,7 @@ def plan_cells(full):
     keys += [f"{method}/{first}/1" for method in (*METHODS, "small_dense")]
     keys += [f"{method}/{second}/1" for method in (*BEST, "small_dense")]
     keys += [f"{m}/{first}/{seed}" for seed in SEEDS[1:] for m in SEEDED]
+    keys += [f"dense/{seed}" for seed in SEEDS[1:]]  # are trained by then
     return keys
 
 
@@ -108,10 +109,9 @@ class Cells:
         self._csv = manifests(
             folder / "csv", librispeech, splits, {"few": CUT_EVERY}
         )
-        self._steps = {
-            name: round(_seconds(self._csv[name][0]) / (0.9 * SECONDS))
-            for name in ("train", "few")
-        }
+        rows = table_of(self._csv["train"][0])
+        seconds = sum(float(row["duration"]) for row in rows)
+        self._steps = round(seconds / (0.9 * SECONDS))  # of an epoch
 
     def run(self, key):
         """Runs, or continues, one cell of the table.
@@ -123,8 +123,8 @@ class Cells:
         Returns
         -------
         dict
-            Word error rate, its interval, and errors of each utterance, by
-            which methods are compared in pairs.
+            Word error rate, its interval, and errors and words of each
+            utterance, by which methods are compared in pairs.
         """
         split = "test" if key.startswith("test:") else "dev"
         key = key.removeprefix("test:")
@@ -136,8 +136,8 @@ class Cells:
         counts = list(counts_of(files).values())
         return {
             **rounded(error_rate(counts)),
-            "errors": [errors for errors, _ in counts],
-            "words": sum(words for _, words in counts),
+            "errors": " ".join(str(errors) for errors, _ in counts),
+            "words": " ".join(str(words) for _, words in counts),
             **valid_errors(outputs[0]),
         }
 
@@ -160,7 +160,7 @@ class Cells:
         return self._train(f"dense-{seed}", seed, scored, DENSE_EPOCHS, DENSE)
 
     def _train(self, name, seed, scored, epochs, model):
-        steps = epochs * self._steps["train"]
+        steps = epochs * self._steps
         options = {
             "number_of_epochs": epochs,
             "total_steps": steps,
@@ -173,7 +173,7 @@ class Cells:
 
     def _prune(self, name, method, level, seed, scored):
         preset, lines = METHODS[method]
-        steps = self._steps["train"]
+        steps = self._steps
         phase = max(PRUNE_EPOCHS, TUNE_EPOCHS) * steps
         options = {
             "number_of_epochs": PRUNE_EPOCHS + TUNE_EPOCHS,
@@ -187,13 +187,6 @@ class Cells:
         return self._pruned(name, yaml, "train", level, seed, scored, options)
 
     def _cut(self, name, method, level, seed, scored):
-        lines = [
-            *AT_ONCE[method],
-            "hold_weights: True",
-            f"prune_steps: {SCORE_STEPS}",
-            "schedule: !name:sb_prune.LinearSchedule",
-            "    start: 0.99",
-        ]
         options = {  # nothing is learned in the epoch after the cut
             "number_of_epochs": 2,
             "prune_epochs": 1,
@@ -201,7 +194,7 @@ class Cells:
             "max_batch_length": SECONDS / 5,  # of more batches more is known
             "lr": 0.0,
         }
-        yaml = self._yaml(name, SCORE, lines)
+        yaml = self._yaml(name, SCORE, lines_at_once(method))
         return self._pruned(name, yaml, "few", level, seed, scored, options)
 
     def _yaml(self, name, preset, lines):
@@ -230,8 +223,15 @@ class Cells:
         return self.runs.run(name, RECIPE / "train.py", yaml, last, options)
 
 
-def _seconds(path):
-    return sum(float(row["duration"]) for row in table_of(path))
+def lines_at_once(method):
+    """Lines of the block with which all goes at once, after measuring."""
+    return [
+        *AT_ONCE[method],
+        "hold_weights: True",
+        f"prune_steps: {SCORE_STEPS}",
+        "schedule: !name:sb_prune.LinearSchedule",
+        "    start: 0.99",
+    ]
 
 
 def pruning_yaml(preset, lines):

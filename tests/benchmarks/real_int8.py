@@ -25,13 +25,12 @@ from time import perf_counter
 import numpy
 import soundfile
 from cells import Table
-from whisper_normalizer.english import EnglishTextNormalizer
 
-from sb_prune.deploy import OnnxASR, deploy
-from sb_prune.deploy.folder import Quantization
-from sb_prune.deploy.manifests import labelled_audio
-from sb_prune.report.models import Process
-from sb_prune.support.words import error_rate, word_errors
+from sb_prune.deploy import OnnxASR
+from sb_prune.report.models import processes
+
+# What needs torch is imported where it is used: the processes that are measured
+# import this file, too.
 
 TABLE = Path(__file__).with_suffix(".json")
 KINDS = ("fp32", "int8")
@@ -39,6 +38,10 @@ KINDS = ("fp32", "int8")
 
 def word_counts(asr, said, heard):
     """(errors, words) of an utterance."""
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    from sb_prune.support.words import word_errors
+
     if asr.model.settings["kind"] == "whisper":
         said, heard = (EnglishTextNormalizer()(text) for text in (said, heard))
     return word_errors(said.split(), heard.split())
@@ -46,6 +49,8 @@ def word_counts(asr, said, heard):
 
 def interval(counts):
     """95% interval of a rate over utterances, in %."""
+    from sb_prune.support.words import error_rate
+
     _, low, high = error_rate(counts)
     return [round(low, 2), round(high, 2)]
 
@@ -55,15 +60,17 @@ def in_a_process(folder, wav):
     with tempfile.TemporaryDirectory() as other:
         path = f"{other}/utterance.wav"
         soundfile.write(path, wav, 16000)
-        process = Process(folder, threads=1)
-        process.transcribe(path)
-        found = process.facts["load_s"], process.memory()
-        process.close()
-    return found
+        with processes({"": folder}, threads=1) as running:
+            process = running[""]
+            process.transcribe(path)
+            return process.facts["load_s"], process.memory()
 
 
 def measure(source, audio, labelled, max_kl):
     """Word error rates, sizes and speed of one model."""
+    from sb_prune.deploy import deploy
+    from sb_prune.deploy.folder import Quantization
+
     with tempfile.TemporaryDirectory() as folder:
         folders = {kind: Path(folder, kind) for kind in KINDS}
         deploy(source, folders["fp32"])
@@ -139,6 +146,8 @@ def main():
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--full", action="store_true", help="of no effect")
     given = parser.parse_args()
+    from sb_prune.deploy.manifests import labelled_audio
+
     table = Table(given.table)
     for name, folder in (model.split("=", 1) for model in given.models):
         key = f"{name}/{Path(given.manifest).stem}"

@@ -1,11 +1,19 @@
 """Models side by side: the page that shows what each costs and hears."""
 
+import html
+import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy
 import pytest
+import soundfile
 from matplotlib.image import imread
 from tiny_export import make_export
 
@@ -43,7 +51,7 @@ def labels(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compared(folders, labels):
-    return compare(folders, utterances(None, labels, None, 4))
+    return compare(folders, utterances(None, labels, None), 4)
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +96,22 @@ def test_page_is_one_small_file(page, compared):
     text = page.read_text("utf-8")
     assert page.stat().st_size < 3 * 2**20
     assert not re.search(r"(src|href)=\"(?!data:|#)", text)  # no network
-    assert "<B>" not in text  # what was said is escaped
     assert text.count("<svg") == 3
     assert text.count("data:image/png") == 2  # of the exports
     assert all(name in text for name in (*NAMES, *compared.names))
     assert '<span class="D">' in text
+
+
+def test_names_are_shown_as_they_are(compared):
+    """Not as markup, mathematics, or not at all."""
+    odd = ["_a<b>", "$x$", r"a & $\foo"]
+    rows = [replace(row, name=n) for row, n in zip(compared.rows, odd)]
+    names = ["<i>", *compared.names[1:]]
+    text = render(replace(compared, rows=rows, names=names), "<title>")
+    assert "<i>" not in text and "<b>" not in text
+    for name in odd:
+        shown = html.escape(name)
+        assert text.count(f">{shown}<") >= 5  # two tables, three legends
 
 
 @pytest.fixture(scope="module")
@@ -160,14 +179,65 @@ def test_command(folders, corpus, tmp_path, capsys):
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path, labels):
-    chosen = utterances(None, labels, None, 1)
+    found = utterances(None, labels, None)
     with pytest.raises(DeployError, match=r"has no hyperparams\.yaml"):
-        compare({"none": str(tmp_path)}, chosen)
+        compare({"none": str(tmp_path)}, found, 1)
+
+
+def test_without_words_there_is_nothing_to_compare(folders, tmp_path):
+    path = tmp_path / "noise.wav"
+    soundfile.write(path, numpy.full(16000, 0.01), 16000)
+    with pytest.raises(DeployError, match="not one word"):
+        compare({"onnx": folders["onnx"]}, [(str(path), "...")], 1)
+
+
+def test_what_not_all_hear_at_once_is_left_out(folders, tmp_path):
+    paths = []
+    for seconds in (1, 31):
+        paths.append(tmp_path / f"{seconds}.wav")
+        soundfile.write(paths[-1], numpy.zeros(16000 * seconds), 16000)
+    found = [(str(path), "a") for path in paths]
+    comparison = compare({"onnx": folders["onnx"]}, found, 9)
+    assert comparison.names == ["1"] and comparison.too_long == 1
+    with pytest.raises(DeployError, match="no utterance is at most 30 s"):
+        compare({"onnx": folders["onnx"]}, found[1:], 9)
+
+
+def test_models_end_when_they_are_left_alone(folders):
+    """The parent is killed, as by a scheduler."""
+    code = (
+        "import os, sys, signal\n"
+        "from sb_prune.report.models import Process\n"
+        "process = Process(sys.argv[1], 1)\n"
+        "(child,) = process._pool._processes\n"
+        "print(child, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code, folders["onnx"]]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    child = int(done.stdout)
+    for _ in range(100):
+        if not is_running(child):
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        raise AssertionError("the model is still there")
+
+
+def is_running(process):
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--compare", "a", "--output=nowhere/page.html"], "--output: nowhere"),
         (["--compare", "a/x", "b=a", "x=a", "b=c"], "two models are called b"),
         (["--compare", "a", "b"], "write --audio FOLDER or --labels CSV"),
         (["--compare", "a", "--audio=x", "--labels=y"], "or --labels CSV"),
@@ -176,7 +246,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path, labels):
 )
 def test_wrong_options_are_refused(arguments, message):
     with pytest.raises(SystemExit, match=message):
-        main([*arguments, "--output=page.html"])
+        main(["--output=page.html", *arguments])
 
 
 @pytest.mark.parametrize(

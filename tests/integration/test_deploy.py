@@ -224,7 +224,7 @@ def test_int8_says_what_it_costs_and_what_stays(exported, corpus, tmp_path):
     table = deploy(exported, folder, Quantization(str(corpus), max_kl=3e-5))
     rows = dict(table)
     assert float(rows["int8: KL divergence, nats"]) <= 3e-5
-    kept = [name for name in rows if name.startswith("stays float32: ")]
+    kept = [name for name in rows if name.startswith("stays a float: ")]
     count = re.search(r"int8: matrix products, of (\d+)", " ".join(rows))
     number = int(rows[count[0]])
     assert number and kept and number + len(kept) == int(count[1])

@@ -127,7 +127,7 @@ def cut_at_pauses(wav, longest, sample_rate):
     >>> wav = numpy.ones(3000)
     >>> wav[950] = 0
     >>> [len(p) for p in cut_at_pauses(wav, 1000, sample_rate=10)]
-    [950, 1000, 1000, 50]
+    [950, 1000, 525, 525]
     """
     size = min(max(round(QUIET * sample_rate), 1), longest)
     pieces = []
@@ -138,6 +138,8 @@ def cut_at_pauses(wav, longest, sample_rate):
         cut = longest - len(searched) + int(quietest)
         if power.min() == power.max():  # there is no pause
             cut = longest
+            if len(wav) < (1 + SEARCHED) * longest:  # else little would be left
+                cut = len(wav) // 2
         pieces.append(wav[:cut])
         wav = wav[cut:]
     return [*pieces, wav]

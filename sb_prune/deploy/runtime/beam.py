@@ -73,9 +73,9 @@ class PrefixScores:
         first = max(1, self._length)  # frame in which a new token can stand
         before = either[first - 1 : -1]
         largest = before.max(0, initial=NEVER)
-        shares = numpy.exp(before - largest).T.reshape(
-            len(self._scores), -1, len(before)
-        )
+        batch = len(self._scores)
+        shape = batch, len(last) // batch, len(before)
+        shares = numpy.exp(before - largest).T.reshape(shape)
         sums = shares @ self._probabilities[:, first:]
         with numpy.errstate(divide="ignore"):
             found = largest[:, None] + numpy.log(sums).reshape(len(last), -1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sb_prune.support.hashes import check_hash, file_hash
 
-FILE, FORMAT = "deploy.json", 1
+FILE, FORMAT = "deploy.json", 2
 
 
 class DeployError(ValueError):
@@ -36,13 +36,13 @@ def read_settings(folder):
     Returns
     -------
     dict
-        kind: "ctc" or "whisper"; sample_rate; opset; files: name -> SHA-256;
-        and what the runtime of that kind needs.
+        kind: one of `sb_prune.deploy.runtime.kinds.KINDS`; sample_rate; opset;
+        files: name -> SHA-256; and what the runtime of that kind needs.
 
     Raises
     ------
     DeployError
-        If the folder is no deployed model, a later version wrote it, or a file
+        If the folder is no deployed model, another version wrote it, or a file
         is missing.
     """
     path = Path(folder) / FILE
@@ -63,6 +63,11 @@ def read_settings(folder):
         raise DeployError(
             f"{path} has format {format}, and this version of sb_prune reads "
             f"up to {FORMAT}; install a later one"
+        )
+    if format < FORMAT:
+        raise DeployError(
+            f"{path} has format {format}, of an earlier version of sb_prune; "
+            "deploy the model again"
         )
     for name in files:
         file = path.with_name(name)

@@ -135,8 +135,15 @@ def test_damaged_settings_are_refused(folder, text):
 
 def test_a_later_format_is_refused(folder):
     settings = json.loads((folder / FILE).read_text())
-    (folder / FILE).write_text(json.dumps({**settings, "format": 2}))
-    with pytest.raises(DeployError, match="has format 2.*install a later"):
+    (folder / FILE).write_text(json.dumps({**settings, "format": 3}))
+    with pytest.raises(DeployError, match="has format 3.*install a later"):
+        read_settings(folder)
+
+
+def test_an_earlier_format_is_refused(folder):
+    settings = json.loads((folder / FILE).read_text())
+    (folder / FILE).write_text(json.dumps({**settings, "format": 1}))
+    with pytest.raises(DeployError, match="has format 1.*deploy the model"):
         read_settings(folder)
 
 
