@@ -55,6 +55,11 @@ def _deploy(arguments):
         action="store_true",
         help="keep weights that stay floats in 16 bits",
     )
+    parser.add_argument(
+        "--static",
+        action="store_true",
+        help="activations keep the scales of the calibration audio",
+    )
     parser.add_argument("--audio", help="folder of calibration audio")
     parser.add_argument(
         "--max_kl", type=float, help="nats that int8 may cost (default: 0.01)"
@@ -66,8 +71,8 @@ def _deploy(arguments):
     parser.add_argument("--data_folder", help="$data_root in the manifest")
     given = parser.parse_args(arguments)
     keys = ("audio", "max_kl", "labels", "max_wer_loss", "data_folder")
-    values = {key: getattr(given, key) for key in keys}
-    values = {key: v for key, v in values.items() if v is not None}
+    values = {key: getattr(given, key) for key in (*keys, "static")}
+    values = {k: v for k, v in values.items() if v not in (None, False)}
     if given.quantize and not given.audio:
         parser.error("--quantize: write --audio FOLDER, too")
     if values and not given.quantize:

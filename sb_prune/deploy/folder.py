@@ -172,6 +172,9 @@ class Quantization:
         Points of the word error rate on these at most, in place of `max_kl`.
     data_folder : str, optional
         What stands for `$data_root` in the manifest.
+    static : bool
+        Whether activations have the scales of the calibration audio, in place
+        of new ones in each call.
 
     Raises
     ------
@@ -184,6 +187,7 @@ class Quantization:
     labels: str | None = None
     max_wer_loss: float | None = None
     data_folder: str | None = None
+    static: bool = False
 
     def __post_init__(self):
         if self.max_wer_loss is not None and self.labels is None:
@@ -226,7 +230,9 @@ def _rewrite_settings(folder, settings):
 
 def _quantize_(folder, settings, wanted, audio, labelled, half):
     """Writes graphs anew; rows that say what became integers, at what cost."""
-    quantizer = Quantizer(OnnxASR(folder), folder, audio, labelled, half)
+    quantizer = Quantizer(
+        OnnxASR(folder), folder, audio, labelled, half, wanted.static
+    )
     choice = quantizer.choose(wanted.max_kl, wanted.max_wer_loss)
     quantizer.write(folder, choice.integers)
     kept = {"floats": choice.floats, "integers": len(choice.integers)}

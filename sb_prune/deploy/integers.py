@@ -1,9 +1,10 @@
 """Weights of a graph in fewer bits: 8-bit integers, or 16-bit floats.
 
-In matrix products, integer weights have a scale for each column; activations
-get one for each call, from their smallest and largest value. Weights take 7
-bits of the 8: on processors without VNNI instructions, sums of two products
-would overflow otherwise.
+In matrix products, integer weights have a scale for each column. Activations
+get one for each call, from their smallest and largest value (dynamic), or one
+for all calls, from those on calibration audio (static). Weights take 7 bits of
+the 8: on processors without VNNI instructions, sums of two products would
+overflow otherwise.
 
 Shapes: K inputs, N outputs, V entries of a table, d width.
 """
@@ -30,10 +31,16 @@ class Graph:
     half : bool
         Whether to keep weights that stay floats in 16 bits. What is computed
         stays float32.
+
+    Attributes
+    ----------
+    ranges : dict
+        Name of an activation -> its (smallest, largest) value; where there is
+        none, each call finds out.
     """
 
     def __init__(self, path, half=False):
-        self.half, self.name = half, path.name
+        self.half, self.name, self.ranges = half, path.name, {}
         model = onnx.load(path)
         weights = {w.name: w for w in model.graph.initializer}
         self._model, self._weights = model, weights
@@ -51,6 +58,27 @@ class Graph:
         list of str
         """
         return [node.name for node in self._nodes()]
+
+    def watched(self):
+        """The graph with the activations that its products read as outputs.
+
+        Returns
+        -------
+        bytes
+            Of an ONNX file; they come after its own outputs.
+        list of str
+            Their names.
+        """
+        names = dict.fromkeys(
+            node.input[0] for node in self._nodes() if node.op_type == "MatMul"
+        )
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        model.graph.output.extend(
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+            for name in names
+        )
+        return self._bytes(model), list(names)
 
     def _nodes(self):
         for node in self._model.graph.node:
@@ -93,6 +121,9 @@ class Graph:
         ValueError
             If there are 2 GiB of weights or more, which bytes cannot hold.
         """
+        return self._bytes(self._converted(names))
+
+    def _bytes(self, model):
         weights = self._weights.values()
         size = sum(numpy_helper.to_array(w).nbytes for w in weights)
         if size >= MOST_BYTES:
@@ -100,7 +131,7 @@ class Graph:
                 f"{self.name} has {size / 2**30:.1f} GiB of weights; only "
                 "graphs below 2 GiB can be quantized"
             )
-        return self._converted(names).SerializeToString()
+        return model.SerializeToString()
 
     def write(self, names, path):
         """Writes the graph with some of its products in integers.
@@ -159,8 +190,13 @@ class Graph:
         made, of = helper.make_node, node.name
         parts = [f"{of}_{part}" for part in ("int8", "scale", "zero")]
         rounded, scale, zero = parts  # of the activations
+        first = made("DynamicQuantizeLinear", [x], parts)
+        if x in self.ranges:
+            for part, value in zip((scale, zero), _affine(*self.ranges[x])):
+                _add(graph, part, value)
+            first = made("QuantizeLinear", [x, scale, zero], [rounded])
         return [
-            made("DynamicQuantizeLinear", [x], parts),
+            first,
             made("MatMulInteger", [rounded, f"{name}_int8", zero], [f"{of}_i"]),
             made("Cast", [f"{of}_i"], [f"{of}_f"], to=onnx.TensorProto.FLOAT),
             made("Mul", [scale, f"{name}_scales"], [f"{of}_scales"]),
@@ -189,6 +225,14 @@ def _integers(weight, axis):
     return numpy.rint(weight / scales).astype(numpy.int8), scales
 
 
+def _affine(smallest, largest):
+    """(scale, zero point) of unsigned integers that hold a range and 0."""
+    smallest, largest = min(smallest, 0), max(largest, 0)
+    scale = (largest - smallest) / 255 or 1
+    zero = numpy.rint(-smallest / scale)
+    return numpy.float32(scale), numpy.uint8(zero)
+
+
 def _halve_(graph):
     """Keeps float32 weights in 16 bits, and makes them 32 again when loaded."""
     casts = []
@@ -210,6 +254,7 @@ def _halve_(graph):
 
 def _add(graph, name, array):
     if name not in {weight.name for weight in graph.initializer}:
+        array = numpy.asarray(array)
         graph.initializer.append(numpy_helper.from_array(array, name))
 
 

@@ -55,6 +55,9 @@ class Quantizer:
         (samples,) audio and its transcript.
     half : bool
         Whether weights that stay floats have 16 bits.
+    static : bool
+        Whether activations have the scales of the calibration audio, in place
+        of new ones in each call.
 
     Raises
     ------
@@ -62,7 +65,9 @@ class Quantizer:
         If there is no audio, or a graph is larger than 2 GB.
     """
 
-    def __init__(self, asr, folder, wavs, labelled=(), half=False):
+    def __init__(
+        self, asr, folder, wavs, labelled=(), half=False, static=False
+    ):
         if not wavs:
             raise DeployError("--quantize: there is no calibration audio")
         self._model = asr.model
@@ -76,6 +81,8 @@ class Quantizer:
             (wav[None], one, self._model.tokens(wav[None], one)) for wav in wavs
         ]
         self._scores = self._scores_now()
+        if static:
+            self._calibrate_()
 
     def choose(self, max_kl=MAX_KL, max_wer_loss=None):
         """Finds as many products as a limit allows.
@@ -133,6 +140,18 @@ class Quantizer:
             named = {n for n in graph.products() if _shown(file, n) in integers}
             graph.write(named, folder / file)
 
+    def _calibrate_(self):
+        """Finds the ranges of all activations on the calibration audio."""
+        for file, graph in self._graphs.items():
+            before = self._model.sessions[file]
+            watched, names = graph.watched()
+            self._model.load_(file, watched)
+            session = self._model.sessions[file]
+            watch = _Watch(session, names, graph.ranges)
+            self._model.sessions[file] = watch
+            self._scores_now()
+            self._model.sessions[file] = before
+
     def _divergence(self, keys):
         """KL divergence, in nats, with these products in integers."""
         self._take_(keys)
@@ -171,6 +190,24 @@ class Quantizer:
                 except ValueError as error:
                     raise DeployError(f"--quantize: {error}") from error
                 self._taken[file] = named
+
+
+class _Watch:
+    """A session that keeps the ranges of its last outputs to itself."""
+
+    def __init__(self, session, names, ranges):
+        self._session, self._names, self._ranges = session, names, ranges
+        self.get_inputs = session.get_inputs
+
+    def run(self, outputs, feed):
+        found = self._session.run(outputs, feed)
+        own = len(found) - len(self._names)
+        for name, array in zip(self._names, found[own:]):
+            if array.size:
+                low, high = self._ranges.get(name, (numpy.inf, -numpy.inf))
+                low, high = min(low, array.min()), max(high, array.max())
+                self._ranges[name] = (float(low), float(high))
+        return found[:own]
 
 
 def _shown(file, name):

@@ -66,7 +66,7 @@ def in_a_process(folder, wav):
             return process.facts["load_s"], process.memory()
 
 
-def measure(source, audio, labelled, max_kl):
+def measure(source, audio, labelled, max_kl, static):
     """Word error rates, sizes and speed of one model."""
     from sb_prune.deploy import deploy
     from sb_prune.deploy.folder import Quantization
@@ -74,7 +74,7 @@ def measure(source, audio, labelled, max_kl):
     with tempfile.TemporaryDirectory() as folder:
         folders = {kind: Path(folder, kind) for kind in KINDS}
         deploy(source, folders["fp32"])
-        quantization = Quantization(audio, max_kl)
+        quantization = Quantization(audio, max_kl, static=static)
         table = deploy(source, folders["int8"], quantization, half=True)
         fresh = {k: in_a_process(f, labelled[0][0]) for k, f in folders.items()}
         models = {k: OnnxASR(f, threads=1) for k, f in folders.items()}
@@ -143,6 +143,7 @@ def main():
     parser.add_argument("--manifest", help="CSV with wav and wrd")
     parser.add_argument("--audio", help="calibration audio")
     parser.add_argument("--max_kl", type=float, default=0.01)
+    parser.add_argument("--static", action="store_true")
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--full", action="store_true", help="of no effect")
     given = parser.parse_args()
@@ -151,10 +152,12 @@ def main():
     table = Table(given.table)
     for name, folder in (model.split("=", 1) for model in given.models):
         key = f"{name}/{Path(given.manifest).stem}"
+        key += "/static" * given.static
         if key not in table.cells:
             audio = given.audio or f"{given.data_folder}/train-clean-5"
             labelled = labelled_audio(given.manifest, given.data_folder, 16000)
-            found = measure(folder, audio, labelled, given.max_kl)
+            options = (given.max_kl, given.static)
+            found = measure(folder, audio, labelled, *options)
             table.add(key, found)
     summary = summarise(table.cells)
     print(as_markdown(summary), file=sys.stderr)

@@ -4,6 +4,11 @@ import pytest
 import torch
 from test_architectures import BUILDS
 from test_deployed import HuggingFace, Samples
+from torchao.quantization import (
+    Int8DynamicActivationInt8WeightConfig,
+    quantize_,
+)
+from torchao.utils import TorchAOBaseTensor
 
 from sb_prune import cut_
 from sb_prune.architectures.parts import INSIDE_HEADS
@@ -63,3 +68,18 @@ def test_torch_export(module):
             strict=False,
         )
     assert_same(program.module(), module)
+
+
+@torch.no_grad()
+def test_torchao(module):
+    """Products in 8-bit integers, by a library for users of torch."""
+    expected = module(*batch(LENGTHS[0]))
+    quantize_(module, Int8DynamicActivationInt8WeightConfig())
+    integers = [
+        child
+        for child in module.modules()
+        if isinstance(getattr(child, "weight", None), TorchAOBaseTensor)
+    ]
+    assert integers
+    off = (module(*batch(LENGTHS[0])) - expected).abs().max()
+    assert 0 < off <= 0.1 * expected.abs().max()

@@ -131,10 +131,11 @@ class Fake:
     graphs = ("model.onnx",)
 
     def load_(self, name, graph):
-        self.session = onnxruntime.InferenceSession(graph)
+        self.sessions = {name: onnxruntime.InferenceSession(graph)}
 
     def scores_along(self, wavs, lens, tokens):
-        return self.session.run(None, {"tokens": wavs.astype("int64")})[0][0]
+        (session,) = self.sessions.values()
+        return session.run(None, {"tokens": wavs.astype("int64")})[0][0]
 
     def tokens(self, wavs, lens):
         return self.scores_along(wavs, lens, None).argmax(-1)[None].tolist()
@@ -145,10 +146,10 @@ class Fake:
 
 @pytest.fixture
 def quantizer(path, tokens):
-    def make(labelled=()):
+    def make(labelled=(), **options):
         asr = type("Asr", (), {"model": Fake()})
         asr.model.load_("model.onnx", str(path))
-        return Quantizer(asr, path.parent, list(tokens), labelled)
+        return Quantizer(asr, path.parent, list(tokens), labelled, **options)
 
     return make
 
@@ -188,6 +189,26 @@ def test_what_was_chosen_is_written(quantizer, tmp_path, tokens):
     made.write(tmp_path, choice.integers)
     found = run(str(tmp_path / "model.onnx"), tokens)
     assert numpy.array_equal(found[0], made._model.scores_along(tokens, 1, 1))
+
+
+def test_static_scales_are_those_of_the_calibration(
+    quantizer, tmp_path, tokens
+):
+    """As those of each call, where nothing is louder than there."""
+    made = quantizer(static=True)
+    choice = made.choose(max_kl=10.0)
+    assert len(choice.integers) == 4
+    made.write(tmp_path, choice.integers)
+    kinds = [n.op_type for n in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert kinds.count("QuantizeLinear") == 3  # not of the table
+    assert "DynamicQuantizeLinear" not in kinds
+    dynamic = quantizer().choose(max_kl=10.0)
+    assert 0 < choice.cost < 2 * dynamic.cost
+    (ranges,) = (graph.ranges for graph in made._graphs.values())
+    loud = {name: (low / 4, high / 4) for name, (low, high) in ranges.items()}
+    ranges.update(loud)
+    made._taken = dict.fromkeys(made._taken)
+    assert made.choose(max_kl=10.0).cost > 2 * choice.cost  # it is clipped
 
 
 def test_there_must_be_audio(path):
