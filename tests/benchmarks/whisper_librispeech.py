@@ -80,6 +80,7 @@ METHODS = {  # name -> lines beside the preset whisper_score, or whisper_l0
         for suffix, refitted in REFITS.items()
     },
     "once": [],
+    "short": [],
     "final": [],
 }
 _KINDS = "structures: {{kinds: [front_end_channels, ffn_units, heads{}]}}"
@@ -109,7 +110,11 @@ WHOLE = [
     "    outputs: {whisper: 1}",
 ]
 SIZES = {  # name -> (target, lines of the block, options)
-    "encoder-0.25": (0.25, [], {"lr_encoder": 0.0001}),
+    "encoder-0.25": (
+        0.25,
+        [],
+        {"lr_encoder": 0.0001, "full_windows": 0.0},  # it needs none
+    ),
     "encoder-0.5": (0.5, [], {}),
     "whole-0.3": (
         0.3,
@@ -126,7 +131,11 @@ FINAL_EPOCHS = {  # after the first steps, which measure what matters
     "encoder-0.5": 4,
     "whole-0.3": 3,
 }
-EPOCHS = {"once": dict.fromkeys(SIZES, 1), "final": FINAL_EPOCHS}  # of all data
+EPOCHS = {  # of all data
+    "once": dict.fromkeys(SIZES, 1),
+    "short": FINAL_EPOCHS,  # which never hear a full window
+    "final": FINAL_EPOCHS,
+}
 LAYERS_KEPT = {  # of 6: -31% and -46% of the encoder, -29% of all
     "encoder-0.25": (4, "encoder"),
     "encoder-0.5": (3, "encoder"),
@@ -266,6 +275,8 @@ class Cells:
             options["number_of_epochs"] += 1  # of which 64 steps are run
         if method == "l0":
             options["schedule_steps"] = GATE_STEPS
+        if method == "short":
+            options["full_windows"] = 0.0
         if is_cut:  # an epoch in which nothing is learned
             options |= {"lr_encoder": 0.0, "lr_decoder": 0.0}
         labels = None

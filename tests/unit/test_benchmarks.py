@@ -754,7 +754,7 @@ def test_whisper_methods_differ_in_what_their_names_say(real, whisper_block):
         for name, block in blocks.items():
             PruningSettings(**block)
             is_refitted = name.endswith(
-                ("_refit", "_reselected", "once", "final")
+                ("_refit", "_reselected", "once", "short", "final")
             )
             assert is_refitted == (block.get("refit") is not None)
             if is_refitted:

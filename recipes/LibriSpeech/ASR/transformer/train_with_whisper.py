@@ -53,6 +53,8 @@ class ASR(sb.Brain):
         if stage == sb.Stage.TRAIN and hasattr(self.hparams, "wav_augment"):
             wavs, wav_lens = self.hparams.wav_augment(wavs, wav_lens)
         if stage == sb.Stage.TRAIN and not self.learns_from("whisper", 1):
+            if hasattr(self.hparams, "windows"):
+                wavs = self.hparams.windows(wavs, wav_lens)
             self.modules.whisper(wavs)  # the encoder alone
             return None
         tokens, lengths = batch.tokens_bos
