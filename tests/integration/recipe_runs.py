@@ -170,6 +170,7 @@ TINY_WHISPER_PRUNE = {
     "prune_epochs": 1,
     "target": 0.1,
     "schedule_steps": 2,
+    "full_windows": 0.5,
 }
 TINY_WHISPER_DISTIL = {
     **TINY_WHISPER,
