@@ -12,7 +12,9 @@ and `--full` adds test for the final ones.
 
 A cell is one run of the recipe, METHOD/SIZE, e.g. `fisher_refit/encoder-0.5`;
 `cut:METHOD/SIZE` is the same just after the cut, before any training, and
-`test:METHOD/SIZE` its evaluation on test. `--cells` runs those alone.
+`test:METHOD/SIZE` its evaluation on test. `full:METHOD/SIZE` joins utterances of
+dev to 16 windows of 30 s and counts those in which the model repeats itself
+until the transcript is full. `--cells` runs those alone.
 Without data, the cells that stand in the table are printed.
 """
 
@@ -22,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy
+import soundfile
 import torch
 from cells import Runs
 from real_speech import (
@@ -33,6 +36,7 @@ from real_speech import (
     valid_errors,
     word_errors,
 )
+from speechbrain.decoders.seq2seq import S2SWhisperGreedySearcher
 from whisper_speed import decode
 
 from sb_prune import lobes, mac_cost, whisper_structures
@@ -58,6 +62,8 @@ TRAINING = {
 }
 SCORE_STEPS = 64
 GATE_STEPS = 300  # from the dense model to the target, of learned gates
+FULL_WINDOWS = 16
+MOST_TOKENS = 0.15  # of the frames, max_decode_ratio of the recipe
 FEW = 3  # of so many utterances of the training data one is for comparisons
 FEW_CUT = 100  # utterances that are enough to measure what matters
 MARGINS = (1.0, 2.0, 3.0)
@@ -209,7 +215,7 @@ class Cells:
         Arguments
         ---------
         key : str
-            "METHOD/SIZE", "cut:METHOD/SIZE" or "test:METHOD/SIZE".
+            "METHOD/SIZE", perhaps with "cut:", "test:" or "full:" before it.
 
         Returns
         -------
@@ -218,6 +224,10 @@ class Cells:
         if key.startswith("test:"):
             key = key.removeprefix("test:")
             return self._evaluate(key, "test")
+        if key.startswith("full:"):
+            key = key.removeprefix("full:")
+            windows = self._full_windows()
+            return repetitions(self._model(key), _context(key), windows)
         log = {}
         if not key.startswith("dense/"):
             log = valid_errors(self._train(key, self._csv["valid"][0]))
@@ -226,6 +236,20 @@ class Cells:
         usual = self._usual_lengths("test")
         speed = real_time_factors(model, heard, self.whisper, usual)
         return {**found, **costs(model, heard, usual), **speed, **log}
+
+    def _full_windows(self):
+        """Windows of 30 s without a pause, of neighbours in dev."""
+        rows = [row for path in self._csv["dev"] for row in table_of(path)]
+        windows, window = [], numpy.empty(0, "float32")
+        for row in sorted(rows, key=lambda row: row["ID"]):
+            root = self._data["data_folder"]
+            path = row["wav"].replace("$data_root", root)
+            wav, _ = soundfile.read(path, dtype="float32")
+            window = numpy.concatenate([window, wav])
+            if len(window) >= 30 * SAMPLE_RATE:
+                windows.append(window[: 30 * SAMPLE_RATE])
+                window = window[:0]
+        return windows[:: len(windows) // FULL_WINDOWS or 1][:FULL_WINDOWS]
 
     def _model(self, key):
         """Folder of the model of a cell."""
@@ -411,6 +435,23 @@ def costs(source, context, lengths, tokens_per_second=4):
 
 
 @torch.inference_mode()
+def repetitions(source, heard, windows):
+    """How many windows of speech end only where the transcript is full."""
+    torch.set_num_threads(1)
+    lobe = lobes.Whisper(source, source, **heard, language="en").eval()
+    search = S2SWhisperGreedySearcher(
+        lobe, min_decode_ratio=0.0, max_decode_ratio=MOST_TOKENS
+    )
+    repeated = 0
+    for window in windows:
+        mel = lobe._get_mel(torch.from_numpy(window)[None])
+        states = lobe.forward_encoder(mel)
+        (tokens,), *_ = search(states, torch.ones(1))
+        repeated += len(tokens) >= int(MOST_TOKENS * states.shape[1])
+    return {"windows": len(windows), "repeated": repeated}
+
+
+@torch.inference_mode()
 def real_time_factors(source, heard, dense, lengths, runs=3):
     """Seconds for each second of speech, of a model and of the dense in 30 s.
 
@@ -441,8 +482,12 @@ def summarise(cells):
     table = {}
     for key, cell in cells.items():
         split = "test" if key.startswith("test:") else "dev"
-        method, _, size = key.removeprefix("test:").partition("/")
+        plain = key.removeprefix("test:").removeprefix("full:")
+        method, _, size = plain.partition("/")
         row = table.setdefault(method, {}).setdefault(size, {})
+        if key.startswith("full:"):
+            row["full"] = cell
+            continue
         rates = {name: cell[name] for name in ("wer", "low", "high")}
         row[split] = rates
         row.update({n: v for n, v in cell.items() if n not in rates})
@@ -453,8 +498,8 @@ def as_markdown(summary):
     """The table for docs."""
     lines = [
         "| model | size | parameters, M | GMACs/s | time, dense at 30 s = 1 "
-        "| dev WER, % | test WER, % |",
-        "|:--|:--|--:|--:|--:|--:|--:|",
+        "| dev WER, % | test WER, % | full windows repeated |",
+        "|:--|:--|--:|--:|--:|--:|--:|--:|",
     ]
     rows = {"dense": summary["dense"], **summary["table"]}
     for method, sizes in rows.items():
@@ -465,7 +510,10 @@ def as_markdown(summary):
                 time = row["rtf"] / row["rtf_dense"]
                 macs = row["gmacs_per_second"]
                 cost = f"{row['params'] / 1e6:.1f} | {macs:.2f} | {time:.2f}"
-            lines.append(f"| {method} | {size} | {cost} | {rates} |")
+            full = "-"
+            if "full" in row:
+                full = f"{row['full']['repeated']} of {row['full']['windows']}"
+            lines.append(f"| {method} | {size} | {cost} | {rates} | {full} |")
     return "\n".join(lines)
 
 
@@ -473,7 +521,9 @@ def plan_cells(full):
     """Keys of all cells, or of a few."""
     if not full:
         return QUICK
-    return [*all_cells(), *(f"test:{key}" for key in ("dense/30s", *FINAL))]
+    last = ("dense/30s", *FINAL)
+    keys = [*all_cells(), *(f"test:{key}" for key in last)]
+    return keys + [f"full:{key}" for key in ("dense/utterance-2.0", *FINAL)]
 
 
 def make_cells(folder, given):
