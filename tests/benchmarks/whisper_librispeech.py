@@ -12,8 +12,8 @@ and `--full` adds test for the final ones.
 
 A cell is one run of the recipe, METHOD/SIZE, e.g. `fisher_refit/encoder-0.5`;
 `cut:METHOD/SIZE` is the same just after the cut, before any training, and
-`test:METHOD/SIZE` its evaluation on test. `full:METHOD/SIZE` joins utterances of
-dev to 16 windows of 30 s and counts those in which the model repeats itself
+`test:METHOD/SIZE` its evaluation on test. `full:METHOD/SIZE` joins what dev has
+to 16 windows of 30 s and counts those in which the model repeats itself
 until the transcript is full. `--cells` runs those alone.
 Without data, the cells that stand in the table are printed.
 """
