@@ -120,18 +120,26 @@ def browser():
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         pytest.skip("no Chromium; `.ci/run` installs one")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu"]
+    flags += ["--disable-dev-shm-usage", "--window-size=1280,1600"]
 
-    def run(path, *options):
-        command = [found, "--headless", "--no-sandbox", "--disable-gpu"]
-        url = path.resolve().as_uri()
-        command += ["--window-size=1280,1600", *options, url]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=120
+    def run(url, *options):
+        return subprocess.run(
+            [found, *flags, *options, url],
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
+
+    if run("about:blank", "--dump-dom").returncode:
+        pytest.skip(f"{found} does not start on this machine")
+
+    def show(path, *options):
+        done = run(path.resolve().as_uri(), *options)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    return run
+    return show
 
 
 def test_page_in_a_browser(page, browser, tmp_path):
