@@ -19,14 +19,11 @@ from sb_prune.deploy.quantize import MAX_KL, Quantizer
 from sb_prune.deploy.recognisers import recogniser
 from sb_prune.deploy.runtime.asr import OnnxASR
 from sb_prune.deploy.runtime.settings import FILE, DeployError, write_settings
-from sb_prune.deploy.sources import load_source
-from sb_prune.export.loading import encoder_of
+from sb_prune.deploy.sources import cost_of, load_source
 from sb_prune.support.disk import naming_what_fails, rename_
-from sb_prune.support.measure import count_macs, count_parameters, noise
 
 ENDS = (".incomplete", ".old")  # of names of folders that are not complete
 FURTHEST = 1e-2  # relative, that the scores of graphs may be off
-COUNTED = 10  # seconds of noise whose MACs are counted
 BATCHES = ((1, 1.0), (1, 3.0), (3, 2.5))  # utterances, seconds of the longest
 
 
@@ -73,7 +70,7 @@ def deploy(source, output, quantization=None, half=False):
     try:
         settings = model.write_(aside)
         settings |= {"sample_rate": model.sample_rate, "opset": OPSET}
-        settings["source"] = _cost(hparams, model.sample_rate)
+        settings["source"] = cost_of(hparams, model.sample_rate)
         with naming_what_fails(output):
             write_settings(aside, settings)
         rows = _compare(model, OnnxASR(aside), "float32")
@@ -94,15 +91,6 @@ def deploy(source, output, quantization=None, half=False):
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return table
-
-
-def _cost(hparams, sample_rate):
-    """What the source costs, by which models are compared."""
-    wavs = noise(COUNTED, sample_rate)
-    return {
-        "parameters": count_parameters(hparams["modules"].values()),
-        "macs_per_second": count_macs(encoder_of(hparams), wavs) / COUNTED,
-    }
 
 
 def _check_output(output):

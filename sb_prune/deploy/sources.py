@@ -6,8 +6,16 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from sb_prune.deploy.runtime.settings import DeployError
-from sb_prune.export.loading import ExportError, NoExport, load_export
+from sb_prune.export.loading import (
+    ExportError,
+    NoExport,
+    encoder_of,
+    load_export,
+)
 from sb_prune.support.disk import reason
+from sb_prune.support.measure import count_macs, count_parameters, noise
+
+COUNTED = 10  # seconds of noise whose MACs are counted
 
 
 def load_source(source):
@@ -58,3 +66,24 @@ def load_source(source):
         ) from error
     torch.nn.ModuleDict(hparams["modules"]).eval()
     return hparams, None
+
+
+def cost_of(hparams, sample_rate):
+    """What a model costs, by which models are compared.
+
+    Arguments
+    ---------
+    hparams : dict
+        From `load_source`.
+    sample_rate : int
+
+    Returns
+    -------
+    dict
+        parameters; macs_per_second: of the encoder, for each second of audio.
+    """
+    wavs = noise(COUNTED, sample_rate)
+    return {
+        "parameters": count_parameters(hparams["modules"].values()),
+        "macs_per_second": count_macs(encoder_of(hparams), wavs) / COUNTED,
+    }

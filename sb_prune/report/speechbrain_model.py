@@ -7,13 +7,9 @@ from speechbrain.inference import ASR
 
 from sb_prune.declare.tables import kept_units
 from sb_prune.deploy.recognisers import kind_of
-from sb_prune.deploy.sources import load_source
+from sb_prune.deploy.sources import cost_of, load_source
 from sb_prune.export.lineage import originals
-from sb_prune.export.loading import encoder_of
 from sb_prune.support.context import SAMPLE_RATE, longest_utterance
-from sb_prune.support.measure import count_macs, count_parameters, noise
-
-COUNTED = 10  # seconds of noise whose MACs are counted
 
 
 class SpeechBrain:
@@ -63,15 +59,14 @@ class SpeechBrain:
 
     def costs(self):
         """Parameters, MACs, and what of its units an export kept."""
-        wavs = noise(COUNTED, self.sample_rate)
-        macs = count_macs(encoder_of(self._hparams), wavs) / COUNTED
+        cost = cost_of(self._hparams, self.sample_rate)
         units = None
         if self._export is not None:
             last = self._export.steps[-1]
             original = originals(self._export.history)[-1]
             units = kept_units(last.declaration, last.plan, original)
         return {
-            "parameters": count_parameters(self._hparams["modules"].values()),
-            "macs": macs,
+            "parameters": cost["parameters"],
+            "macs": cost["macs_per_second"],
             "units": units,
         }
