@@ -36,8 +36,7 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	for script in $(if $(NAME),tests/benchmarks/$(NAME).py,\
-	$(filter-out %/cells.py %/common.py %/real_speech.py,\
-	$(wildcard tests/benchmarks/*.py))); do \
+	$(shell grep -l __main__ tests/benchmarks/*.py)); do \
 		$(BIN)/python $$script $(if $(FULL),--full) || exit 1; \
 	done
 
