@@ -1,5 +1,7 @@
 """How alike two computations of the same thing are."""
 
+from contextlib import contextmanager
+
 import torch
 
 
@@ -33,3 +35,29 @@ def assert_exact(masked, cut):
     assert torch.isfinite(masked).all()
     largest = cut.abs().max().clamp_min(1)
     assert (masked - cut).abs().max() <= 1e-5 * largest
+
+
+@contextmanager
+def new_switch(operation):
+    """Context in which a new switch for TF32 contradicts the old ones.
+
+    As in a process where a user has set that switch alone.
+
+    Arguments
+    ---------
+    operation : object
+        Such as `torch.backends.cudnn.conv`.
+
+    Returns
+    -------
+    str
+        What it is set to.
+    """
+    old = torch.backends.cudnn.allow_tf32  # cannot be read in the context
+    before = operation.fp32_precision
+    operation.fp32_precision = "ieee" if before == "tf32" else "tf32"
+    try:
+        yield operation.fp32_precision
+    finally:
+        torch.backends.cudnn.allow_tf32 = old
+        operation.fp32_precision = before

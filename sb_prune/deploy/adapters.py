@@ -2,7 +2,7 @@
 
 The model itself stays stock: `traceable` returns a copy that shares all weights
 and holds other modules in place of a few, and inside `traceable_functions` some
-functions of SpeechBrain are others.
+functions of SpeechBrain and torch are others.
 """
 
 import copy
@@ -111,7 +111,7 @@ def traceable(module):
 
 @contextmanager
 def traceable_functions():
-    """Context in which functions of SpeechBrain work on symbolic sizes."""
+    """Context in which some functions work on symbolic sizes, or faster."""
     stock = dataio.length_to_mask
     users = [
         module
@@ -121,6 +121,8 @@ def traceable_functions():
     swaps = [(user, "length_to_mask", length_to_mask) for user in users]
     # it keeps what it computed last, and would keep what was traced
     swaps.append((attention, "_get_precomputed_values", rotations))
+    name = "scaled_dot_product_attention"
+    swaps.append((torch.nn.functional, name, plain_attention))
     originals = [getattr(user, name) for user, name, _ in swaps]
     for user, name, own in swaps:
         setattr(user, name, own)
@@ -161,6 +163,64 @@ def length_to_mask(length, max_len=None, dtype=None, device=None):
     steps = torch.arange(max_len, device=length.device, dtype=length.dtype)
     mask = steps < length.unsqueeze(1)
     return mask.to(device or length.device, dtype or length.dtype)
+
+
+def plain_attention(
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
+):
+    """As torch's `scaled_dot_product_attention`, where a query has a key.
+
+    ONNX has no operator for torch's function, and what stands for it looks at
+    every weight once more, as a query without any key gets zeros. Here it would
+    get NaN; in a model every utterance has at least one frame.
+
+    Arguments
+    ---------
+    query, key, value : torch.Tensor
+        (..., steps, dims)
+    attn_mask : torch.Tensor, optional
+        (..., query steps, key steps): False where a query does not look, or
+        numbers to add.
+    dropout_p : float
+        Must be 0: a deployed model is not trained.
+    is_causal : bool
+        Whether no query looks ahead.
+    scale : float, optional
+        By default 1 / sqrt(dims).
+    enable_gqa : bool
+        Must be False: as many key heads as query heads.
+
+    Returns
+    -------
+    torch.Tensor
+        (..., query steps, dims of the values)
+
+    Example
+    -------
+    >>> states = torch.eye(2)[None]
+    >>> plain_attention(states, states, states, is_causal=True)[0, 0]
+    tensor([1., 0.])
+    """
+    if dropout_p or enable_gqa:
+        raise ValueError("attention with dropout or grouped heads")
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    scores = (query * scale) @ key.transpose(-2, -1)
+    if is_causal:
+        steps = scores.shape[-2:]
+        attn_mask = torch.ones(steps, dtype=torch.bool).tril()
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.where(attn_mask, 0.0, -math.inf)
+        scores = scores + attn_mask
+    return scores.softmax(-1) @ value
 
 
 def rotations(length, input_size, dtype, device):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from rounding import new_switch
 
 from sb_prune import cut_, front_end_structures, wav2vec2_structures
 from sb_prune.cut.exactness import (
@@ -129,15 +130,10 @@ def test_new_switches_alone_are_back_after(switch):
     """The old ones then contradict them, and torch refuses to read those."""
     backend, operation = switch.split(".")
     operation = getattr(getattr(torch.backends, backend), operation)
-    before = operation.fp32_precision
-    new = "ieee" if before == "tf32" else "tf32"
-    operation.fp32_precision = new
-    try:
+    with new_switch(operation) as precision:
         with exact_arithmetic():
             assert settings() == EXACT
-        assert operation.fp32_precision == new
-    finally:
-        operation.fp32_precision = before
+        assert operation.fp32_precision == precision
 
 
 def test_outputs_are_exact_under_autocast():

@@ -7,7 +7,7 @@ from speechbrain.processing.features import InputNormalization
 from tiny_whisper import write_tiny_whisper
 
 from sb_prune import lobes
-from sb_prune.deploy.adapters import rotations, traceable
+from sb_prune.deploy.adapters import plain_attention, rotations, traceable
 from sb_prune.deploy.features import LogMel, PlainFbank
 
 
@@ -76,3 +76,21 @@ def test_rotations_are_those_of_speechbrain():
     assert torch.allclose(ours.cosines, theirs.cosines, atol=1e-6)
     assert torch.allclose(ours.sines, theirs.sines, atol=1e-6)
     assert torch.equal(ours.index_swap, theirs.index_swap)
+
+
+@pytest.mark.parametrize("given", ["nothing", "causal", "bool", "numbers"])
+def test_attention_is_that_of_torch(given):
+    query, key, value = torch.randn(3, 2, 4, 5, 8)
+    kept = torch.rand(2, 1, 5, 5) < 0.7
+    kept[..., 0] = True
+    options = {
+        "nothing": {"scale": 0.3},
+        "causal": {"is_causal": True},
+        "bool": {"attn_mask": kept},
+        "numbers": {"attn_mask": torch.randn(2, 1, 5, 5)},
+    }[given]
+    stock = torch.nn.functional.scaled_dot_product_attention
+    torch.testing.assert_close(
+        plain_attention(query, key, value, **options),
+        stock(query, key, value, **options),
+    )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rounding import new_switch
 
 from sb_prune.deploy.graphs import Input, write_graph
 from sb_prune.deploy.runtime.settings import DeployError
@@ -51,11 +52,6 @@ def test_no_hook_stays(tmp_path):
 def test_switches_for_tf32_may_contradict(tmp_path):
     """As after one of them was set in the same process."""
     operation, path = torch.backends.cudnn.conv, tmp_path / "graph.onnx"
-    before = operation.fp32_precision
-    other = "ieee" if before == "tf32" else "tf32"
-    operation.fp32_precision = other
-    try:
+    with new_switch(operation) as precision:
         write(torch.nn.ReLU(), path)
-        assert path.is_file() and operation.fp32_precision == other
-    finally:
-        operation.fp32_precision = before
+        assert path.is_file() and operation.fp32_precision == precision
