@@ -152,7 +152,9 @@ class Whisper(PrunedLobe, whisper.Whisper):
         wav : torch.Tensor
             (batch, samples)
         decoder_input_ids : torch.Tensor, optional
-            (batch, tokens); without any, the decoder rests.
+            (batch, tokens); without any, the decoder rests. An encoder alone
+            does not look at it, so that it may stand where a lobe of wav2vec
+            2.0 is given lengths.
 
         Returns
         -------

@@ -208,17 +208,33 @@ def summarise(cells):
             "curve": cells["curves"][label]["scores"],
             "errors": cells["curves"][label]["errors"],
             "accuracy_by_depth": by_depth,
-            **_compare(cells["curves"][label]["scores"][1:], by_depth),
+            **compare_depths(
+                cells["curves"][label]["scores"][1:], by_depth, LAYERS
+            ),
             **{v: scores.get(v, []) for v in VARIANTS},
         }
     return found
 
 
-def _compare(curve, by_depth):
-    """What the curve is worth."""
+def compare_depths(curve, by_depth, layers):
+    """What a curve is worth: depth that it chooses, rank correlation, regret.
+
+    Arguments
+    ---------
+    curve : list of float
+        Score of each layer.
+    by_depth : dict
+        Layers kept -> accuracies, one for each seed.
+    layers : int
+
+    Returns
+    -------
+    dict
+        chosen, spearman and regret; the last two are None while a depth lacks.
+    """
     chosen = 1 + max(range(len(curve)), key=lambda i: (curve[i], -i))
     found = {"chosen": chosen, "spearman": None, "regret": None}
-    if len(by_depth) == LAYERS:
+    if len(by_depth) == layers:
         means = [sum(by_depth[d]) / len(by_depth[d]) for d in sorted(by_depth)]
         found["spearman"] = round(float(spearmanr(curve, means)[0]), 3)
         found["regret"] = round(max(means) - means[chosen - 1], 2)

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import soundfile
 import torch
 from filelock import FileLock
 from recipe_runs import (
@@ -13,6 +14,7 @@ from recipe_runs import (
     options,
     run_python,
 )
+from textgrid import IntervalTier, TextGrid
 from tiny_whisper import write_tiny_whisper
 from transformers import (
     Wav2Vec2Config,
@@ -60,6 +62,33 @@ def corpus(made_once):
         dev_utterances=8,
         test_utterances=8,
     )
+
+
+@pytest.fixture(scope="session")
+def alignments(made_once, corpus):
+    """A TextGrid for each utterance, of its words and its letters."""
+
+    def tier(name, labels, seconds):
+        found, step = IntervalTier(name), seconds / len(labels)
+        for place, label in enumerate(labels):
+            found.add(place * step, (place + 1) * step, label)
+        return found
+
+    def write(folder):
+        folder.mkdir()
+        for path in corpus.rglob("*.trans.txt"):
+            for line in path.read_text().splitlines():
+                name, words = line.split(maxsplit=1)
+                seconds = soundfile.info(
+                    path.with_name(f"{name}.flac")
+                ).duration
+                grid = TextGrid()
+                grid.append(tier("words", words.lower().split(), seconds))
+                letters = [f"{letter}1" for letter in words if letter != " "]
+                grid.append(tier("phones", letters, seconds))
+                grid.write(folder / f"{name}.TextGrid")
+
+    return made_once("alignments", write)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import signal
 import pytest
 import soundfile
 import torch
+from documents import blocks
 from recipe_runs import (
     ALL_SPLITS,
     COMMANDS,
@@ -162,6 +163,78 @@ def test_other_corpora(recipe, corpus, slurp_corpus, tiny_wav2vec2, tmp_path):
     assert not done.returncode, done.stdout[-2000:]
     assert (tmp_path / "export/model.safetensors").is_file()
     assert list(choice_of(tmp_path)["curves"]) == [label]
+
+
+def test_whisper_as_the_readme_says(commands_corpus, tiny_whisper, tmp_path):
+    """Its two blocks of YAML put into convexity.yaml and inference.yaml."""
+    page = COMMANDS / "README.md"
+    lobe, block = (block.text for block in blocks(page, "yaml"))
+    structures = re.search(r"    structures: .*\n        .*\n", block)[0]
+    entry = r"(?m)^wav2vec2: .*\n(    .*\n)+"
+    module = "    module: wav2vec2\n"
+    for name in ("convexity", "inference"):
+        text = (COMMANDS / f"hparams/{name}.yaml").read_text()
+        text, found = re.subn(entry, lobe, text)
+        assert found == 1
+        if name == "inference":
+            given = "!ref <wav2vec2_folder>"
+            text = text.replace(given, "wav2vec2_checkpoint")
+        else:
+            assert text.count(module) == 1
+            text = text.replace(module, module + structures)
+            given = "inference: hparams/"
+            text = text.replace(given, f"inference: {tmp_path}/")
+        (tmp_path / f"{name}.yaml").write_text(text)
+    run_python(
+        TRAIN,
+        tmp_path / "convexity.yaml",
+        *options(
+            TINY_COMMANDS,
+            data_folder=commands_corpus,
+            output_folder=tmp_path / "run",
+            wav2vec2_hub=tiny_whisper,
+        ),
+        cwd=COMMANDS,
+    )
+    model = EncoderClassifier.from_hparams(
+        source=str(tmp_path / "run/export"), savedir=str(tmp_path / "hub")
+    )
+    encoder = model.mods.mean_var_norm.model.encoder
+    assert len(encoder.layers) == sum(choice_of(tmp_path / "run")["keep"])
+    assert model.classify_batch(torch.zeros(1, 8000))[0].isfinite().all()
+
+
+def test_words_and_phonemes(corpus, alignments, tiny_wav2vec2, tmp_path):
+    """Segments of aligned utterances are labels too."""
+    folder = TRAIN.parents[1] / "LibriSpeech/speaker-identification"
+
+    def run(labels, aligned):
+        return run_python(
+            folder / "train.py",
+            "hparams/convexity.yaml",
+            *options(
+                {**TINY_COMMANDS, "output_neurons": 9, "number_of_epochs": 0},
+                **ALL_SPLITS,
+                layer_pruning=FEW_NEIGHBOURS,
+                data_folder=corpus,
+                alignments_folder=aligned,
+                words=3,
+                labels=labels,
+                output_folder=tmp_path / "run",
+                wav2vec2_hub=tiny_wav2vec2,
+            ),
+            cwd=folder,
+            check=False,
+        )
+
+    (tmp_path / "none").mkdir()
+    done = run("[word]", tmp_path / "none")
+    assert done.returncode and ".TextGrid, and lacks" in done.stdout
+    done = run("[phone, word]", alignments)
+    assert not done.returncode, done.stdout[-2000:]
+    curves = choice_of(tmp_path / "run")["curves"]
+    assert list(curves) == ["phone", "word"]
+    assert curves["phone"]["points"] > curves["word"]["points"] > 0
 
 
 def test_two_processes(train, tmp_path):

@@ -182,6 +182,11 @@ SMALLER = {
         **ALL_SPLITS,
         layer_pruning=FEW_NEIGHBOURS,
     ),
+    f"{CONVEXITY} --alignments_folder=/path/to/alignments": options(
+        {**TINY_COMMANDS, "output_neurons": 9},
+        **ALL_SPLITS,
+        layer_pruning=FEW_NEIGHBOURS,
+    ),
     f"{CONVEXITY} --data_folder=/path/to/slurp": options(
         TINY_COMMANDS, layer_pruning=FEW_NEIGHBOURS
     ),
@@ -262,6 +267,7 @@ def checkout(
     corpus,
     slurp_corpus,
     commands_corpus,
+    alignments,
     tiny_wav2vec2,
     tiny_whisper,
 ):
@@ -279,6 +285,7 @@ def checkout(
         "slurp": slurp_corpus,
         "slurp_demo": slurp_corpus,
         "speech_commands_v0.02": commands_corpus,
+        "alignments": alignments,
         "small_wav2vec2": tiny_wav2vec2,
         "small_whisper": tiny_whisper,
         "encoder": tiny_wav2vec2,

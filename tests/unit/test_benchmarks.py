@@ -6,7 +6,9 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy
 import pytest
+import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
@@ -21,6 +23,7 @@ from sb_prune import (
     magnitude_score,
     taylor_score,
     wav2vec2_structures,
+    whisper_structures,
 )
 from sb_prune.architectures.parts import INSIDE_HEADS
 from sb_prune.architectures.wav2vec2 import KINDS
@@ -872,3 +875,107 @@ def test_conformer_cells_have_methods_that_are_there(conformer):
     assert len(keys) == len(set(keys))
     for key in keys:
         assert key.removeprefix("cut:").split("/")[0] in known
+
+
+# --------------------------------------------------------- real_convexity
+
+
+@pytest.fixture
+def real_depths(benchmark_module):
+    return benchmark_module("real_convexity")
+
+
+@pytest.mark.parametrize(
+    "task, what",
+    [
+        *(
+            (t, w)
+            for t in ("speakers", "keywords", "orders")
+            for w in (None, "2")
+        ),
+        ("keywords", "gates"),
+    ],
+)
+def test_depths_of_whisper_are_those_of_the_recipes(
+    real_depths, task, what, tmp_path
+):
+    folder = real_depths.TASKS[task][0]
+    write_tiny_whisper(tmp_path)
+    values = {
+        "output_folder": str(tmp_path / "run"),
+        "data_folder": "data",
+        "encoder_dim": 16,
+        "wav2vec2_hub": str(tmp_path),
+    }
+    text = real_depths.recipe_yaml(folder, what)
+    hparams = load_hyperpyyaml(text, values)
+    settings = LayerSettings(**hparams["layer_pruning"])
+    assert isinstance(hparams["wav2vec2"], lobes.Whisper)
+    assert settings.structures.func is whisper_structures
+    if what is not None:
+        removed = 0 if what == "gates" else real_depths.LAYERS - int(what)
+        assert settings.criterion.removed == removed
+    assert ("pruning" in hparams) == (what == "gates")
+    if what == "gates":
+        PruningSettings(**hparams["pruning"])
+        assert str(hparams["pruning"]["inference"]).endswith(
+            "run/../keywords-inference.yaml"
+        )
+
+
+def test_keywords_become_a_layout_of_speech_commands(real_depths, tmp_path):
+    for word in ("one word", "other"):
+        (tmp_path / "given" / word).mkdir(parents=True)
+        for number in range(5):
+            path = tmp_path / f"given/{word}/{number}.flac"
+            soundfile.write(path, numpy.zeros(16000, "int16"), 16000)
+    (tmp_path / "given/other/broken.wav").write_bytes(b"RIFF")
+    found = real_depths.lay_out_keywords(tmp_path / "given", tmp_path / "found")
+    assert len([*found.glob("one_word/*.wav")]) == 5
+    assert len([*found.glob("other/*.wav")]) == 5
+    lists = [
+        (found / f"{name}_list.txt").read_text().split()
+        for name in ("validation", "testing")
+    ]
+    assert [len(listed) for listed in lists] == [1, 1]
+    assert lists[0] != lists[1]
+    assert all((found / name).is_file() for names in lists for name in names)
+
+
+def test_orders_are_told_apart_by_the_drink(real_depths):
+    words = ["large", "drip", "coffee"]
+    order = {
+        "tokens": [{"surface": word} for word in words],
+        "entities": [
+            {"type": "size", "span": [0]},
+            {"type": "coffeeDrink", "span": [1, 2]},
+        ],
+    }
+    assert real_depths.drink_of(order) == "drip_coffee"
+    assert real_depths.drink_of({**order, "entities": []}) == "none"
+
+
+def test_intervals_are_those_of_wilson(real_depths):
+    """Of 81 in 263: Newcombe (1998), table I, method 3."""
+    low, high = real_depths.interval(100 * 81 / 263, 263)
+    assert (round(low, 2), round(high, 2)) == (25.53, 36.62)
+
+
+def test_curves_and_accuracies_stand_in_tables(real_depths):
+    curve = {"scores": [0.1] * 7, "errors": [0.01] * 7}
+    curve["scores"][3] = 0.5
+    cells = {f"curves/{task}": {task: curve} for task in real_depths.TASKS}
+    cells["curves/aligned"] = {"words": curve, "phonemes": curve}
+    for depth in range(1, 7):
+        accuracy = 90.0 if depth == 4 else 80.0
+        cell = {"accuracy": accuracy, "utterances": 100}
+        cells[f"keywords/{depth}/1"] = cell
+    found = real_depths.summarise(cells)
+    assert {*found["curves"]} == {"words", "phonemes", *real_depths.TASKS}
+    keywords = found["tasks"]["keywords"]
+    assert keywords["chosen"] == 3 and keywords["regret"] == 10.0
+    table = real_depths.as_markdown(found)
+    assert "| 4 | 90.0 (82.6 to 94.5; 1) |" in table
+    assert real_depths.as_markdown(
+        real_depths.summarise({})
+    )  # before anything has run

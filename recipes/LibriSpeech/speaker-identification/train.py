@@ -24,6 +24,7 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.utils.distributed import run_on_main
 
 from sb_prune import pruned
+from sb_prune.recipe.alignments import add_alignments
 
 
 class SpeakerClassifier(sb.Brain):
@@ -122,6 +123,10 @@ def dataio_prepare(hparams):
     )
     label_encoder.expect_len(hparams["output_neurons"])
     set_output_keys(datasets, ["id", "sig", "encoded_speaker"])
+    if hparams["alignments_folder"]:
+        add_alignments(
+            train_data, hparams["alignments_folder"], hparams["words"]
+        )
     train_sampler = DynamicBatchSampler(
         train_data, **hparams["dynamic_batch_sampler_train"]
     )
