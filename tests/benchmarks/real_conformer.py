@@ -24,16 +24,14 @@ from cells import Runs
 from conformer_methods import STRAIGHT
 from real_speech import (
     RECIPE,
-    counts_of,
     manifests,
-    rounded,
+    methods_as_markdown,
+    paired_errors,
     run_real,
-    shown,
+    summarise_methods,
     table_of,
     valid_errors,
 )
-
-from sb_prune.support.words import error_rate
 
 TABLE = Path(__file__).with_suffix(".json")
 SECONDS = 100  # of a batch
@@ -98,16 +96,14 @@ class Cells:
     ---------
     folder : Path
         Where runs and logs go.
-    librispeech : str
-        A LibriSpeech tree.
-    splits : dict
-        train, dev and test -> name of a split.
+    given : Namespace
+        Of the command line.
     """
 
-    def __init__(self, folder, librispeech, splits):
-        self.runs, self._data = Runs(folder), librispeech
+    def __init__(self, folder, given):
+        self.runs, self._data = Runs(folder), given.librispeech
         self._csv = manifests(
-            folder / "csv", librispeech, splits, {"few": CUT_EVERY}
+            folder / "csv", self._data, given.splits, {"few": CUT_EVERY}
         )
         rows = table_of(self._csv["train"][0])
         seconds = sum(float(row["duration"]) for row in rows)
@@ -133,13 +129,7 @@ class Cells:
             output / f"wer_{part.stem}.txt"
             for output, part in zip(outputs, self._csv[split])
         ]
-        counts = list(counts_of(files).values())
-        return {
-            **rounded(error_rate(counts)),
-            "errors": " ".join(str(errors) for errors, _ in counts),
-            "words": " ".join(str(words) for _, words in counts),
-            **valid_errors(outputs[0]),
-        }
+        return {**paired_errors(files), **valid_errors(outputs[0])}
 
     def _output(self, key, scored):
         """Folder of a finished run whose model has been scored."""
@@ -269,55 +259,13 @@ def encoder_parameters(d_model, d_ffn):
     return LAYERS * (2 * ffn + attention + convolution + 2 * d) + 2 * d
 
 
-# -------------------------------------------------------------------- table
-
-
-def summarise(cells):
-    """{dense, table: method -> level -> seed -> {dev, test, valid_wer}}."""
-    result = {"dense": {}, "table": {}}
-    for key, cell in sorted(cells.items()):
-        split = "test" if key.startswith("test:") else "dev"
-        method, *level, seed = key.removeprefix("test:").split("/")
-        place = result["dense"]
-        if level:
-            place = result["table"].setdefault(method, {})
-            place = place.setdefault(level[0], {})
-        row = place.setdefault(seed, {})
-        row[split] = {name: cell[name] for name in ("wer", "low", "high")}
-        if "valid_wer" in cell:
-            row["valid_wer"] = cell["valid_wer"]
-    return result
-
-
-def as_markdown(summary):
-    """The table for docs."""
-    lines = [
-        "| method | without | seed | dev WER, % | test WER, % |",
-        "|:--|--:|--:|--:|--:|",
-    ]
-    levels = {"dense": {"0": summary["dense"]}, **summary["table"]}
-    for method, rows in levels.items():
-        for level, seeds in rows.items():
-            for seed, row in seeds.items():
-                rates = " | ".join(shown(row.get(s)) for s in ("dev", "test"))
-                share = f"{float(level):.0%}"
-                lines.append(f"| {method} | {share} | {seed} | {rates} |")
-    return "\n".join(lines)
-
-
-def make_cells(folder, given):
-    """Cells of what the command line names."""
-    splits = {n: getattr(given, n) for n in ("train", "dev", "test")}
-    return Cells(folder, given.librispeech, splits)
-
-
 if __name__ == "__main__":
     run_real(
         __doc__,
         TABLE,
         plan_cells,
-        make_cells,
-        summarise,
-        as_markdown,
+        Cells,
+        summarise_methods,
+        methods_as_markdown,
         {"librispeech": "a LibriSpeech tree"},
     )

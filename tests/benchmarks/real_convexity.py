@@ -38,10 +38,10 @@ SECONDS = 32  # of a batch
 SHARE = 0.1  # of the keywords for validation, and again for testing
 DRINK = "coffeeDrink"  # the slot of an order that is told apart
 SEEDS = (1, 2, 3)
-TASKS = {  # name -> recipe, classes and <unk>, epochs, steps in each
-    "speakers": ("LibriSpeech/speaker-identification", 29, 1, 560),
-    "keywords": ("Google-speech-commands", 7, 2, 190),
-    "orders": ("SLURP/intents", 11, 6, 90),
+TASKS = {  # name -> recipe, epochs, steps in each
+    "speakers": ("LibriSpeech/speaker-identification", 1, 560),
+    "keywords": ("Google-speech-commands", 2, 190),
+    "orders": ("SLURP/intents", 6, 90),
 }
 ALIGNED = {"word": "words", "phone": "phonemes"}
 CURVES = ("aligned", *TASKS)
@@ -162,6 +162,12 @@ def drink_of(order):
     return "none"
 
 
+def drinks_of(path):
+    """What is ordered in a file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {json.loads(line)["action"] for line in lines}
+
+
 # --------------------------------------------------------------------- runs
 
 
@@ -181,16 +187,26 @@ class Cells:
         keywords = lay_out_keywords(Path(given.keywords), folder / "keywords")
         orders = lay_out_drinks(Path(given.orders), folder / "orders")
         self._data = {
-            "speakers": {
-                "data_folder": given.librispeech,
-                "splits": f"[{given.train}]",
+            "speakers": self._speakers(given.train),
+            "keywords": {
+                "data_folder": keywords,
+                "output_neurons": 1 + len([*keywords.glob("*/")]),
             },
-            "keywords": {"data_folder": keywords},
             "orders": {
+                "output_neurons": 1 + len(drinks_of(orders / "train.jsonl")),
                 "data_folder": given.orders,
                 "text_folder": orders,
                 "audio_folder": Path(given.orders).resolve() / "audio",
             },
+        }
+
+    def _speakers(self, split):
+        """Where the utterances are, and how many classes: and <unk>."""
+        speakers = [*Path(self._given.librispeech, split).glob("*/")]
+        return {
+            "data_folder": self._given.librispeech,
+            "splits": f"[{split}]",
+            "output_neurons": 1 + len(speakers),
         }
 
     def run(self, key):
@@ -224,14 +240,14 @@ class Cells:
         if what != "aligned":
             return self._train(name, what, None, 1, options)
         options |= {
-            "splits": f"[{self._given.dev}]",
+            **self._speakers(self._given.dev),
             "alignments_folder": self._given.alignments,
             "labels": f"[{', '.join(ALIGNED)}]",
         }
         return self._train(name, "speakers", None, 1, options)
 
     def _train(self, name, task, what, seed, more=None):
-        folder, classes, epochs, steps = TASKS[task]
+        folder, epochs, steps = TASKS[task]
         path = self.runs.folder / f"{name}.yaml"
         path.write_text(recipe_yaml(folder, what), encoding="utf-8")
         text = (RECIPES / folder / "hparams/inference.yaml").read_text("utf-8")
@@ -248,7 +264,6 @@ class Cells:
             "warmup_steps": 40,
             "total_steps": total,
             "cooldown_steps": total // 2,
-            "output_neurons": classes,
             "seed": seed,
             "wav2vec2_hub": self._given.whisper,
             **self._data[task],

@@ -108,6 +108,27 @@ def word_errors(paths):
     return rounded(error_rate(list(counts_of(paths).values())))
 
 
+def paired_errors(paths):
+    """Word error rate, and what methods are compared in pairs by.
+
+    Arguments
+    ---------
+    paths : list of Path
+        Files of SpeechBrain's.
+
+    Returns
+    -------
+    dict
+        wer, low, high: in %; errors and words of each utterance, as text.
+    """
+    counts = list(counts_of(paths).values())
+    return {
+        **rounded(error_rate(counts)),
+        "errors": " ".join(str(errors) for errors, _ in counts),
+        "words": " ".join(str(words) for _, words in counts),
+    }
+
+
 def rounded(rates):
     """wer, low and high of `error_rate`, to two digits."""
     return {n: round(r, 2) for n, r in zip(("wer", "low", "high"), rates)}
@@ -128,6 +149,73 @@ def shown(rate):
     return f"{rate['wer']:.2f} ({rate['low']:.2f} to {rate['high']:.2f})"
 
 
+def summarise_methods(cells):
+    """Figures of cells "METHOD/LEVEL/SEED", and of "dense/SEED".
+
+    Arguments
+    ---------
+    cells : dict
+        Key, perhaps with "test:" before it -> what `paired_errors` gives, and
+        perhaps valid_wer and macs_gone.
+
+    Returns
+    -------
+    dict
+        dense: seed -> row, table: method -> level -> seed -> row. A row has
+        dev, test and behind (the difference to the dense model on dev, of the
+        same utterances): wer, low, high; and what else a cell has.
+    """
+    result = {"dense": {}, "table": {}}
+    for key, cell in sorted(cells.items()):
+        split = "test" if key.startswith("test:") else "dev"
+        method, *level, seed = key.removeprefix("test:").split("/")
+        place = result["dense"]
+        if level:
+            place = result["table"].setdefault(method, {})
+            place = place.setdefault(level[0], {})
+        row = place.setdefault(seed, {})
+        row[split] = {name: cell[name] for name in ("wer", "low", "high")}
+        for name in ("valid_wer", "macs_gone"):
+            if name in cell:
+                row[name] = cell[name]
+        dense = cells.get(f"dense/{seed}")
+        if split == "dev" and level and dense is not None:
+            row["behind"] = _difference(cell, dense)
+    return result
+
+
+def _difference(cell, other):
+    """How much more word errors one makes than another, and the interval."""
+    errors, others = (
+        [int(count) for count in each["errors"].split()]
+        for each in (cell, other)
+    )
+    words = [int(count) for count in cell["words"].split()]
+    more = [a - b for a, b in zip(errors, others, strict=True)]
+    return rounded(error_rate(list(zip(more, words))))
+
+
+def methods_as_markdown(summary):
+    """The table for docs, of `summarise_methods`."""
+    lines = [
+        "| method | without | seed | MACs gone | dev WER, % "
+        "| more than dense | test WER, % |",
+        "|:--|--:|--:|--:|--:|--:|--:|",
+    ]
+    levels = {"dense": {"0": summary["dense"]}, **summary["table"]}
+    for method, rows in levels.items():
+        for level, seeds in rows.items():
+            for seed, row in seeds.items():
+                gone = row.get("macs_gone")
+                figures = [
+                    "-" if gone is None else f"{gone:.1%}",
+                    *(shown(row.get(n)) for n in ("dev", "behind", "test")),
+                ]
+                what = f"| {method} | {float(level):.0%} | {seed} | "
+                lines.append(what + " | ".join(figures) + " |")
+    return "\n".join(lines)
+
+
 def run_real(doc, path, plan_cells, make_cells, summarise, as_markdown, needs):
     """Reads the command line, runs what is missing, prints the table.
 
@@ -140,7 +228,8 @@ def run_real(doc, path, plan_cells, make_cells, summarise, as_markdown, needs):
     plan_cells : callable
         Whether --full is given -> keys of cells, the most worth first.
     make_cells : callable
-        (folder, options) -> object whose `run(key)` gives the value of a cell.
+        (folder, options) -> object whose `run(key)` gives the value of a cell;
+        `splits` of the options has the names of train, dev and test.
     summarise : callable
         Cells -> dict to print.
     as_markdown : callable
@@ -160,6 +249,7 @@ def run_real(doc, path, plan_cells, make_cells, summarise, as_markdown, needs):
     parser.add_argument("--table", type=Path, default=path)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     given = parser.parse_args()
+    given.splits = {n: getattr(given, n) for n in ("train", "dev", "test")}
     keys = given.cells or plan_cells(given.full)
     table = Table(given.table)
     missing = [key for key in keys if key not in table.cells]

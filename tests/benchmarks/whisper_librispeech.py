@@ -196,18 +196,20 @@ class Cells:
     ---------
     folder : Path
         Where runs and logs go.
-    librispeech, whisper : str
-        Data and model.
-    splits : dict
-        train, dev and test -> name of a split.
+    given : Namespace
+        Of the command line.
     """
 
-    def __init__(self, folder, librispeech, whisper, splits):
+    def __init__(self, folder, given):
         self.runs = Runs(folder)
-        self.whisper = whisper
-        self._data = {"data_folder": librispeech}
-        fewer = {"some": FEW, "few": -FEW_CUT}
-        self._csv = manifests(folder / "csv", librispeech, splits, fewer)
+        self.whisper = given.whisper
+        self._data = {"data_folder": given.librispeech}
+        self._csv = manifests(
+            folder / "csv",
+            given.librispeech,
+            given.splits,
+            {"some": FEW, "few": -FEW_CUT},
+        )
 
     def run(self, key):
         """Runs, or continues, one cell of the table.
@@ -526,18 +528,12 @@ def plan_cells(full):
     return keys + [f"full:{key}" for key in ("dense/utterance-2.0", *FINAL)]
 
 
-def make_cells(folder, given):
-    """Cells of what the command line names."""
-    splits = {n: getattr(given, n) for n in ("train", "dev", "test")}
-    return Cells(folder, given.librispeech, given.whisper, splits)
-
-
 if __name__ == "__main__":
     run_real(
         __doc__,
         TABLE,
         plan_cells,
-        make_cells,
+        Cells,
         summarise,
         as_markdown,
         {"librispeech": "a LibriSpeech tree", "whisper": "its folder"},

@@ -13,7 +13,12 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 from tiny_whisper import write_tiny_whisper
-from transformers import Wav2Vec2Config, Wav2Vec2Model
+from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+    WhisperConfig,
+    WhisperModel,
+)
 
 from sb_prune import (
     LayerSettings,
@@ -979,3 +984,62 @@ def test_curves_and_accuracies_stand_in_tables(real_depths):
     assert real_depths.as_markdown(
         real_depths.summarise({})
     )  # before anything has run
+
+
+# ---------------------------------------------------------------- real_hj
+
+
+@pytest.fixture
+def real_hj(benchmark_module):
+    return benchmark_module("real_hj")
+
+
+def test_what_the_budget_counts_is_what_the_method_says(real_hj, tmp_path):
+    write_tiny_whisper(tmp_path)
+    values = {
+        "output_folder": str(tmp_path / "run"),
+        "data_folder": "data",
+        "dense_folder": "dense",
+        "whisper_hub": str(tmp_path),
+        "encoder_dim": 16,
+    }
+    blocks, found = {}, {}
+    for method in real_hj.METHODS:
+        text = real_hj.pruning_yaml(method, 0.4)
+        block = load_hyperpyyaml(text, {**values, "target": 0.4})["pruning"]
+        blocks[method], found[method] = block, PruningSettings(**block)
+    macs = {n for n, s in found.items() if isinstance(s.budget, MACBudget)}
+    assert macs == {*real_hj.METHODS} - {"size", "sepsize"}
+    assert found["size"].budget.target == real_hj.OF_PARAMETERS[0.4]
+    assert found["sepsize"].budget.target == dict.fromkeys(real_hj.PARTS, 0.4)
+    assert blocks["magnitude"]["score"] is magnitude_score
+    assert found["fisher_reselected"].refit and not found["fisher"].refit
+
+
+@pytest.mark.parametrize("level", [0.2, 0.6])
+def test_a_small_whisper_has_the_macs_that_are_left(real_hj, level):
+    config = WhisperConfig(
+        d_model=64,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=256,
+    )
+    small = real_hj.small_config(config, level)
+    whole, left = (real_hj.macs_of(WhisperModel(c)) for c in (config, small))
+    assert 0.8 * (1 - level) * whole < left <= (1 - level) * whole
+
+
+def test_methods_are_compared_in_pairs(benchmark_module):
+    shared = benchmark_module("real_speech")
+    cell = {"wer": 50.0, "low": 0.0, "high": 100.0, "words": "10 10"}
+    cells = {
+        "dense/1": {**cell, "errors": "4 6"},
+        "mac/0.4/1": {**cell, "errors": "5 7", "macs_gone": 0.41},
+        "test:mac/0.4/1": {**cell, "errors": "5 7"},
+    }
+    found = shared.summarise_methods(cells)
+    row = found["table"]["mac"]["0.4"]["1"]
+    assert row["behind"] == {"wer": 10.0, "low": 10.0, "high": 10.0}
+    assert row["test"]["wer"] == 50.0 and "behind" not in found["dense"]["1"]
+    table = shared.methods_as_markdown(found)
+    assert "| mac | 40% | 1 | 41.0% | 50.00 (0.00 to 100.00) | 10.00" in table

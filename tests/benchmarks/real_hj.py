@@ -1,0 +1,322 @@
+"""What to prune by, on real speech: the encoder of Whisper-base with CTC.
+
+    python tests/benchmarks/real_hj.py --librispeech DIR --whisper DIR \\
+        [--full] [--cells KEY ...]
+
+System 2 (Peng et al., 2023) on train-clean-5: Whisper's encoder, which stands
+for an encoder that nobody can train again, is fine-tuned with CTC
+(finetune_whisper.yaml), pruned and fine-tuned again (prune_whisper.yaml), on
+every other utterance and with the same distillation and steps for all:
+
+    mac                HJ-MAC: front-end and Transformer, by MACs on 10 s
+    size, sepsize      HJ-Size and HJ-SepSize: by parameters, in all and of
+                       each part; shares that leave about these MACs
+    transformer_only   the front-end stays
+    fisher             by the loss of the task, all at once
+    fisher_reselected  the same; which units stay, and their readers' weights,
+                       follow from least squares
+    magnitude          by L2 norms, all at once
+    small_dense        a dense encoder of these MACs, with random weights at
+                       first, on all utterances for the steps of all phases
+
+A cell is METHOD/LEVEL/SEED, LEVEL the share of the MACs that goes, or
+`dense/SEED`; `test:` before it is its evaluation on test. `--cells` runs some
+alone; without data, what stands in the table is printed.
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+from cells import CTC, Runs
+from real_speech import (
+    manifests,
+    methods_as_markdown,
+    paired_errors,
+    run_real,
+    summarise_methods,
+    table_of,
+    valid_errors,
+)
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+from sb_prune import lobes, mac_cost, whisper_structures
+
+TABLE = Path(__file__).with_suffix(".json")
+FRAMES = 1000  # of the log-mel: 10 s
+SECONDS = 32  # of a batch
+DENSE_EPOCHS = 4
+PRUNE_EPOCHS, TUNE_EPOCHS = 1, 2  # of HALF the utterances
+HALF = 2
+SCORE_STEPS = 64  # of measuring, where all goes at once
+LEVELS = (0.4, 0.6, 0.2)
+SEED = 1
+MACS = ["budget: !name:sb_prune.MACBudget", f"    frames: {FRAMES}"]
+PARTS = ("model.encoder.conv1", "model.encoder.layers")
+# Share of the MACs -> of the parameters of the encoder, with its positions
+OF_PARAMETERS = {0.2: 0.19, 0.4: 0.385, 0.6: 0.58}
+L0, SCORE = "whisper_l0", "whisper_score"
+PLAIN = ["refit: null"]
+METHODS = {  # name -> (preset, lines beside it)
+    "mac": (L0, MACS),
+    "size": (L0, []),
+    "sepsize": (L0, []),
+    "transformer_only": (
+        L0,
+        [*MACS, "structures: {kinds: [ffn_units, heads]}"],
+    ),
+    "fisher": (SCORE, MACS + PLAIN),
+    "fisher_reselected": (SCORE, MACS),
+    "magnitude": (
+        SCORE,
+        [*MACS, *PLAIN, "score: !name:sb_prune.magnitude_score"],
+    ),
+}
+SECOND = ("mac", "fisher_reselected", "magnitude", "small_dense")
+QUICK = ["dense/1", "fisher_reselected/0.4/1"]
+
+
+def plan_cells(full):
+    """Keys of cells, the most worth first."""
+    if not full:
+        return QUICK
+    first, *others = LEVELS
+    keys = [f"dense/{SEED}"]
+    keys += [f"{m}/{first}/{SEED}" for m in (*METHODS, "small_dense")]
+    keys += [f"{m}/{level}/{SEED}" for level in others for m in SECOND]
+    return keys
+
+
+# --------------------------------------------------------------------- runs
+
+
+class Cells:
+    """Computes cells from runs of train_with_whisper.py.
+
+    Arguments
+    ---------
+    folder : Path
+        Where runs and logs go.
+    given : Namespace
+        Of the command line.
+    """
+
+    def __init__(self, folder, given):
+        self.runs = Runs(folder)
+        self._data, self._whisper = given.librispeech, given.whisper
+        self._config = WhisperConfig.from_pretrained(given.whisper)
+        self._csv = manifests(
+            folder / "csv", self._data, given.splits, {"half": HALF}
+        )
+
+    def run(self, key):
+        """Runs, or continues, one cell of the table.
+
+        Arguments
+        ---------
+        key : str
+
+        Returns
+        -------
+        dict
+            Word error rate, its interval, errors and words of each utterance,
+            and the share of the MACs that is gone.
+        """
+        split = "test" if key.startswith("test:") else "dev"
+        key = key.removeprefix("test:")
+        outputs = [self._output(key, part) for part in self._csv[split]]
+        files = [
+            output / f"wer_{part.stem}.txt"
+            for output, part in zip(outputs, self._csv[split])
+        ]
+        dense, left = (
+            encoder_macs(source)
+            for source in (self._whisper, self._encoder(key))
+        )
+        return {
+            **paired_errors(files),
+            "macs_gone": round(1 - left / dense, 4),
+            **valid_errors(outputs[0]),
+        }
+
+    def _encoder(self, key):
+        """Folder with the encoder of a finished cell."""
+        method, *level, _ = key.split("/")
+        if method == "dense":
+            return self._whisper
+        if method == "small_dense":
+            return self._small(float(level[0]))
+        return self.runs.folder / key.replace("/", "-") / "export"
+
+    def _output(self, key, scored):
+        """Folder of a finished run whose model has been scored."""
+        method, *level, seed = key.split("/")
+        name = key.replace("/", "-")
+        if method == "dense":
+            return self._dense(seed, scored)
+        level = float(level[0])
+        if method == "small_dense":
+            hub = self._small(level)
+            epochs = DENSE_EPOCHS + (PRUNE_EPOCHS + TUNE_EPOCHS) // HALF
+            small = {
+                "encoder_dim": small_config(self._config, level).d_model,
+                "freeze_whisper_steps": 0,
+            }
+            return self._train(name, seed, scored, epochs, hub, **small)
+        return self._prune(name, method, level, seed, scored)
+
+    def _small(self, level):
+        folder = self.runs.folder / f"untrained-{level}"
+        if not (folder / "model.safetensors").is_file():
+            torch.manual_seed(0)
+            model = WhisperModel(small_config(self._config, level))
+            WhisperFeatureExtractor.from_pretrained(
+                self._whisper
+            ).save_pretrained(folder)
+            model.save_pretrained(folder)
+        return folder
+
+    def _dense(self, seed, scored):
+        name = f"dense-{seed}"
+        return self._train(name, seed, scored, DENSE_EPOCHS, self._whisper)
+
+    def _train(self, name, seed, scored, epochs, hub, **more):
+        steps = epochs * self._steps("train")
+        options = {
+            "freeze_whisper_steps": 200,
+            "number_of_epochs": epochs,
+            **_schedule(steps),
+            **more,
+        }
+        yaml = CTC / "hparams/finetune_whisper.yaml"
+        return self._run(name, yaml, "train", seed, scored, hub, options)
+
+    def _prune(self, name, method, level, seed, scored):
+        yaml = self.runs.folder / f"{name}.yaml"
+        yaml.write_text(pruning_yaml(method, level), encoding="utf-8")
+        steps = self._steps("half")
+        valid = self._csv["valid"][0]
+        options = {
+            "dense_folder": self._dense(seed, valid),
+            "number_of_epochs": PRUNE_EPOCHS + TUNE_EPOCHS,
+            "prune_epochs": PRUNE_EPOCHS,
+            "schedule_steps": round(0.6 * PRUNE_EPOCHS * steps),
+            "target": level,
+            **_schedule(TUNE_EPOCHS * steps),
+        }
+        if METHODS[method][0] == SCORE:  # the steps that it saves fine-tune
+            options["number_of_epochs"] += 1
+            options["schedule_steps"] = SCORE_STEPS
+            options |= _schedule((PRUNE_EPOCHS + TUNE_EPOCHS) * steps)
+        hub = self._whisper
+        return self._run(name, yaml, "half", seed, scored, hub, options)
+
+    def _steps(self, train):
+        """Optimizer steps in an epoch, about."""
+        rows = table_of(self._csv[train][0])
+        seconds = sum(float(row["duration"]) for row in rows)
+        return round(seconds / (0.85 * SECONDS))
+
+    def _run(self, name, yaml, train, seed, scored, hub, options):
+        options = {
+            "data_folder": self._data,
+            "whisper_hub": hub,
+            "skip_prep": True,
+            "num_workers": 0,
+            "train_csv": self._csv[train][0],
+            "valid_csv": self._csv["valid"][0],
+            "test_csv": f"[{scored}]",
+            "max_batch_length": SECONDS,
+            "encoder_dim": self._config.d_model,
+            "seed": seed,
+            **options,
+        }
+        script = CTC / "train_with_whisper.py"
+        last = f"wer_{scored.stem}.txt"
+        return self.runs.run(name, script, yaml, last, options)
+
+
+def _schedule(steps):
+    return {
+        "warmup_steps": min(100, steps // 4),
+        "cooldown_steps": steps // 2,
+        "total_steps": steps,
+    }
+
+
+def pruning_yaml(method, level):
+    """prune_whisper.yaml as another method at a level."""
+    preset, lines = METHODS[method]
+    if preset == SCORE:
+        lines = [*lines, f"prune_steps: {SCORE_STEPS}"]
+    text = (CTC / "hparams/prune_whisper.yaml").read_text("utf-8")
+    text = text.replace("inference: hparams", f"inference: {CTC / 'hparams'}")
+    text = text.replace(f"    name: {L0}\n", f"    name: {preset}\n")
+    target = "    target: !ref <target>\n"
+    assert text.count(target) == 1
+    if method == "size":
+        share = OF_PARAMETERS[level]
+        text = text.replace(target, f"    target: {share}\n")
+    if method == "sepsize":
+        each = "".join(f"        {part}: !ref <target>\n" for part in PARTS)
+        text = text.replace(target, f"    target:\n{each}")
+    added = "".join(f"    {line}\n" for line in lines)
+    module = "    module: whisper\n"
+    assert text.count(module) == 1
+    return text.replace(module, module + added)
+
+
+# ------------------------------------------------------------------ encoders
+
+
+def encoder_macs(source):
+    """MACs of an encoder on 10 s."""
+    lobe = lobes.Whisper(str(source), str(source), encoder_only=True)
+    return macs_of(lobe)
+
+
+def macs_of(model):
+    """The same of a model."""
+    declaration = whisper_structures(model, sides=["encoder"])
+    return mac_cost(declaration, FRAMES).dense()
+
+
+def small_config(config, level):
+    """Of the widest encoder with the MACs that pruning leaves, or less.
+
+    Arguments
+    ---------
+    config : WhisperConfig
+        Of the dense model.
+    level : float
+
+    Returns
+    -------
+    WhisperConfig
+    """
+    whole = _macs_of_config(config)
+    for width in range(config.d_model, 0, -config.encoder_attention_heads):
+        small = copy.deepcopy(config)
+        small.d_model = width
+        small.encoder_ffn_dim = small.decoder_ffn_dim = 4 * width
+        if _macs_of_config(small) <= (1 - level) * whole:
+            return small
+    raise ValueError(f"{level}: no encoder is as small")
+
+
+def _macs_of_config(config):
+    with torch.device("meta"):
+        model = WhisperModel(config)
+    return macs_of(model)
+
+
+if __name__ == "__main__":
+    run_real(
+        __doc__,
+        TABLE,
+        plan_cells,
+        Cells,
+        summarise_methods,
+        methods_as_markdown,
+        {"librispeech": "a LibriSpeech tree", "whisper": "its folder"},
+    )
