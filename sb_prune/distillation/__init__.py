@@ -2,6 +2,7 @@
 
 from sb_prune.distillation.copies import stored_weights
 from sb_prune.distillation.distiller import Distiller
+from sb_prune.distillation.gram import GramDistillation
 from sb_prune.distillation.layerwise import (
     LayerwiseDistillation,
     nearest_surviving,
@@ -13,6 +14,7 @@ from sb_prune.distillation.teacher import Teacher
 
 __all__ = [
     "Distiller",
+    "GramDistillation",
     "LayerwiseDistillation",
     "MaskingDistillation",
     "ProjectedDistillation",

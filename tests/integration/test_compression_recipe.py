@@ -204,15 +204,20 @@ def test_a_killed_student_ends_with_the_same_bits(tmp_path, compress, moment):
     assert weights(run / "encoder") == weights(tmp_path / "whole/encoder")
 
 
-@pytest.mark.parametrize("yaml", ["armhubert_s", "maskhubert"])
+@pytest.mark.parametrize("yaml", ["armhubert_s", "maskhubert", "starhubert"])
 def test_the_other_students(tmp_path, compress, yaml):
-    options = {**TINY_STUDENT, "number_of_epochs": 1}
-    if yaml == "maskhubert":
+    options = dict(TINY_STUDENT)
+    if yaml != "armhubert_s":
         del options["reuse"]
+    if yaml == "starhubert":
+        del options["layers"], options["teacher_dim"]
+        options["distilled_layers"] = "[1, 2]"
     compress(tmp_path / "run", yaml, **options)
     lobe = lobes.HuBERT(str(tmp_path / "run/encoder"), str(tmp_path))
     attention = lobe.model.encoder.layers[1].attention
-    assert hasattr(attention, "q_proj") == (yaml == "maskhubert")
+    assert hasattr(attention, "q_proj") == (yaml != "armhubert_s")
+    first, second = losses(tmp_path / "run", "train loss")
+    assert second < first
 
 
 def test_students_differ_in_scalars_only():
