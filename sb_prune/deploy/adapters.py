@@ -177,9 +177,9 @@ def plain_attention(
 ):
     """As torch's `scaled_dot_product_attention`, where a query has a key.
 
-    ONNX has no operator for torch's function, and what stands for it looks at
-    every weight once more, as a query without any key gets zeros. Here it would
-    get NaN; in a model every utterance has at least one frame.
+    Before opset 23 ONNX has no operator for torch's function, and what stands
+    for it looks at every weight once more, as a query without any key gets
+    zeros. Here it would get NaN; in a model every utterance has a frame.
 
     Arguments
     ---------
@@ -191,7 +191,7 @@ def plain_attention(
     dropout_p : float
         Must be 0: a deployed model is not trained.
     is_causal : bool
-        Whether no query looks ahead.
+        Whether no query looks ahead. It stands without a mask.
     scale : float, optional
         By default 1 / sqrt(dims).
     enable_gqa : bool
@@ -201,6 +201,11 @@ def plain_attention(
     -------
     torch.Tensor
         (..., query steps, dims of the values)
+
+    Raises
+    ------
+    ValueError
+        If it should drop weights, share heads, or be causal beside a mask.
 
     Example
     -------
@@ -214,11 +219,12 @@ def plain_attention(
         scale = query.shape[-1] ** -0.5
     scores = (query * scale) @ key.transpose(-2, -1)
     if is_causal:
-        steps = scores.shape[-2:]
-        attn_mask = torch.ones(steps, dtype=torch.bool).tril()
-    if attn_mask is not None:
-        if attn_mask.dtype == torch.bool:
-            attn_mask = torch.where(attn_mask, 0.0, -math.inf)
+        if attn_mask is not None:
+            raise ValueError("attention that is causal beside a mask")
+        attn_mask = torch.ones_like(scores, dtype=torch.bool).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    elif attn_mask is not None:
         scores = scores + attn_mask
     return scores.softmax(-1) @ value
 

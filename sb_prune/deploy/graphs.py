@@ -14,7 +14,7 @@ from sb_prune.deploy.adapters import traceable_functions
 from sb_prune.deploy.runtime.settings import DeployError
 from sb_prune.support.disk import reason
 
-OPSET = 20
+OPSET = 20  # the first with an operator for GELU
 SCOPES = "pkg.torch.onnx.name_scopes"  # modules that an operation is in
 LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 

@@ -62,7 +62,8 @@ def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
 
     The recipe's own `compute_forward` runs in the validation stage, with one
     utterance at a time so that nothing is padded. It is stopped after the last
-    layer, so nothing is decoded.
+    layer, so nothing is decoded. Where a lobe pads utterances itself, as
+    Whisper's does, its `speech_frames` says which frames are of the audio.
 
     Arguments
     ---------
@@ -110,7 +111,7 @@ def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
         dataset.output_keys_as({**kept, **names}),
         torch.no_grad(),
         generators_untouched(),
-        _StateRecorder(layers) as recorder,
+        _StateRecorder(layers, _padding_lobe(brain, layers)) as recorder,
     ):
         brain.modules.eval()
         for index in _progress(brain, sorted(drawn.tolist())):
@@ -124,6 +125,19 @@ def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
                 for segment in _segments(value, states, f"{key} of {where}"):
                     found[key].add(segment, pooling, where)
     return {key: points.stacked(key) for key, points in found.items()}
+
+
+def _padding_lobe(brain, layers):
+    """The module that holds the layers and pads what they hear, or None."""
+    return next(
+        (
+            module
+            for module in brain.modules.modules()
+            if hasattr(module, "speech_frames")
+            and any(child is layers[0] for child in module.modules())
+        ),
+        None,
+    )
 
 
 def _progress(brain, indices):
@@ -211,17 +225,28 @@ class _StateRecorder:
     Arguments
     ---------
     layers : list of torch.nn.Module
+    lobe : torch.nn.Module, optional
+        With a method `speech_frames`: samples -> frames that are of the audio,
+        or None for all. Its first argument are waveforms.
     """
 
-    def __init__(self, layers):
+    def __init__(self, layers, lobe=None):
         self._layers = layers
+        self._lobe = lobe
         self._states = {}
+        self._frames = None
 
     def __enter__(self):
         first = self._layers[0]
         self._handles = [
             first.register_forward_pre_hook(self._enter, with_kwargs=True)
         ]
+        if self._lobe is not None:
+            self._handles.append(
+                self._lobe.register_forward_pre_hook(
+                    self._hear, with_kwargs=True
+                )
+            )
         for i, layer in enumerate(self._layers, start=1):
             self._handles.append(
                 layer.register_forward_hook(
@@ -233,6 +258,10 @@ class _StateRecorder:
     def __exit__(self, *error):
         for handle in self._handles:
             handle.remove()
+
+    def _hear(self, lobe, args, kwargs):
+        wavs = args[0] if args else next(iter(kwargs.values()))
+        self._frames = lobe.speech_frames(wavs.shape[-1])
 
     def _enter(self, module, args, kwargs):
         self._keep(0, args[0] if args else next(iter(kwargs.values())))
@@ -250,7 +279,8 @@ class _StateRecorder:
         try:
             brain.compute_forward(PaddedBatch([item]), sb.Stage.VALID)
         except _LastLayerDone:
-            return [self._states[i] for i in range(len(self._layers) + 1)]
+            states = [self._states[i] for i in range(len(self._layers) + 1)]
+            return [frames[: self._frames] for frames in states]
         raise RuntimeError(
             "layers: the recipe's compute_forward did not run all of them in "
             "validation"

@@ -19,7 +19,8 @@ class GramDistillation(nn.Module):
     """Squared error between temporal Gram matrices of student and teacher.
 
     The matrix of a layer is G = F F^T / d, (T, T), of its frames F (T, d). The
-    loss of a layer is the mean over all pairs of frames within an utterance.
+    loss of a layer is the mean over all pairs of frames of one utterance, of
+    all utterances together.
 
     Arguments
     ---------
@@ -77,13 +78,19 @@ class GramDistillation(nn.Module):
         Raises
         ------
         ValueError
-            If student or teacher do not have a layer.
+            If student or teacher do not have a layer, or other frames.
         """
         last, most = self.layers[-1], min(len(student), len(teacher)) - 1
         if last > most:
             raise ValueError(
                 f"layers: {last}, but student and teacher have {most} in "
                 "common; name layers that both have"
+            )
+        frames = [states[last].shape[:2] for states in (student, teacher)]
+        if frames[0] != frames[1]:
+            raise ValueError(
+                f"student and teacher have {[*frames[0]]} and {[*frames[1]]} "
+                "(utterances, frames); give both the same audio and frame rate"
             )
         return {
             f"distill_layer{layer}": self._distance(

@@ -183,6 +183,35 @@ class Whisper(PrunedLobe, whisper.Whisper):
         frames = -(-wav.shape[-1] // FRAME)
         return super().forward(wav)[..., :frames, :]
 
+    def speech_frames(self, samples):
+        """How many of the frames of its layers are of the audio.
+
+        Arguments
+        ---------
+        samples : int
+            Of the utterance.
+
+        Returns
+        -------
+        int or None
+            One for each 320 samples if `aligned`: silence follows these. None
+            if all frames count, as for a decoder.
+
+        Raises
+        ------
+        ValueError
+            If it hears the utterance in several pieces.
+        """
+        if not self.aligned:
+            return None
+        if samples > self.longest:
+            raise ValueError(
+                f"an utterance of {samples / SAMPLE_RATE:.2f} s is heard in "
+                f"pieces of at most {self.longest / SAMPLE_RATE:.2f} s; leave "
+                "longer ones out of the data"
+            )
+        return -(-samples // FRAME)
+
     def pad_or_trim(self, array, length=None, axis=-1):
         """Pads waveforms to the context.
 

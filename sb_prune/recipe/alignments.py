@@ -11,10 +11,14 @@ from pathlib import Path
 import speechbrain as sb
 from speechbrain.dataio.dataset import add_dynamic_item
 
+from sb_prune.support.values import Whole, checked
+
 SILENCES = {"", "<eps>", "sil", "sp", "spn"}
+ROUNDING = 0.05  # seconds by which a grid may be longer or shorter
 
 
-def add_alignments(dataset, folder, words=35):
+@checked
+def add_alignments(dataset, folder, words: Whole(1) = 35):
     """Gives a dataset the keys `word` and `phone`, lists of labelled segments.
 
     Phonemes are without stress. Of words the most frequent are labelled, as
@@ -33,6 +37,8 @@ def add_alignments(dataset, folder, words=35):
     ------
     FileNotFoundError
         If an utterance has no file.
+    ValueError
+        If an utterance has two.
     ImportError
         If the package `textgrid` is not installed.
 
@@ -52,7 +58,12 @@ def add_alignments(dataset, folder, words=35):
     >>> dataset[0]
     {'word': [('yes', 0.25, 1.0)]}
     """
-    files = {path.stem: path for path in Path(folder).rglob("*.TextGrid")}
+    _grids()
+    files = {}
+    for path in sorted(Path(folder).rglob("*.TextGrid")):
+        other = files.setdefault(path.stem, path)
+        if other != path:
+            raise ValueError(f"{other} and {path}: remove one of them")
     missing = [name for name in dataset.data_ids if name not in files]
     if missing:
         raise FileNotFoundError(
@@ -104,26 +115,37 @@ def read_tier(path, tier, seconds):
     ImportError
         If the package `textgrid` is not installed.
     ValueError
-        If the file is none, or has no such tier.
+        If the file is none, has no such tier of intervals, or is of another
+        length.
     """
+    kinds = _grids()
     try:
-        from textgrid import TextGrid
+        grid = kinds.TextGrid.fromFile(str(path))
+    except Exception as error:  # of whatever kind the package raises
+        raise ValueError(f"{path} is no TextGrid ({error!r})") from error
+    found = grid.getFirst(tier)
+    if not isinstance(found, kinds.IntervalTier):
+        raise ValueError(f"{path} has no tier {tier!r} of intervals")
+    length = float(grid.maxTime or found.maxTime or 0)
+    if abs(length - seconds) > ROUNDING:
+        raise ValueError(
+            f"{path} is of {length:.2f} s, the utterance of {seconds:.2f} s; "
+            "align it again, or leave it out of the data"
+        )
+    times = [
+        (i.mark, float(i.minTime) / seconds, min(float(i.maxTime) / seconds, 1))
+        for i in found
+        if i.mark not in SILENCES
+    ]
+    return [(label, begin, end) for label, begin, end in times if begin < end]
+
+
+def _grids():
+    """The package that reads the files, which only users of this need."""
+    try:
+        import textgrid
     except ImportError as error:
         raise ImportError(
             "alignments are read by the package textgrid: pip install textgrid"
         ) from error
-    try:
-        found = TextGrid.fromFile(str(path)).getFirst(tier)
-    except Exception as error:  # of whatever kind the package raises
-        raise ValueError(f"{path} is no TextGrid ({error!r})") from error
-    if found is None:
-        raise ValueError(f"{path} has no tier {tier!r}")
-    return [
-        (
-            interval.mark,
-            float(interval.minTime) / seconds,
-            float(interval.maxTime) / seconds,
-        )
-        for interval in found
-        if interval.mark not in SILENCES
-    ]
+    return textgrid

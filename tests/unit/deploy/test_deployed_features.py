@@ -78,19 +78,36 @@ def test_rotations_are_those_of_speechbrain():
     assert torch.equal(ours.index_swap, theirs.index_swap)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("given", ["nothing", "causal", "bool", "numbers"])
-def test_attention_is_that_of_torch(given):
-    query, key, value = torch.randn(3, 2, 4, 5, 8)
+def test_attention_is_that_of_torch(given, dtype):
+    query, key, value = torch.randn(3, 2, 4, 5, 8).to(dtype)
     kept = torch.rand(2, 1, 5, 5) < 0.7
     kept[..., 0] = True
     options = {
         "nothing": {"scale": 0.3},
         "causal": {"is_causal": True},
         "bool": {"attn_mask": kept},
-        "numbers": {"attn_mask": torch.randn(2, 1, 5, 5)},
+        "numbers": {"attn_mask": torch.randn(2, 1, 5, 5).to(dtype)},
     }[given]
     stock = torch.nn.functional.scaled_dot_product_attention
+    within = 1e-5 if dtype is torch.float32 else 2e-3
     torch.testing.assert_close(
         plain_attention(query, key, value, **options),
         stock(query, key, value, **options),
+        rtol=within,
+        atol=within,
     )
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"dropout_p": 0.1}, "dropout"),
+        ({"is_causal": True, "attn_mask": torch.ones(5, 5)}, "beside a mask"),
+    ],
+)
+def test_attention_that_is_not_deployed(given, message):
+    states = torch.randn(1, 5, 8)
+    with pytest.raises(ValueError, match=message):
+        plain_attention(states, states, states, **given)

@@ -1,10 +1,11 @@
 """What cannot become a graph is named."""
 
+import onnx
 import pytest
 import torch
 from rounding import new_switch
 
-from sb_prune.deploy.graphs import Input, write_graph
+from sb_prune.deploy.graphs import OPSET, Input, write_graph
 from sb_prune.deploy.runtime.settings import DeployError
 
 
@@ -55,3 +56,21 @@ def test_switches_for_tf32_may_contradict(tmp_path):
     with new_switch(operation) as precision:
         write(torch.nn.ReLU(), path)
         assert path.is_file() and operation.fp32_precision == precision
+
+
+class Attending(torch.nn.Module):
+    def forward(self, x):
+        x = torch.nn.functional.gelu(x)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return attend(x, x, x, is_causal=True)
+
+
+def test_operators_are_few(tmp_path):
+    """One for GELU; attention does not look for queries without keys."""
+    path = tmp_path / "graph.onnx"
+    write(Attending(), path)
+    model = onnx.load(path)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Gelu") == 1 and kinds.count("Softmax") == 1
+    assert not {"Erf", "IsNaN"} & {*kinds}
+    assert [domain.version for domain in model.opset_import] == [OPSET]

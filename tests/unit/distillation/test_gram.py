@@ -73,3 +73,8 @@ def test_wrong_layers(layers, message):
 def test_a_layer_that_is_not_there():
     with pytest.raises(ValueError, match="layers: 4, but student and teacher"):
         GramDistillation([0, 4])([STUDENT], [TEACHER])
+
+
+def test_other_frames_are_refused():
+    with pytest.raises(ValueError, match=r"\[1, 1\] and \[1, 3\]"):
+        GramDistillation([0])([STUDENT[:, :1]], [TEACHER])
