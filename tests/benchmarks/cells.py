@@ -51,8 +51,9 @@ class Runs:
             Of its folder.
         script, yaml : Path
             The recipe.
-        last : str
-            The file that stands in the folder when the run is finished.
+        last : str or callable
+            The file that stands in the folder when the run is finished, or a
+            function that says of the folder whether it is.
         options : dict
             Overrides of the YAML.
 
@@ -63,7 +64,8 @@ class Runs:
         """
         output = self.folder / name
         with self._locks[name], locked(self.folder / f"{name}.lock"):
-            if not (output / last).is_file():
+            finished = last if callable(last) else _holds(last)
+            if not finished(output):
                 self._run(script, yaml, {**options, "output_folder": output})
         return output
 
@@ -108,6 +110,10 @@ class Runs:
                 stderr=subprocess.STDOUT,
                 check=True,
             )
+
+
+def _holds(name):
+    return lambda folder: (folder / name).is_file()
 
 
 class Table:

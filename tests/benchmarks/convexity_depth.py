@@ -25,6 +25,7 @@ with the same epochs in all, and a front-end that learns too, as its gates must
 """
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -100,10 +101,7 @@ class Cells:
         output = self._train(
             f"{label}-{what}-{seed}", yaml, label, training(what), seed
         )
-        found = re.search(
-            r"test error: (\S+)", (output / "train_log.txt").read_text()
-        )
-        return round(100 - float(found[1]), 2)
+        return round(100 - tested_error(output), 2)
 
     def _curves(self):
         yaml = self.runs.folder / "curves.yaml"
@@ -119,7 +117,7 @@ class Cells:
             f"commands-{name}",
             COMMANDS / "train.py",
             yaml,
-            "export/README.md",
+            is_tested,
             {
                 **EVERY,
                 **options,
@@ -130,6 +128,19 @@ class Cells:
                 "data_folder": self.words,
             },
         )
+
+
+def tested_error(output):
+    """Errors on test of a run, in %; NaN until it is finished."""
+    log = output / "train_log.txt"
+    text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    found = re.search(r"test error: (\S+)", text)
+    return float(found[1]) if found else math.nan
+
+
+def is_tested(output):
+    """Whether a run is finished."""
+    return not math.isnan(tested_error(output))
 
 
 def absolute(text):

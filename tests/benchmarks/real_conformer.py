@@ -28,13 +28,13 @@ from real_speech import (
     methods_as_markdown,
     paired_errors,
     run_real,
+    steps_in_epoch,
     summarise_methods,
-    table_of,
     valid_errors,
 )
 
 TABLE = Path(__file__).with_suffix(".json")
-SECONDS = 100  # of a batch
+BATCHES = {"max_batch_length": 100, "max_batch_ex": 64, "num_buckets": 50}
 DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 24, 2, 4
 SCORE_STEPS = 32  # of measuring, where all goes at once
 CUT_EVERY = 15  # training utterances of which one measures, in `cut:` cells
@@ -105,9 +105,7 @@ class Cells:
         self._csv = manifests(
             folder / "csv", self._data, given.splits, {"few": CUT_EVERY}
         )
-        rows = table_of(self._csv["train"][0])
-        seconds = sum(float(row["duration"]) for row in rows)
-        self._steps = round(seconds / (0.9 * SECONDS))  # of an epoch
+        self._steps = steps_in_epoch(self._csv["train"][0], **BATCHES)
 
     def run(self, key):
         """Runs, or continues, one cell of the table.
@@ -181,7 +179,7 @@ class Cells:
             "number_of_epochs": 2,
             "prune_epochs": 1,
             "schedule_steps": SCORE_STEPS,
-            "max_batch_length": SECONDS / 5,  # of more batches more is known
+            "max_batch_length": 20,  # of more batches more is known
             "lr": 0.0,
         }
         yaml = self._yaml(name, SCORE, lines_at_once(method))
@@ -205,7 +203,7 @@ class Cells:
             "train_csv": self._csv[train][0],
             "valid_csv": self._csv["valid"][0],
             "test_csv": f"[{scored}]",
-            "max_batch_length": SECONDS,
+            **BATCHES,
             "seed": seed,
             **options,
         }

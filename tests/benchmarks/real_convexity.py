@@ -3,9 +3,10 @@
     python tests/benchmarks/real_convexity.py --librispeech DIR --whisper DIR \\
         --alignments DIR --keywords DIR --orders DIR [--full] [--cells KEY ...]
 
-System 4 (Dorszewski et al., 2024) on the encoder of Whisper-base and on real
-speech: a LibriSpeech tree, TextGrids of its dev split, a folder with a folder
-of recordings for each keyword, and spoken orders in the layout of SLURP.
+Convexity (Dorszewski et al., 2024, 2408.11858) on the encoder of Whisper-base
+and on real speech: a LibriSpeech tree, TextGrids of its dev split, a folder
+with a folder of recordings for each keyword, and a folder of spoken orders with
+jsonl files of SLURP and its folder `audio`.
 
 A cell is `curves/WHAT`, the convexity of every layer before any training: of
 words and phonemes of dev (`aligned`), or of a task; or TASK/DEPTH/SEED, the
@@ -25,23 +26,26 @@ import sys
 from pathlib import Path
 
 import soundfile
-from cells import ROOT, Runs
-from convexity_depth import compare_depths
-from real_speech import run_real
+import torch
+from cells import ROOT, Runs, locked
+from convexity_depth import compare_depths, is_tested, tested_error
+from real_speech import run_real, steps_in_epoch
+from transformers import WhisperConfig, WhisperModel
+
+from sb_prune.support.measure import count_parameters
 
 RECIPES = ROOT / "recipes"
 TABLE = Path(__file__).with_suffix(".json")
 LAYERS = 6
-LAYER, ENCODER = 3_152_384, 20_590_592  # parameters of Whisper-base
 SMALL = 3  # layers, of whose size the pruned encoder is
-SECONDS = 32  # of a batch
+BATCHES = {"max_batch_length": 32, "num_buckets": 10}
 SHARE = 0.1  # of the keywords for validation, and again for testing
 DRINK = "coffeeDrink"  # the slot of an order that is told apart
 SEEDS = (1, 2, 3)
-TASKS = {  # name -> recipe, epochs, steps in each
-    "speakers": ("LibriSpeech/speaker-identification", 1, 560),
-    "keywords": ("Google-speech-commands", 2, 190),
-    "orders": ("SLURP/intents", 6, 90),
+TASKS = {  # name -> recipe, epochs
+    "speakers": ("LibriSpeech/speaker-identification", 1),
+    "keywords": ("Google-speech-commands", 2),
+    "orders": ("SLURP/intents", 6),
 }
 ALIGNED = {"word": "words", "phone": "phonemes"}
 CURVES = ("aligned", *TASKS)
@@ -57,7 +61,7 @@ LOBE = r"""wav2vec2: !new:sb_prune.lobes.Whisper
 STRUCTURES = """    structures: !name:sb_prune.whisper_structures
         sides: [encoder]
 """
-NOTHING_LEFT_OUT = """    criterion: !new:sb_prune.depth.LastLayers
+LAST_LAYERS = """    criterion: !new:sb_prune.depth.LastLayers
         removed: {}
 """
 GATES = """pruning: !apply:sb_prune.preset
@@ -67,6 +71,8 @@ GATES = """pruning: !apply:sb_prune.preset
     target: !ref <target>
     schedule_steps: !ref <schedule_steps>
     seed: !ref <seed>
+    hold_weights: False # the classifier has to learn first
+    first_score: !name:sb_prune.magnitude_score # it knows nothing of the task
     distillation: null
     inference: hparams/inference.yaml
     export_folder: !ref <output_folder>/export
@@ -91,7 +97,8 @@ def plan_cells(full):
 def lay_out_keywords(source, folder):
     """Writes recordings of keywords as Speech Commands has them.
 
-    Whoever speaks is unknown, so the split is by file.
+    Whoever speaks is unknown, so the split is by file. What was there before,
+    and is not in the source, is removed.
 
     Arguments
     ---------
@@ -108,16 +115,23 @@ def lay_out_keywords(source, folder):
     names = []
     for path in sorted(source.glob("*/*")):
         word = path.parent.name.replace(" ", "_")
-        name = f"{word}/{path.stem}_nohash_0.wav"
+        stem = path.name.replace(".", "-")  # a.wav and a.flac are two
+        name = f"{word}/{stem}_nohash_0.wav"
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             if not target.is_file():
-                soundfile.write(target, *soundfile.read(path, dtype="int16"))
+                aside = target.with_suffix(".incomplete")
+                wav, rate = soundfile.read(path, dtype="int16")
+                soundfile.write(aside, wav, rate, format="WAV")
+                aside.rename(target)
         except soundfile.LibsndfileError as error:
             print(f"{path} is left out ({error})", file=sys.stderr)
             continue
         names.append(name)
+    for path in folder.glob("*/*"):
+        if path.relative_to(folder).as_posix() not in names:
+            path.unlink()
     random.Random(0).shuffle(names)
     apart = round(SHARE * len(names))
     for number, split in enumerate(("validation", "testing")):
@@ -133,7 +147,7 @@ def lay_out_drinks(source, folder):
     Arguments
     ---------
     source, folder : Path
-        Layouts of SLURP; the audio stays where it is.
+        Folders of the jsonl files of SLURP; the audio stays where it is.
 
     Returns
     -------
@@ -155,10 +169,8 @@ def drink_of(order):
     """The words of an order's drink, joined; "none" if it has no such slot."""
     for entity in order["entities"]:
         if entity["type"] == DRINK:
-            words = [
-                order["tokens"][place]["surface"] for place in entity["span"]
-            ]
-            return "_".join(words)
+            tokens = [order["tokens"][place] for place in entity["span"]]
+            return "_".join(token["surface"].lower() for token in tokens)
     return "none"
 
 
@@ -184,30 +196,6 @@ class Cells:
 
     def __init__(self, folder, given):
         self.runs, self._given = Runs(folder), given
-        keywords = lay_out_keywords(Path(given.keywords), folder / "keywords")
-        orders = lay_out_drinks(Path(given.orders), folder / "orders")
-        self._data = {
-            "speakers": self._speakers(given.train),
-            "keywords": {
-                "data_folder": keywords,
-                "output_neurons": 1 + len([*keywords.glob("*/")]),
-            },
-            "orders": {
-                "output_neurons": 1 + len(drinks_of(orders / "train.jsonl")),
-                "data_folder": given.orders,
-                "text_folder": orders,
-                "audio_folder": Path(given.orders).resolve() / "audio",
-            },
-        }
-
-    def _speakers(self, split):
-        """Where the utterances are, and how many classes: and <unk>."""
-        speakers = [*Path(self._given.librispeech, split).glob("*/")]
-        return {
-            "data_folder": self._given.librispeech,
-            "splits": f"[{split}]",
-            "output_neurons": 1 + len(speakers),
-        }
 
     def run(self, key):
         """Runs, or continues, one cell of the table.
@@ -230,10 +218,9 @@ class Cells:
             (curve,) = curves.values()
             return {what: curve}
         output = self._train(key.replace("/", "-"), kind, what, *seed)
-        log = (output / "train_log.txt").read_text(encoding="utf-8")
-        error = float(re.search(r"test error: (\S+)", log)[1])
         rows = (output / "test.csv").read_text(encoding="utf-8").splitlines()
-        return {"accuracy": round(100 - error, 2), "utterances": len(rows) - 1}
+        accuracy = round(100 - tested_error(output), 2)
+        return {"accuracy": accuracy, "utterances": len(rows) - 1}
 
     def _curves(self, what):
         name, options = f"curves-{what}", {"number_of_epochs": 0}
@@ -247,34 +234,82 @@ class Cells:
         return self._train(name, "speakers", None, 1, options)
 
     def _train(self, name, task, what, seed, more=None):
-        folder, epochs, steps = TASKS[task]
+        recipe, epochs = TASKS[task]
         path = self.runs.folder / f"{name}.yaml"
-        path.write_text(recipe_yaml(folder, what), encoding="utf-8")
-        text = (RECIPES / folder / "hparams/inference.yaml").read_text("utf-8")
-        inference = self.runs.folder / f"{task}-inference.yaml"
+        inference = path.with_name(f"{name}-inference.yaml")
+        text = (RECIPES / recipe / "hparams/inference.yaml").read_text("utf-8")
         inference.write_text(with_whisper(text), encoding="utf-8")
-        phases = 2 if what == "gates" else 1
-        total = epochs * steps // phases
+        path.write_text(recipe_yaml(recipe, what, inference), encoding="utf-8")
         options = {
-            "encoder_dim": 512,
-            "max_batch_length": SECONDS,
+            **BATCHES,
+            "encoder_dim": self._config().d_model,
             "num_workers": 0,
             "number_of_epochs": epochs,
             "lr": 0.0001,
             "warmup_steps": 40,
-            "total_steps": total,
-            "cooldown_steps": total // 2,
             "seed": seed,
             "wav2vec2_hub": self._given.whisper,
-            **self._data[task],
+            **self._data(task),
+            **(more or {}),
         }
-        if what == "gates":
-            options["target"] = round((LAYERS - SMALL) * LAYER / ENCODER, 4)
-            options["prune_epochs"] = epochs // 2
-            options["schedule_steps"] = total - steps // 4
-        script = RECIPES / folder / "train.py"
-        options |= more or {}
-        return self.runs.run(name, script, path, "export/README.md", options)
+        if options["number_of_epochs"]:
+            options |= self._schedule(task, what, epochs)
+        script = RECIPES / recipe / "train.py"
+        return self.runs.run(name, script, path, is_tested, options)
+
+    def _config(self):
+        return WhisperConfig.from_pretrained(self._given.whisper)
+
+    def _schedule(self, task, what, epochs):
+        """Options of a training, by the steps that its data make."""
+        train = self._curves(task) / "train.csv"  # that run has made it
+        steps = steps_in_epoch(train, **BATCHES)
+        gates = what == "gates"
+        total = epochs * steps // (2 if gates else 1)
+        options = {"total_steps": total, "cooldown_steps": total // 2}
+        if gates:
+            gone = share_of_layers(self._config(), LAYERS - SMALL)
+            options |= {"target": gone, "prune_epochs": epochs // 2}
+            options["schedule_steps"] = round(0.8 * total)
+        return options
+
+    def _data(self, task):
+        """Where the recordings of a task are, and how many classes."""
+        folder = self.runs.folder / task
+        if task == "speakers":
+            return self._speakers(self._given.train)
+        with locked(self.runs.folder / f"{task}.lock"):
+            if task == "keywords":
+                lay_out_keywords(Path(self._given.keywords), folder)
+                words = [path for path in folder.iterdir() if path.is_dir()]
+                return {"data_folder": folder, "output_neurons": 1 + len(words)}
+            source = Path(self._given.orders).resolve()
+            lay_out_drinks(source, folder)
+            drinks = drinks_of(folder / "train.jsonl")
+            return {
+                "data_folder": source,
+                "text_folder": folder,
+                "audio_folder": source / "audio",
+                "output_neurons": 1 + len(drinks),
+            }
+
+    def _speakers(self, split):
+        """Where the utterances are, and how many classes: and <unk>."""
+        folder = Path(self._given.librispeech, split)
+        speakers = [path for path in folder.iterdir() if path.is_dir()]
+        return {
+            "data_folder": self._given.librispeech,
+            "splits": f"[{split}]",
+            "output_neurons": 1 + len(speakers),
+        }
+
+
+def share_of_layers(config, layers):
+    """Share of the parameters of Whisper's encoder that some layers have."""
+    with torch.device("meta"):
+        encoder = WhisperModel(config).encoder
+    layer = count_parameters([encoder.layers[0]])
+    return round(layers * layer / count_parameters([encoder]), 4)
 
 
 def with_whisper(text):
@@ -285,15 +320,17 @@ def with_whisper(text):
     return changed
 
 
-def recipe_yaml(folder, what):
+def recipe_yaml(recipe, what, inference):
     """convexity.yaml of a recipe, for Whisper's encoder.
 
     Arguments
     ---------
-    folder : str
-        Of the recipe.
+    recipe : str
+        Its folder.
     what : str or None
         A number of layers, "gates", or None: as many as the criterion keeps.
+    inference : Path
+        inference.yaml for the same encoder.
 
     Returns
     -------
@@ -301,24 +338,22 @@ def recipe_yaml(folder, what):
     """
     gates = what == "gates"
     name = "convexity_l0" if gates else "convexity"
-    text = (RECIPES / folder / f"hparams/{name}.yaml").read_text("utf-8")
+    text = (RECIPES / recipe / f"hparams/{name}.yaml").read_text("utf-8")
     text = with_whisper(text)
-    before = "    name: layers_convexity\n    module: wav2vec2\n"
-    assert text.count(before) == 1
-    text = text.replace(before, before + STRUCTURES)
-    if what is not None:
-        removed = 0 if gates else LAYERS - int(what)
-        lines = NOTHING_LEFT_OUT.format(removed)
-        text = re.sub(r"(?m)^    labels: .*\n", lines, text)
+    block = r"(?m)^{}: .*\n(?:    .*\n)+"
     if gates:
-        block = r"(?m)^pruning: .*\n(?:    .*\n)+"
-        assert len(re.findall(block, text)) == 1
-        text = re.sub(block, GATES, text)
-    task = next(name for name, (f, *_) in TASKS.items() if f == folder)
-    return text.replace(
-        "inference: hparams/inference.yaml",
-        f"inference: !ref <output_folder>/../{task}-inference.yaml",
-    )
+        text, count = re.subn(block.format("layer_pruning"), "", text)
+        assert count == 1
+        text, count = re.subn(block.format("pruning"), GATES, text)
+        assert count == 1
+    else:
+        before = "    name: layers_convexity\n    module: wav2vec2\n"
+        assert text.count(before) == 1
+        text = text.replace(before, before + STRUCTURES)
+    if what is not None and not gates:
+        lines = LAST_LAYERS.format(LAYERS - int(what))
+        text = re.sub(r"(?m)^    labels: .*\n", lines, text)
+    return text.replace("hparams/inference.yaml", str(inference))
 
 
 # -------------------------------------------------------------------- table

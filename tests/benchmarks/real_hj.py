@@ -3,10 +3,12 @@
     python tests/benchmarks/real_hj.py --librispeech DIR --whisper DIR \\
         [--full] [--cells KEY ...]
 
-System 2 (Peng et al., 2023) on train-clean-5: Whisper's encoder, which stands
-for an encoder that nobody can train again, is fine-tuned with CTC
-(finetune_whisper.yaml), pruned and fine-tuned again (prune_whisper.yaml), on
-every other utterance and with the same distillation and steps for all:
+Heterogeneous joint pruning (Peng et al., 2023, 2302.14132) of Whisper's
+encoder, a pretrained one that few can train themselves, on train-clean-5. It is
+fine-tuned with CTC (finetune_whisper.yaml), pruned and fine-tuned again
+(prune_whisper.yaml), on every other utterance. All methods cut the same kinds
+of units, with the same distillation and, pruning and fine-tuning together, the
+same steps:
 
     mac                HJ-MAC: front-end and Transformer, by MACs on 10 s
     size, sepsize      HJ-Size and HJ-SepSize: by parameters, in all and of
@@ -15,27 +17,31 @@ every other utterance and with the same distillation and steps for all:
     fisher             by the loss of the task, all at once
     fisher_reselected  the same; which units stay, and their readers' weights,
                        follow from least squares
-    magnitude          by L2 norms, all at once
+    magnitude          by the size of weights, all at once
     small_dense        a dense encoder of these MACs, with random weights at
-                       first, on all utterances for the steps of all phases
+                       first and a larger learning rate, on all utterances for
+                       at least as many steps as all of the above
 
 A cell is METHOD/LEVEL/SEED, LEVEL the share of the MACs that goes, or
-`dense/SEED`; `test:` before it is its evaluation on test. `--cells` runs some
+`dense/SEED`; `test:` before it is its evaluation on test. Checkpoints are
+chosen by a tenth of dev, which is scored with the rest. `--cells` runs some
 alone; without data, what stands in the table is printed.
 """
 
 import copy
+import math
+import shutil
 from pathlib import Path
 
 import torch
-from cells import CTC, Runs
+from cells import CTC, Runs, locked
 from real_speech import (
     manifests,
     methods_as_markdown,
     paired_errors,
     run_real,
+    steps_in_epoch,
     summarise_methods,
-    table_of,
     valid_errors,
 )
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
@@ -44,34 +50,32 @@ from sb_prune import lobes, mac_cost, whisper_structures
 
 TABLE = Path(__file__).with_suffix(".json")
 FRAMES = 1000  # of the log-mel: 10 s
-SECONDS = 32  # of a batch
+BATCHES = {"max_batch_length": 32, "max_batch_ex": 64, "num_buckets": 10}
 DENSE_EPOCHS = 4
 PRUNE_EPOCHS, TUNE_EPOCHS = 1, 2  # of HALF the utterances
 HALF = 2
 SCORE_STEPS = 64  # of measuring, where all goes at once
 LEVELS = (0.4, 0.6, 0.2)
 SEED = 1
+KINDS = "structures: {kinds: [front_end_channels, ffn_units, heads]}"
 MACS = ["budget: !name:sb_prune.MACBudget", f"    frames: {FRAMES}"]
 PARTS = ("model.encoder.conv1", "model.encoder.layers")
 # Share of the MACs -> of the parameters of the encoder, with its positions
 OF_PARAMETERS = {0.2: 0.19, 0.4: 0.385, 0.6: 0.58}
 L0, SCORE = "whisper_l0", "whisper_score"
 PLAIN = ["refit: null"]
+BEHIND = KINDS.replace("front_end_channels, ", "")
+MAGNITUDE = ["score: !name:sb_prune.magnitude_score"]
 METHODS = {  # name -> (preset, lines beside it)
-    "mac": (L0, MACS),
-    "size": (L0, []),
-    "sepsize": (L0, []),
-    "transformer_only": (
-        L0,
-        [*MACS, "structures: {kinds: [ffn_units, heads]}"],
-    ),
-    "fisher": (SCORE, MACS + PLAIN),
-    "fisher_reselected": (SCORE, MACS),
-    "magnitude": (
-        SCORE,
-        [*MACS, *PLAIN, "score: !name:sb_prune.magnitude_score"],
-    ),
+    "mac": (L0, [KINDS, *MACS]),
+    "size": (L0, [KINDS]),
+    "sepsize": (L0, [KINDS]),
+    "transformer_only": (L0, [BEHIND, *MACS]),
+    "fisher": (SCORE, [KINDS, *MACS, *PLAIN]),
+    "fisher_reselected": (SCORE, [KINDS, *MACS]),
+    "magnitude": (SCORE, [KINDS, *MACS, *PLAIN, *MAGNITUDE]),
 }
+SMALL_RATE = 0.0005  # of random weights
 SECOND = ("mac", "fisher_reselected", "magnitude", "small_dense")
 QUICK = ["dense/1", "fisher_reselected/0.4/1"]
 
@@ -157,23 +161,31 @@ class Cells:
         level = float(level[0])
         if method == "small_dense":
             hub = self._small(level)
-            epochs = DENSE_EPOCHS + (PRUNE_EPOCHS + TUNE_EPOCHS) // HALF
+            pruned = 1 + PRUNE_EPOCHS + TUNE_EPOCHS  # the first by scores alone
+            epochs = DENSE_EPOCHS + math.ceil(pruned / HALF)
             small = {
-                "encoder_dim": small_config(self._config, level).d_model,
+                "encoder_dim": WhisperConfig.from_pretrained(hub).d_model,
                 "freeze_whisper_steps": 0,
+                "lr_whisper": SMALL_RATE,
             }
             return self._train(name, seed, scored, epochs, hub, **small)
         return self._prune(name, method, level, seed, scored)
 
     def _small(self, level):
+        """Folder of the dense encoder of a level, with random weights."""
         folder = self.runs.folder / f"untrained-{level}"
-        if not (folder / "model.safetensors").is_file():
-            torch.manual_seed(0)
-            model = WhisperModel(small_config(self._config, level))
-            WhisperFeatureExtractor.from_pretrained(
-                self._whisper
-            ).save_pretrained(folder)
-            model.save_pretrained(folder)
+        lock = folder.with_name(f"{folder.name}.lock")
+        with locked(lock), torch.random.fork_rng():
+            if not folder.is_dir():
+                torch.manual_seed(0)
+                aside = folder.with_name(f"{folder.name}.incomplete")
+                shutil.rmtree(aside, ignore_errors=True)
+                model = WhisperModel(small_config(self._config, level))
+                model.save_pretrained(aside)
+                WhisperFeatureExtractor.from_pretrained(
+                    self._whisper
+                ).save_pretrained(aside)
+                aside.rename(folder)
         return folder
 
     def _dense(self, seed, scored):
@@ -181,7 +193,7 @@ class Cells:
         return self._train(name, seed, scored, DENSE_EPOCHS, self._whisper)
 
     def _train(self, name, seed, scored, epochs, hub, **more):
-        steps = epochs * self._steps("train")
+        steps = epochs * steps_in_epoch(self._csv["train"][0], **BATCHES)
         options = {
             "freeze_whisper_steps": 200,
             "number_of_epochs": epochs,
@@ -194,7 +206,7 @@ class Cells:
     def _prune(self, name, method, level, seed, scored):
         yaml = self.runs.folder / f"{name}.yaml"
         yaml.write_text(pruning_yaml(method, level), encoding="utf-8")
-        steps = self._steps("half")
+        steps = steps_in_epoch(self._csv["half"][0], **BATCHES)
         valid = self._csv["valid"][0]
         options = {
             "dense_folder": self._dense(seed, valid),
@@ -211,12 +223,6 @@ class Cells:
         hub = self._whisper
         return self._run(name, yaml, "half", seed, scored, hub, options)
 
-    def _steps(self, train):
-        """Optimizer steps in an epoch, about."""
-        rows = table_of(self._csv[train][0])
-        seconds = sum(float(row["duration"]) for row in rows)
-        return round(seconds / (0.85 * SECONDS))
-
     def _run(self, name, yaml, train, seed, scored, hub, options):
         options = {
             "data_folder": self._data,
@@ -226,7 +232,7 @@ class Cells:
             "train_csv": self._csv[train][0],
             "valid_csv": self._csv["valid"][0],
             "test_csv": f"[{scored}]",
-            "max_batch_length": SECONDS,
+            **BATCHES,
             "encoder_dim": self._config.d_model,
             "seed": seed,
             **options,
@@ -255,7 +261,7 @@ def pruning_yaml(method, level):
     target = "    target: !ref <target>\n"
     assert text.count(target) == 1
     if method == "size":
-        share = OF_PARAMETERS[level]
+        share = OF_PARAMETERS[level]  # as measured, for these levels alone
         text = text.replace(target, f"    target: {share}\n")
     if method == "sepsize":
         each = "".join(f"        {part}: !ref <target>\n" for part in PARTS)

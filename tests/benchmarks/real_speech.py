@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from cells import ROOT, Table
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.sampler import DynamicBatchSampler
 
 from sb_prune.support.words import error_rate
 
@@ -38,7 +40,8 @@ def manifests(folder, librispeech, splits, fewer=None):
     -------
     dict
         Name -> csv files: train, valid and `fewer` have one, dev and test one
-        for each `PART` utterances.
+        for each `PART` utterances. `valid`, by which checkpoints are chosen,
+        is a tenth of dev.
     """
     from librispeech_prepare import prepare_librispeech
 
@@ -80,6 +83,27 @@ def _write(path, head, rows):
     return path
 
 
+def steps_in_epoch(path, **batches):
+    """Optimizer steps that a recipe makes in an epoch.
+
+    Arguments
+    ---------
+    path : Path
+        The csv file of its training data.
+    **batches
+        Arguments of SpeechBrain's `DynamicBatchSampler`, as the recipe has
+        them.
+
+    Returns
+    -------
+    int
+    """
+    root = {"data_root": ""}  # nothing is read from there
+    data = DynamicItemDataset.from_csv(path, replacements=root)
+    data = data.filtered_sorted(sort_key="duration")
+    return len(DynamicBatchSampler(data, **batches))
+
+
 def counts_of(paths):
     """Utterance -> (errors, words), of files of SpeechBrain's.
 
@@ -105,7 +129,8 @@ def word_errors(paths):
     dict
         wer, low, high: in %.
     """
-    return rounded(error_rate(list(counts_of(paths).values())))
+    rates = ("wer", "low", "high")
+    return {n: v for n, v in paired_errors(paths).items() if n in rates}
 
 
 def paired_errors(paths):
@@ -198,8 +223,8 @@ def _difference(cell, other):
 def methods_as_markdown(summary):
     """The table for docs, of `summarise_methods`."""
     lines = [
-        "| method | without | seed | MACs gone | dev WER, % "
-        "| more than dense | test WER, % |",
+        "| method | to remove | seed | MACs gone | dev WER, % "
+        "| above dense, points | test WER, % |",
         "|:--|--:|--:|--:|--:|--:|--:|",
     ]
     levels = {"dense": {"0": summary["dense"]}, **summary["table"]}

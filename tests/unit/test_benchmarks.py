@@ -26,6 +26,7 @@ from sb_prune import (
     ParameterBudget,
     lobes,
     magnitude_score,
+    parameter_cost,
     taylor_score,
     wav2vec2_structures,
     whisper_structures,
@@ -912,20 +913,32 @@ def test_depths_of_whisper_are_those_of_the_recipes(
         "encoder_dim": 16,
         "wav2vec2_hub": str(tmp_path),
     }
-    text = real_depths.recipe_yaml(folder, what)
+    inference = tmp_path / "inference.yaml"
+    text = real_depths.recipe_yaml(folder, what, inference)
     hparams = load_hyperpyyaml(text, values)
-    settings = LayerSettings(**hparams["layer_pruning"])
     assert isinstance(hparams["wav2vec2"], lobes.Whisper)
-    assert settings.structures.func is whisper_structures
-    if what is not None:
-        removed = 0 if what == "gates" else real_depths.LAYERS - int(what)
-        assert settings.criterion.removed == removed
-    assert ("pruning" in hparams) == (what == "gates")
+    block = "pruning" if what == "gates" else "layer_pruning"
+    assert {"pruning", "layer_pruning"} & {*hparams} == {block}
+    assert hparams[block]["inference"] == str(inference)
     if what == "gates":
         PruningSettings(**hparams["pruning"])
-        assert str(hparams["pruning"]["inference"]).endswith(
-            "run/../keywords-inference.yaml"
-        )
+        return
+    settings = LayerSettings(**hparams["layer_pruning"])
+    assert settings.structures.func is whisper_structures
+    if what is not None:
+        removed = real_depths.LAYERS - int(what)
+        assert settings.criterion.removed == removed
+
+
+def test_share_of_layers_is_that_of_the_declaration(real_depths):
+    config = WhisperConfig()
+    with torch.device("meta"):
+        model = WhisperModel(config)
+    declaration = whisper_structures(model, sides=["encoder"])
+    whole = parameter_cost(declaration).dense()
+    layer = parameter_cost(declaration, "encoder.layers.0").dense()
+    share = real_depths.share_of_layers(config, 3)
+    assert share == pytest.approx(3 * layer / whole, abs=1e-4)
 
 
 def test_keywords_become_a_layout_of_speech_commands(real_depths, tmp_path):
@@ -938,6 +951,9 @@ def test_keywords_become_a_layout_of_speech_commands(real_depths, tmp_path):
     found = real_depths.lay_out_keywords(tmp_path / "given", tmp_path / "found")
     assert len([*found.glob("one_word/*.wav")]) == 5
     assert len([*found.glob("other/*.wav")]) == 5
+    (tmp_path / "given/other/4.flac").unlink()
+    real_depths.lay_out_keywords(tmp_path / "given", tmp_path / "found")
+    assert len([*found.glob("other/*")]) == 4  # and nothing half-written
     lists = [
         (found / f"{name}_list.txt").read_text().split()
         for name in ("validation", "testing")
@@ -1014,6 +1030,9 @@ def test_what_the_budget_counts_is_what_the_method_says(real_hj, tmp_path):
     assert found["sepsize"].budget.target == dict.fromkeys(real_hj.PARTS, 0.4)
     assert blocks["magnitude"]["score"] is magnitude_score
     assert found["fisher_reselected"].refit and not found["fisher"].refit
+    kinds = {n: s.structures.keywords["kinds"] for n, s in found.items()}
+    assert "front_end_channels" not in kinds.pop("transformer_only")
+    assert len({str(each) for each in kinds.values()}) == 1
 
 
 @pytest.mark.parametrize("level", [0.2, 0.6])
@@ -1043,3 +1062,14 @@ def test_methods_are_compared_in_pairs(benchmark_module):
     assert row["test"]["wer"] == 50.0 and "behind" not in found["dense"]["1"]
     table = shared.methods_as_markdown(found)
     assert "| mac | 40% | 1 | 41.0% | 50.00 (0.00 to 100.00) | 10.00" in table
+
+
+def test_steps_are_those_of_the_recipe(benchmark_module, tmp_path):
+    """Of 10 utterances of 1 to 10 s: one at a time, or all at once."""
+    shared = benchmark_module("real_speech")
+    path = tmp_path / "train.csv"
+    rows = [f"{n},{n},$data_root/{n}.flac" for n in range(1, 11)]
+    path.write_text("\n".join(["ID,duration,wav", *rows]) + "\n")
+    one = shared.steps_in_epoch(path, max_batch_length=10, num_buckets=1)
+    whole = shared.steps_in_epoch(path, max_batch_length=500, num_buckets=1)
+    assert one == 10 and whole == 1
