@@ -1065,11 +1065,14 @@ def test_methods_are_compared_in_pairs(benchmark_module):
 
 
 def test_steps_are_those_of_the_recipe(benchmark_module, tmp_path):
-    """Of 10 utterances of 1 to 10 s: one at a time, or all at once."""
+    """Of 40 utterances of 2 s: one at a time, or several."""
     shared = benchmark_module("real_speech")
     path = tmp_path / "train.csv"
-    rows = [f"{n},{n},$data_root/{n}.flac" for n in range(1, 11)]
+    rows = [f"{n},{2 + n / 100},$data_root/{n}.flac" for n in range(40)]
     path.write_text("\n".join(["ID,duration,wav", *rows]) + "\n")
-    one = shared.steps_in_epoch(path, max_batch_length=10, num_buckets=1)
-    whole = shared.steps_in_epoch(path, max_batch_length=500, num_buckets=1)
-    assert one == 10 and whole == 1
+    batches = {"num_buckets": 5, "max_batch_ex": 8}
+    one, several = (
+        shared.steps_in_epoch(path, max_batch_length=seconds, **batches)
+        for seconds in (3, 30)
+    )
+    assert one == 40 and 5 <= several <= 10
