@@ -20,13 +20,17 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
     WavLMModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
 )
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
 from sb_prune.cut.edits import ENTRY, FORMAT, Edit
 from sb_prune.cut.modules.map_reuse import MAKERS, READERS
+from sb_prune.cut.modules.whisper import drop_decoder_
 
-FAMILIES = (Wav2Vec2Model, HubertModel, WavLMModel)
+FAMILIES = (Wav2Vec2Model, HubertModel, WavLMModel, WhisperModel)
 
 
 def make_student(
@@ -44,14 +48,16 @@ def make_student(
 
     Arguments
     ---------
-    teacher : Wav2Vec2Model, HubertModel or WavLMModel
+    teacher : Wav2Vec2Model, HubertModel, WavLMModel or WhisperModel
+        Of Whisper the encoder has students; its decoder is left out.
     hidden_size : int, optional
         Model width.
     intermediate_size : int, optional
         Hidden units of the feed-forward modules.
     conv : list of [int, int, int], optional
         Channels, kernel and stride of each convolution of the front-end. If
-        the last one has `hidden_size` channels, no projection follows it.
+        the last one has `hidden_size` channels, no projection follows it. Both
+        of Whisper's have `hidden_size`.
     reuse : list of bool, optional
         For each layer, whether it reuses the attention map of the layer below.
     settings : object
@@ -68,7 +74,7 @@ def make_student(
     ValueError
         If the teacher is of another class, the width is not divisible by the
         number of heads, the convolutions make another number of frames than
-        the teacher's, or `reuse` has the wrong length or is True for the first
+        the teacher's or are Whisper's, or `reuse` has the wrong length or is True for the first
         layer.
 
     Example
@@ -95,12 +101,20 @@ def make_student(
             f"one of {[family.__name__ for family in FAMILIES]}"
         )
     config = deepcopy(teacher.config)
-    config.layerdrop = 0.0  # a skipped layer would leave no map to reuse
+    is_whisper = isinstance(config, WhisperConfig)
+    # a skipped layer would leave no map to reuse
+    setattr(config, "encoder_layerdrop" if is_whisper else "layerdrop", 0.0)
     if hidden_size is not None:
         config.hidden_size = hidden_size
     if intermediate_size is not None:
-        config.intermediate_size = intermediate_size
+        units = "encoder_ffn_dim" if is_whisper else "intermediate_size"
+        setattr(config, units, intermediate_size)
     if conv is not None:
+        if is_whisper:
+            raise ValueError(
+                "conv: Whisper's two convolutions are as wide as the model; "
+                "leave conv out"
+            )
         config.conv_dim, config.conv_kernel, config.conv_stride = (
             list(values) for values in zip(*conv)
         )
@@ -115,6 +129,8 @@ def make_student(
     reuse = [False] * layers if reuse is None else [bool(r) for r in reuse]
     _check_pattern(reuse, layers)
     student = _family_of(config)._from_config(config)
+    if is_whisper:
+        drop_decoder_(student)
     StudentShape(reuse=reuse).apply_(student)
     edit = {"student": {"reuse": reuse}}
     setattr(student.config, ENTRY, {"format": FORMAT, "edits": [edit]})
@@ -165,8 +181,9 @@ def write_student(folder, teacher, **options):
 def _write_student(folder, teacher, options):
     model = make_student(AutoModel.from_pretrained(teacher), **options)
     model.save_pretrained(folder)
-    extractor = Wav2Vec2FeatureExtractor.from_pretrained(teacher)
-    extractor.save_pretrained(folder)
+    is_whisper = isinstance(model, WhisperModel)
+    kind = WhisperFeatureExtractor if is_whisper else Wav2Vec2FeatureExtractor
+    kind.from_pretrained(teacher).save_pretrained(folder)
 
 
 def _check_config(config):
@@ -236,16 +253,18 @@ class StudentShape(Edit):
         """Changes the encoder, in place."""
         config, layers = module.config, module.encoder.layers
         _check_pattern(self.reuse, len(layers))
-        if config.conv_dim[-1] == config.hidden_size:
+        is_whisper = isinstance(config, WhisperConfig)
+        if not is_whisper and config.conv_dim[-1] == config.hidden_size:
             module.feature_projection.projection = nn.Identity()
         below = None
         for i, layer in enumerate(layers):
+            attention = layer.self_attn if is_whisper else layer.attention
             is_read = i + 1 < len(layers) and self.reuse[i + 1]
             if self.reuse[i]:
-                _read_map_(layer.attention, below, is_read)
+                _read_map_(attention, below, is_read)
             elif is_read:
-                layer.attention.__class__ = _variant(layer.attention, MAKERS)
-            below = layer.attention
+                attention.__class__ = _variant(attention, MAKERS)
+            below = attention
 
 
 def _read_map_(attention, below, hands_on):

@@ -311,9 +311,15 @@ def _channels(encoder, channels):
 
 
 def _encoder_layer(name, layer):
+    from sb_prune.cut.modules.map_reuse import WhisperMapMaker, WhisperMapReader
     from sb_prune.cut.modules.whisper import UnequalWhisperAttention
 
     att = f"{name}.self_attn"
+    if isinstance(layer.self_attn, (WhisperMapMaker, WhisperMapReader)):
+        raise ValueError(
+            f"{att}: several layers share its attention map; to prune a "
+            "student of Whisper, make it without `reuse`"
+        )
     part = _attention(
         att, layer.self_attn, "attention_modules", "heads", encoder_frames
     )

@@ -39,6 +39,7 @@ from sb_prune.cut.edits import (
     rebuild,
 )
 from sb_prune.cut.folding import folded_state
+from sb_prune.cut.modules.whisper import drop_decoder_
 from sb_prune.declare.plan import Plan, full_plan
 from sb_prune.declare.structure import below, dotted
 from sb_prune.export.old_configs import OLD_KEYS, old_entry
@@ -68,19 +69,6 @@ class _Skeleton:
 
     def load_tokenizer(self, source, **kwargs):
         self.tokenizer = SpecialTokens(**self._tokens)
-
-
-def drop_decoder_(model):
-    """Removes the decoder before SpeechBrain's lobe does.
-
-    The lobe moves it to the CPU first, which fails on the meta device.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        Of Whisper.
-    """
-    model.decoder = torch.nn.Identity()
 
 
 def skeleton(lobe, config, preprocessor, tokens=None):

@@ -39,6 +39,19 @@ class _MaskedLobe(PrunedLobe):
         finally:
             self._mask = None
 
+    def speech_frames(self, samples):
+        """How many frames it makes of an utterance.
+
+        Arguments
+        ---------
+        samples : int
+
+        Returns
+        -------
+        int
+        """
+        return int(self.model._get_feat_extract_output_lengths(samples))
+
     def _pass_mask(self, model, args, kwargs):
         if self._mask is None:
             return None

@@ -6,9 +6,11 @@ from functools import partial
 import torch
 from speechbrain.integrations.huggingface import whisper
 from speechbrain.utils.logger import get_logger
+from torch.nn import functional as F
 from transformers import GenerationConfig, WhisperForConditionalGeneration
 
-from sb_prune.export.hugging_face import assign, drop_decoder_
+from sb_prune.cut.modules.whisper import drop_decoder_
+from sb_prune.export.hugging_face import assign
 from sb_prune.lobes.pruned import PrunedLobe
 from sb_prune.support.context import (
     FRAME,
@@ -144,7 +146,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
         else:
             assign(self.model, weights)
 
-    def forward(self, wav, decoder_input_ids=None):
+    def forward(self, wav, decoder_input_ids=None, mask=None):
         """Encodes waveforms, and decodes tokens unless it has no decoder.
 
         Arguments
@@ -155,6 +157,10 @@ class Whisper(PrunedLobe, whisper.Whisper):
             (batch, tokens); without any, the decoder rests. An encoder alone
             does not look at it, so that it may stand where a lobe of wav2vec
             2.0 is given lengths.
+        mask : torch.Tensor, optional
+            (batch, frames) bool, True for frames of which it hears nothing: the
+            log-mel is 0 there, as SpecAugment in transformers leaves it. The
+            frames must be `aligned`.
 
         Returns
         -------
@@ -162,7 +168,14 @@ class Whisper(PrunedLobe, whisper.Whisper):
             As SpeechBrain's lobe returns them; None for what a decoder that
             rests would return. If `aligned`, there is one frame for each 320
             samples.
+
+        Raises
+        ------
+        ValueError
+            If there is a mask and the frames are not aligned.
         """
+        if mask is not None and not self.aligned:
+            raise ValueError("mask: write aligned: True, to mask frames")
         if decoder_input_ids is None and not self.encoder_only:
             with torch.set_grad_enabled(
                 torch.is_grad_enabled() and not self.freeze
@@ -170,8 +183,12 @@ class Whisper(PrunedLobe, whisper.Whisper):
                 return self.forward_encoder(self._get_mel(wav)), None, None
         if not self.aligned:
             return super().forward(wav, decoder_input_ids)
-        pieces = wav.split(self._piece(wav.shape[-1]), dim=-1)
-        return torch.cat([self._frames_of(piece) for piece in pieces], dim=-2)
+        piece = self._piece(wav.shape[-1])
+        pieces = wav.split(piece, dim=-1)
+        masks = [None] * len(pieces)
+        if mask is not None:
+            masks = mask.split(piece // FRAME, dim=1)
+        return torch.cat(list(map(self._frames_of, pieces, masks)), dim=-2)
 
     def _piece(self, samples):
         """Samples of each of the equal pieces that the context can hold."""
@@ -179,9 +196,18 @@ class Whisper(PrunedLobe, whisper.Whisper):
         pieces = -(-samples // longest)
         return -(-samples // (pieces * FRAME)) * FRAME
 
-    def _frames_of(self, wav):
+    def _frames_of(self, wav, mask):
         frames = -(-wav.shape[-1] // FRAME)
-        return super().forward(wav)[..., :frames, :]
+        if mask is None:
+            return super().forward(wav)[..., :frames, :]
+        mel = self._get_mel(wav)
+        hidden = mask.repeat_interleave(2, dim=1)  # frames of the log-mel
+        hidden = F.pad(hidden, (0, mel.shape[-1] - hidden.shape[1]))
+        mel = mel.masked_fill(hidden[:, None], 0.0)
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and not self.freeze
+        ):
+            return self.forward_encoder(mel)[..., :frames, :]
 
     def speech_frames(self, samples):
         """How many of the frames of its layers are of the audio.

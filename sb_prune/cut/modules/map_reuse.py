@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers.models.hubert.modeling_hubert import HubertAttention
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Attention
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
+from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from sb_prune.cut.modules.attention import as_bias
 from sb_prune.cut.modules.wavlm import dense_bias, gated_bias
@@ -120,10 +121,19 @@ class WavLMMapReader(_ReadsMap, WavLMAttention):
         return output, attention_map, position_bias
 
 
+class WhisperMapMaker(_Maker, WhisperAttention):
+    """Attention of Whisper's encoder whose map the layer above reuses."""
+
+
+class WhisperMapReader(_Reader, WhisperAttention):
+    """Attention of Whisper's encoder without queries and keys."""
+
+
 MAKERS = {
     WavLMAttention: WavLMMapMaker,
     HubertAttention: HubertMapMaker,
     Wav2Vec2Attention: Wav2Vec2MapMaker,
+    WhisperAttention: WhisperMapMaker,
 }
 
 
@@ -131,4 +141,5 @@ READERS = {
     WavLMAttention: WavLMMapReader,
     HubertAttention: HubertMapReader,
     Wav2Vec2Attention: Wav2Vec2MapReader,
+    WhisperAttention: WhisperMapReader,
 }

@@ -1,5 +1,6 @@
-"""Attention of Whisper for cut models."""
+"""Modules of Whisper for cut models, and its encoder alone."""
 
+import torch
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from sb_prune.cut.modules.attention import UnequalSelfAttention
@@ -51,3 +52,16 @@ class AbsentCachedAttention(Absent):
             of_self = getattr(cache, "self_attention_cache", cache)
             of_self.update(zeros, zeros, self.layer_idx)
         return super().forward(hidden_states)
+
+
+def drop_decoder_(model):
+    """Removes the decoder before SpeechBrain's lobe does.
+
+    The lobe moves it to the CPU first, which fails on the meta device.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        Of Whisper.
+    """
+    model.decoder = torch.nn.Identity()

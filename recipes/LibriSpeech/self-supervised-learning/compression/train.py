@@ -60,14 +60,13 @@ class Compression(sb.Brain):
 
         Masks depend on seed and step, in evaluation on the batch alone.
         """
-        lengths = self.hparams.teacher.model._get_feat_extract_output_lengths
         step = self.optimizer_step if stage == sb.Stage.TRAIN else 0
         generator = torch.Generator().manual_seed(
             (self.hparams.seed * 1_000_003 + step) % 2**63
         )
         mask = draw_spans(
             len(wavs),
-            int(lengths(wavs.shape[1])),
+            self.hparams.teacher.speech_frames(wavs.shape[1]),
             self.hparams.mask_share,
             self.hparams.mask_length,
             generator,
