@@ -29,7 +29,7 @@ import soundfile
 import torch
 from cells import ROOT, Runs, locked
 from convexity_depth import compare_depths, is_tested, tested_error
-from real_speech import run_real, steps_in_epoch
+from real_speech import run_real, steps_in_epoch, with_whisper
 from transformers import WhisperConfig, WhisperModel
 
 from sb_prune.support.measure import count_parameters
@@ -50,14 +50,6 @@ TASKS = {  # name -> recipe, epochs
 ALIGNED = {"word": "words", "phone": "phonemes"}
 CURVES = ("aligned", *TASKS)
 QUICK = ["curves/keywords", "keywords/1/1"]
-LOBE = r"""wav2vec2: !new:sb_prune.lobes.Whisper
-    source: !ref <wav2vec2_hub>
-\1
-    encoder_only: True
-    aligned: True # no frames behind the utterance
-    context: utterance
-    margin: 0.5
-"""
 STRUCTURES = """    structures: !name:sb_prune.whisper_structures
         sides: [encoder]
 """
@@ -238,7 +230,7 @@ class Cells:
         path = self.runs.folder / f"{name}.yaml"
         inference = path.with_name(f"{name}-inference.yaml")
         text = (RECIPES / recipe / "hparams/inference.yaml").read_text("utf-8")
-        inference.write_text(with_whisper(text), encoding="utf-8")
+        inference.write_text(with_whisper(text, "wav2vec2"), encoding="utf-8")
         path.write_text(recipe_yaml(recipe, what, inference), encoding="utf-8")
         options = {
             **BATCHES,
@@ -312,14 +304,6 @@ def share_of_layers(config, layers):
     return round(layers * layer / count_parameters([encoder]), 4)
 
 
-def with_whisper(text):
-    """A YAML of a recipe, with Whisper's encoder in place of its own."""
-    first = r"(?m)^wav2vec2: !new:.*\n    source: .*\n(    save_path: .*)\n"
-    changed, count = re.subn(first + r"(?:    .*\n)*", LOBE, text)
-    assert count == 1
-    return changed
-
-
 def recipe_yaml(recipe, what, inference):
     """convexity.yaml of a recipe, for Whisper's encoder.
 
@@ -339,7 +323,7 @@ def recipe_yaml(recipe, what, inference):
     gates = what == "gates"
     name = "convexity_l0" if gates else "convexity"
     text = (RECIPES / recipe / f"hparams/{name}.yaml").read_text("utf-8")
-    text = with_whisper(text)
+    text = with_whisper(text, "wav2vec2")
     block = r"(?m)^{}: .*\n(?:    .*\n)+"
     if gates:
         text, count = re.subn(block.format("layer_pruning"), "", text)

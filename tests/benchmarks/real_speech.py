@@ -17,6 +17,14 @@ from sb_prune.support.words import error_rate
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 sys.path.insert(0, str(RECIPE))
 
+WHISPER = (
+    "!new:sb_prune.lobes.Whisper",
+    "    encoder_only: True",
+    "    aligned: True # no frames behind the utterance",
+    "    context: utterance",
+    "    margin: 0.5",
+)
+KEPT = r"    (source|save_path|output_all_hiddens|freeze):"
 EVERY_VALID = 10  # utterances of dev of which one is for validation
 PART = 500  # utterances that are scored in one process
 
@@ -102,6 +110,33 @@ def steps_in_epoch(path, **batches):
     data = DynamicItemDataset.from_csv(path, replacements=root)
     data = data.filtered_sorted(sort_key="duration")
     return len(DynamicBatchSampler(data, **batches))
+
+
+def with_whisper(text, *entries):
+    """A YAML of a recipe, with Whisper's encoder in place of its own.
+
+    Arguments
+    ---------
+    text : str
+    *entries : str
+        Keys under which a lobe stands. Where it is from, what it returns and
+        whether it is frozen stay.
+
+    Returns
+    -------
+    str
+    """
+
+    def write(found):
+        stay = [line for line in found[1].splitlines() if re.match(KEPT, line)]
+        return "\n".join([f"{entry}: {WHISPER[0]}", *stay, *WHISPER[1:], ""])
+
+    for entry in entries:
+        text, count = re.subn(
+            rf"(?m)^{entry}: !new:.*\n((?:    .*\n)+)", write, text
+        )
+        assert count == 1
+    return text
 
 
 def counts_of(paths):

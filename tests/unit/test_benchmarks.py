@@ -1076,3 +1076,76 @@ def test_steps_are_those_of_the_recipe(benchmark_module, tmp_path):
         for seconds in (3, 30)
     )
     assert one == 40 and 5 <= several <= 10
+
+
+# ---------------------------------------------------- real_task_agnostic
+
+
+@pytest.fixture
+def real_agnostic(benchmark_module):
+    return benchmark_module("real_task_agnostic")
+
+
+def test_small_encoders_of_whisper_are_what_they_are_called(
+    real_agnostic, tmp_path
+):
+    write_tiny_whisper(tmp_path)
+    values = {
+        "output_folder": str(tmp_path / "run"),
+        "data_folder": "data",
+        "wav2vec2_hub": str(tmp_path),
+        "encoder_dim": 16,
+    }
+    blocks = {}
+    for model in real_agnostic.PRUNED:
+        text = real_agnostic.compression_yaml(model, tmp_path / "inference")
+        hparams = load_hyperpyyaml(text, values)
+        PruningSettings(**hparams["pruning"])
+        blocks[model] = hparams["pruning"]
+        for entry in ("wav2vec2", "teacher"):
+            lobe = hparams[entry]
+            assert isinstance(lobe, lobes.Whisper) and lobe.output_all_hiddens
+            assert lobe.freeze == (entry == "teacher")
+    kinds = {n: b["structures"].keywords["kinds"] for n, b in blocks.items()}
+    inside = {n for n, k in kinds.items() if {*INSIDE_HEADS} <= {*k}}
+    assert inside == {"fine_grained", "soft_gates"}
+    through = {
+        name
+        for name, block in blocks.items()
+        if "gates" in block and block["gates"].keywords["straight_through"]
+    }
+    assert through == {"fine_grained", "coarse_heads"}
+    assert blocks["reselected"]["distillation"] is None
+
+
+@pytest.mark.parametrize(
+    "model", ["armhubert", "maskhubert", "narrow", "starhubert"]
+)
+def test_students_of_whisper_are_as_small_as_what_is_pruned(
+    real_agnostic, model, tmp_path
+):
+    teacher = tmp_path / "teacher"
+    write_tiny_whisper(teacher, d_model=64, encoder_ffn_dim=256)
+    config = WhisperConfig.from_pretrained(teacher)
+    options = real_agnostic.student(config, model)
+    values = {
+        "output_folder": str(tmp_path / "run"),
+        "data_folder": "data",
+        "wav2vec2_hub": str(teacher),
+        **{n: v for n, v in options.items() if n not in ("conv", "reuse")},
+        "conv": None,
+        "reuse": json.loads(options.get("reuse", "null").lower()),
+    }
+    if model == "starhubert":
+        values["distilled_layers"] = [1, 2]
+    text = real_agnostic.compression_yaml(model, tmp_path / "inference")
+    hparams = load_hyperpyyaml(text, values)
+    small, whole = (
+        sum(p.numel() for p in hparams[entry].model.parameters())
+        for entry in ("wav2vec2", "teacher")
+    )
+    left = 1 - real_agnostic.SPARSITY
+    assert 0.8 * left * whole < small <= left * whole
+    assert ("mask_share" in hparams) == (model != "starhubert")
+    first = hparams["wav2vec2"].model.encoder.layers[1].self_attn
+    assert hasattr(first, "q_proj") == (model != "armhubert")
