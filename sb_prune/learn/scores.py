@@ -8,9 +8,13 @@ Shapes: N units of the whole declaration.
 """
 
 import torch
+from speechbrain.utils.logger import get_logger
 
 from sb_prune.learn.pruner import BasePruner, scored
 from sb_prune.support.values import Whole, checked
+
+logger = get_logger(__name__)
+NOISE = 1e-6  # gradients that rounding makes
 
 
 def random_score(pruner):
@@ -76,7 +80,8 @@ def taylor_score(pruner):
     Molchanov et al., "Importance Estimation for Neural Network Pruning"
     (2019), eq. 8: (sum of g w)^2 over the weights w of a unit and their
     gradients g, a mean over batches. The gradient of an open gate of the unit
-    is this sum.
+    is this sum. It says nothing where the loss is at its minimum: a warning
+    tells of a distillation that still compares a model with its exact copy.
 
     Arguments
     ---------
@@ -87,6 +92,14 @@ def taylor_score(pruner):
     torch.Tensor
         (N,)
     """
+    largest = float(pruner.saliency.max()) ** 0.5
+    if pruner.step and largest < NOISE:
+        logger.warning_once(
+            "taylor_score: the loss depends on no unit (largest gradient "
+            f"{largest:.1e}), so their order is noise. A distillation from an "
+            "exact copy has no gradient: let the loss of the task count too "
+            "(task_weight), or write another score"
+        )
     return pruner.saliency / pruner.prices
 
 

@@ -12,7 +12,8 @@ of the compression recipe:
     coarse_heads   the same, but heads stay or go as a whole
     soft_gates     as fine_grained, with soft gates
     dphubert       whole heads and soft gates (Peng et al., 2023, 2305.17651)
-    reselected     pruned at once, by what the distillation loses
+    reselected     pruned at once, the same share everywhere; which units stay,
+                   and their readers' weights, follow from least squares
     armhubert      a narrow student, every second layer reuses a map, distilled
                    with masks (Jang et al., 2023, 2305.11685)
     maskhubert     a narrow student without reuse
@@ -78,7 +79,8 @@ STRUCTURES = [
 INSIDE = ", query_key_dims, value_dims"
 GATE_STEP = ["gate_optimizer: !name:torch.optim.Adam", "    lr: 0.2"]
 SLICES = "[front_end_channels, ffn_units, heads, value_dims]"
-AT_ONCE = [
+AT_ONCE = [  # distillation from an exact copy has no gradient to rank by
+    "score: !name:sb_prune.random_score",
     "structures:",
     f"    kinds: {SLICES}",
     f"prune_steps: {SCORE_STEPS}",

@@ -17,6 +17,7 @@ from sb_prune import (
     taylor_score,
 )
 from sb_prune.declare.cost import parameter_cost
+from sb_prune.learn import scores
 from sb_prune.run.settings import PruningSettings
 
 LEAVES = ("ffn_units", "heads", "conv_channels")
@@ -202,6 +203,24 @@ def test_taylor_scores_are_per_price(make_pruner, backward_gates):
         expected = saliency[name] / price
         assert (expected > 0).all()
         torch.testing.assert_close(found[name], expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 0.0])
+def test_a_loss_that_depends_on_no_unit_is_noticed(
+    make_pruner, backward_gates, monkeypatch, scale
+):
+    """As that of a distillation from an exact copy."""
+    said = []
+    monkeypatch.setattr(scores.logger, "warning_once", said.append)
+    pruner = make_pruner()
+    pruner.scores()
+    assert not said  # nothing has been measured yet
+    pruner.sample_()
+    backward_gates(pruner.declaration, 1, scale)
+    pruner.step_()
+    pruner.scores()
+    assert len(said) == (scale < 1)
+    assert all("the loss depends on no unit" in text for text in said)
 
 
 def test_a_step_that_is_not_finite_is_left_out(make_pruner, backward_gates):
