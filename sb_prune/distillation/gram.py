@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sb_prune.distillation.projected import check_layer
 from sb_prune.support.values import ListOf, Whole, YesNo, checked
 
 
@@ -80,12 +81,8 @@ class GramDistillation(nn.Module):
         ValueError
             If student or teacher do not have a layer, or other frames.
         """
-        last, most = self.layers[-1], min(len(student), len(teacher)) - 1
-        if last > most:
-            raise ValueError(
-                f"layers: {last}, but student and teacher have {most} in "
-                "common; name layers that both have"
-            )
+        last = self.layers[-1]
+        check_layer(last, student, teacher)
         frames = [states[last].shape[:2] for states in (student, teacher)]
         if frames[0] != frames[1]:
             raise ValueError(

@@ -112,12 +112,7 @@ class ProjectedDistillation(nn.Module):
         ValueError
             If student or teacher do not have a layer.
         """
-        last, most = max(self.head_of), min(len(student), len(teacher)) - 1
-        if last > most:
-            raise ValueError(
-                f"layers: {last}, but student and teacher have {most} in "
-                "common; name layers that both have"
-            )
+        check_layer(max(self.head_of), student, teacher)
         parts = {}
         for layer, head in sorted(self.head_of.items()):
             own = self.heads[head](student[layer]).float()
@@ -137,3 +132,26 @@ class ProjectedDistillation(nn.Module):
         if self.mse_weight:
             loss = loss + self.mse_weight * F.mse_loss(own, goal)
         return loss
+
+
+def check_layer(layer, student, teacher):
+    """Refuses a layer that student or teacher lack.
+
+    Arguments
+    ---------
+    layer : int
+        Position of a hidden state.
+    student, teacher : list of torch.Tensor
+        All hidden states.
+
+    Raises
+    ------
+    ValueError
+        If one of them has fewer.
+    """
+    most = min(len(student), len(teacher)) - 1
+    if layer > most:
+        raise ValueError(
+            f"layers: {layer}, but student and teacher have {most} in "
+            "common; name layers that both have"
+        )

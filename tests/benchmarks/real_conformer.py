@@ -18,6 +18,7 @@ alone; without data, what stands in the table is printed.
 """
 
 import re
+from functools import partial
 from pathlib import Path
 
 from cells import Runs
@@ -26,11 +27,10 @@ from real_speech import (
     RECIPE,
     manifests,
     methods_as_markdown,
-    paired_errors,
     run_real,
+    score,
     steps_in_epoch,
     summarise_methods,
-    valid_errors,
 )
 
 TABLE = Path(__file__).with_suffix(".json")
@@ -122,12 +122,7 @@ class Cells:
         """
         split = "test" if key.startswith("test:") else "dev"
         key = key.removeprefix("test:")
-        outputs = [self._output(key, part) for part in self._csv[split]]
-        files = [
-            output / f"wer_{part.stem}.txt"
-            for output, part in zip(outputs, self._csv[split])
-        ]
-        return {**paired_errors(files), **valid_errors(outputs[0])}
+        return score(partial(self._output, key), self._csv[split])
 
     def _output(self, key, scored):
         """Folder of a finished run whose model has been scored."""

@@ -172,6 +172,25 @@ def drinks_of(path):
     return {json.loads(line)["action"] for line in lines}
 
 
+def keywords_data(given, folder):
+    """Options of a recipe for the keywords, laid out below a folder."""
+    with locked(folder / "keywords.lock"):
+        laid_out = lay_out_keywords(Path(given.keywords), folder / "keywords")
+    return {"data_folder": laid_out}
+
+
+def orders_data(given, folder):
+    """Options of a recipe for the orders, whose texts go below a folder."""
+    source = Path(given.orders).resolve()
+    with locked(folder / "orders.lock"):
+        texts = lay_out_drinks(source, folder / "orders")
+    return {
+        "data_folder": source,
+        "text_folder": texts,
+        "audio_folder": source / "audio",
+    }
+
+
 # --------------------------------------------------------------------- runs
 
 
@@ -267,23 +286,16 @@ class Cells:
 
     def _data(self, task):
         """Where the recordings of a task are, and how many classes."""
-        folder = self.runs.folder / task
         if task == "speakers":
             return self._speakers(self._given.train)
-        with locked(self.runs.folder / f"{task}.lock"):
-            if task == "keywords":
-                lay_out_keywords(Path(self._given.keywords), folder)
-                words = [path for path in folder.iterdir() if path.is_dir()]
-                return {"data_folder": folder, "output_neurons": 1 + len(words)}
-            source = Path(self._given.orders).resolve()
-            lay_out_drinks(source, folder)
-            drinks = drinks_of(folder / "train.jsonl")
-            return {
-                "data_folder": source,
-                "text_folder": folder,
-                "audio_folder": source / "audio",
-                "output_neurons": 1 + len(drinks),
-            }
+        folder = self.runs.folder
+        if task == "keywords":
+            data = keywords_data(self._given, folder)
+            words = [p for p in data["data_folder"].iterdir() if p.is_dir()]
+            return {**data, "output_neurons": 1 + len(words)}
+        data = orders_data(self._given, folder)
+        drinks = drinks_of(data["text_folder"] / "train.jsonl")
+        return {**data, "output_neurons": 1 + len(drinks)}
 
     def _speakers(self, split):
         """Where the utterances are, and how many classes: and <unk>."""

@@ -31,6 +31,7 @@ alone; without data, what stands in the table is printed.
 import copy
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,11 +39,11 @@ from cells import CTC, Runs, locked
 from real_speech import (
     manifests,
     methods_as_markdown,
-    paired_errors,
     run_real,
+    schedule,
+    score,
     steps_in_epoch,
     summarise_methods,
-    valid_errors,
 )
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
@@ -128,20 +129,12 @@ class Cells:
         """
         split = "test" if key.startswith("test:") else "dev"
         key = key.removeprefix("test:")
-        outputs = [self._output(key, part) for part in self._csv[split]]
-        files = [
-            output / f"wer_{part.stem}.txt"
-            for output, part in zip(outputs, self._csv[split])
-        ]
+        found = score(partial(self._output, key), self._csv[split])
         dense, left = (
             encoder_macs(source)
             for source in (self._whisper, self._encoder(key))
         )
-        return {
-            **paired_errors(files),
-            "macs_gone": round(1 - left / dense, 4),
-            **valid_errors(outputs[0]),
-        }
+        return {**found, "macs_gone": round(1 - left / dense, 4)}
 
     def _encoder(self, key):
         """Folder with the encoder of a finished cell."""
@@ -197,7 +190,7 @@ class Cells:
         options = {
             "freeze_whisper_steps": 200,
             "number_of_epochs": epochs,
-            **_schedule(steps),
+            **schedule(steps),
             **more,
         }
         yaml = CTC / "hparams/finetune_whisper.yaml"
@@ -214,12 +207,12 @@ class Cells:
             "prune_epochs": PRUNE_EPOCHS,
             "schedule_steps": round(0.6 * PRUNE_EPOCHS * steps),
             "target": level,
-            **_schedule(TUNE_EPOCHS * steps),
+            **schedule(TUNE_EPOCHS * steps),
         }
         if METHODS[method][0] == SCORE:  # the steps that it saves fine-tune
             options["number_of_epochs"] += 1
             options["schedule_steps"] = SCORE_STEPS
-            options |= _schedule((PRUNE_EPOCHS + TUNE_EPOCHS) * steps)
+            options |= schedule((PRUNE_EPOCHS + TUNE_EPOCHS) * steps)
         hub = self._whisper
         return self._run(name, yaml, "half", seed, scored, hub, options)
 
@@ -240,14 +233,6 @@ class Cells:
         script = CTC / "train_with_whisper.py"
         last = f"wer_{scored.stem}.txt"
         return self.runs.run(name, script, yaml, last, options)
-
-
-def _schedule(steps):
-    return {
-        "warmup_steps": min(100, steps // 4),
-        "cooldown_steps": steps // 2,
-        "total_steps": steps,
-    }
 
 
 def pruning_yaml(method, level):

@@ -139,6 +139,15 @@ def with_whisper(text, *entries):
     return text
 
 
+def schedule(steps):
+    """Options of the learning rate: up, constant, down to 0."""
+    return {
+        "warmup_steps": min(100, steps // 4),
+        "cooldown_steps": steps // 2,
+        "total_steps": steps,
+    }
+
+
 def counts_of(paths):
     """Utterance -> (errors, words), of files of SpeechBrain's.
 
@@ -187,6 +196,25 @@ def paired_errors(paths):
         "errors": " ".join(str(errors) for errors, _ in counts),
         "words": " ".join(str(words) for _, words in counts),
     }
+
+
+def score(output_of, parts):
+    """Scores a model, part by part, so that a stopped one continues.
+
+    Arguments
+    ---------
+    output_of : callable
+        csv file of a part -> folder of the run that scored it.
+    parts : list of Path
+
+    Returns
+    -------
+    dict
+        What `paired_errors` and `valid_errors` give.
+    """
+    outputs = [output_of(part) for part in parts]
+    files = [o / f"wer_{p.stem}.txt" for o, p in zip(outputs, parts)]
+    return {**paired_errors(files), **valid_errors(outputs[0])}
 
 
 def rounded(rates):

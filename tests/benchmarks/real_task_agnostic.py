@@ -33,9 +33,15 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from cells import Runs, locked, spread
-from real_convexity import lay_out_drinks, lay_out_keywords
-from real_speech import manifests, run_real, steps_in_epoch, with_whisper
+from cells import Runs, spread
+from real_convexity import keywords_data, orders_data
+from real_speech import (
+    manifests,
+    run_real,
+    schedule,
+    steps_in_epoch,
+    with_whisper,
+)
 from task_agnostic import COMPRESSION, PROBING
 from transformers import WhisperConfig, WhisperModel
 
@@ -163,18 +169,9 @@ class Cells:
                 "valid_splits": f"[{splits['dev']}]",
                 "test_splits": f"[{splits['dev']}]",
             }
-        folder = self.runs.folder / {"ks": "keywords", "ic": "orders"}[probe]
-        with locked(folder.with_name(f"{folder.name}.lock")):
-            if probe == "ks":
-                lay_out_keywords(Path(self._given.keywords), folder)
-                return {"data_folder": folder}
-            source = Path(self._given.orders).resolve()
-            lay_out_drinks(source, folder)
-            return {
-                "data_folder": source,
-                "text_folder": folder,
-                "audio_folder": source / "audio",
-            }
+        if probe == "ks":
+            return keywords_data(self._given, self.runs.folder)
+        return orders_data(self._given, self.runs.folder)
 
     def _encoder(self, model, seed):
         """Folder of a finished encoder."""
@@ -231,15 +228,6 @@ class Cells:
             options |= {"number_of_epochs": EPOCHS + 1}
             options |= schedule(EPOCHS * steps)
         return options
-
-
-def schedule(steps):
-    """Options of the learning rate: up, constant, down to 0."""
-    return {
-        "warmup_steps": min(100, steps // 4),
-        "cooldown_steps": steps // 2,
-        "total_steps": steps,
-    }
 
 
 def compression_yaml(model, inference):
