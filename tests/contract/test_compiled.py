@@ -1,5 +1,9 @@
 """Cut models in torch's own compilers compute what they do without."""
 
+import subprocess
+import sys
+import sysconfig
+
 import pytest
 import torch
 from test_architectures import BUILDS
@@ -22,6 +26,19 @@ CASES = [  # build, whether heads are of unequal widths
     ("WavLM eager", True),
 ]
 LENGTHS = (800, 1300)
+EXECUTORCH = ("executorch==1.2.*", "tabulate")  # built against torch 2.11
+ON_DEVICE = """
+import sys
+import torch
+from executorch.exir import to_edge_transform_and_lower
+from executorch.runtime import Runtime
+
+exported, inputs, outputs = sys.argv[1:]
+program = to_edge_transform_and_lower(torch.export.load(exported))
+program = Runtime.get().load_program(program.to_executorch().buffer)
+method = program.load_method("forward")
+torch.save(method.execute(torch.load(inputs))[0].clone(), outputs)
+"""
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]} {case[1]}")
@@ -68,6 +85,42 @@ def test_torch_export(module):
             strict=False,
         )
     assert_same(program.module(), module)
+
+
+@pytest.fixture(scope="module")
+def executorch(tmp_path_factory):
+    """Python with ExecuTorch; what its wheel pins is not for these tests."""
+    folder = tmp_path_factory.mktemp("executorch")
+    command = [sys.executable, "-m", "venv", "--without-pip", folder]
+    subprocess.run(command, check=True)
+    python = folder / "bin/python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "install"]
+    command = [*pip, "--quiet", "--no-deps", *EXECUTORCH]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "No matching distribution" in done.stderr:
+        pytest.skip(f"no wheel of {EXECUTORCH[0]} for this machine")
+    assert done.returncode == 0, done.stderr
+    (packages,) = folder.glob("lib/python*/site-packages")
+    paths = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
+    (packages / "others.pth").write_text("\n".join(sorted(paths)))
+    return python
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("module", CASES[1:3], indirect=True, ids=str)
+def test_executorch(module, executorch, tmp_path):
+    """Its portable kernels, for one length: it plans its memory before."""
+    inputs = batch(LENGTHS[0])
+    with traceable_functions():
+        program = torch.export.export(traceable(module), inputs, strict=False)
+    torch.export.save(program, tmp_path / "program.pt2")
+    torch.save(inputs, tmp_path / "inputs.pt")
+    paths = [tmp_path / f"{n}.pt" for n in ("inputs", "outputs")]
+    command = [executorch, "-c", ON_DEVICE, tmp_path / "program.pt2", *paths]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    off = (torch.load(paths[1]) - module(*inputs)).abs().max()
+    assert off <= TOLERANCE * module(*inputs).abs().max()
 
 
 @torch.no_grad()
