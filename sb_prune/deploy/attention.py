@@ -18,9 +18,8 @@ from speechbrain.nnet.attention import MultiheadAttention
 from sb_prune.cut.modules.attention import FewerHeads
 from sb_prune.cut.surgery import Absent
 from sb_prune.deploy.adapters import traceable
+from sb_prune.deploy.front_end import begin_graph
 from sb_prune.deploy.graphs import Input, write_graph
-
-SECONDS = 2  # of the noise that graphs are traced with
 
 
 class SelfReader(torch.nn.Module):
@@ -141,12 +140,12 @@ class Heard:
 
 
 class Encoder(torch.nn.Module):
-    """From waveforms to what the search reads of them.
+    """From waveforms, or features, to what the search reads of them.
 
     Arguments
     ---------
     encoder : torch.nn.Module
-        (wavs, lens) -> states.
+        (source, lens) -> states.
     step : DecoderStep
     ctc : torch.nn.Module, optional
         From states to logits of CTC.
@@ -157,13 +156,13 @@ class Encoder(torch.nn.Module):
         self.encoder, self.ctc = encoder, ctc
         self.readers = torch.nn.ModuleList(step.audio_readers)
 
-    def forward(self, wavs, lens):
-        """Encodes waveforms.
+    def forward(self, source, lens):
+        """Encodes a batch.
 
         Arguments
         ---------
-        wavs : torch.Tensor
-            (B, S)
+        source : torch.Tensor
+            (B, S) waveforms, or (B, frames, features).
         lens : torch.Tensor
             (B,) relative lengths.
 
@@ -173,7 +172,7 @@ class Encoder(torch.nn.Module):
             (B, T, Q) keys, then (B, T, W) values, of each layer that reads
             them; then (B, T, V) log-probabilities of CTC.
         """
-        states = self.encoder(wavs, lens)
+        states = self.encoder(source, lens)
         found = []
         for reader in self.readers:
             found += reader.heads.project(k=states, v=states)
@@ -273,8 +272,8 @@ def widths(heads):
     return rows[1], rows[2]
 
 
-def write_graphs(encoder, transformer, linear, ctc, sample_rate, folder):
-    """Writes `encoder.onnx` and `decoder.onnx`.
+def write_graphs(encoder, transformer, linear, ctc, sample_rate, folder, apart):
+    """Writes `encoder.onnx` and `decoder.onnx`, perhaps `features.onnx`.
 
     Arguments
     ---------
@@ -287,6 +286,8 @@ def write_graphs(encoder, transformer, linear, ctc, sample_rate, folder):
         From states of the encoder to logits of CTC.
     sample_rate : int
     folder : Path
+    apart : bool
+        Whether features are a graph of their own.
 
     Returns
     -------
@@ -299,19 +300,19 @@ def write_graphs(encoder, transformer, linear, ctc, sample_rate, folder):
     Raises
     ------
     ValueError
-        If the decoder has attention of another kind, or reads no audio.
+        If the decoder has attention of another kind, or reads no audio, or
+        the encoder has no features.
     """
     step = DecoderStep(transformer, linear).eval()
     if not step.audio_readers:
         raise ValueError("no layer of the decoder reads the audio any more")
-    graph = Encoder(traceable(encoder), step, ctc).eval()
+    options = (sample_rate, folder, apart)
+    encoder, inputs = begin_graph(traceable(encoder), *options)
+    graph = Encoder(encoder, step, ctc).eval()
     names = [f"read_{n}" for n in range(2 * len(step.audio_readers))]
     write_graph(
         graph,
-        {
-            "wavs": Input(torch.randn(2, SECONDS * sample_rate), (0, 1)),
-            "lens": Input(torch.tensor([1.0, 0.6]), (0,)),
-        },
+        inputs,
         names + ["ctc"] * (ctc is not None),
         folder / "encoder.onnx",
     )

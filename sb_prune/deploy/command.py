@@ -60,6 +60,11 @@ def _deploy(arguments):
         action="store_true",
         help="activations keep the scales of the calibration audio",
     )
+    parser.add_argument(
+        "--features_apart",
+        action="store_true",
+        help="features are a graph of their own, features.onnx",
+    )
     parser.add_argument("--audio", help="folder of calibration audio")
     parser.add_argument(
         "--max_kl", type=float, help="nats that int8 may cost (default: 0.01)"
@@ -84,7 +89,7 @@ def _deploy(arguments):
     from sb_prune.deploy.folder import Quantization, deploy
 
     quantization = Quantization(**values) if given.quantize else None
-    options = (quantization, given.half)
+    options = (quantization, given.half, given.features_apart)
     print(format_table(deploy(given.export, given.output, *options)))
 
 

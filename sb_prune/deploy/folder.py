@@ -27,7 +27,7 @@ FURTHEST = 1e-2  # relative, that the scores of graphs may be off
 BATCHES = ((1, 1.0), (1, 3.0), (3, 2.5))  # utterances, seconds of the longest
 
 
-def deploy(source, output, quantization=None, half=False):
+def deploy(source, output, quantization=None, half=False, features_apart=False):
     """Writes a speech recogniser as a folder that runs with onnxruntime.
 
     Arguments
@@ -43,6 +43,9 @@ def deploy(source, output, quantization=None, half=False):
     half : bool
         Whether to keep weights that stay floats in 16 bits; what is computed
         stays float32.
+    features_apart : bool
+        Whether `features.onnx` computes the features, and the other graphs
+        begin with these.
 
     Returns
     -------
@@ -68,7 +71,7 @@ def deploy(source, output, quantization=None, half=False):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     try:
-        settings = model.write_(aside)
+        settings = model.write_(aside, features_apart)
         settings |= {"sample_rate": model.sample_rate, "opset": OPSET}
         settings["source"] = cost_of(hparams, model.sample_rate)
         with naming_what_fails(output):

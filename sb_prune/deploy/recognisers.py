@@ -21,7 +21,8 @@ from speechbrain.decoders.seq2seq import (
 )
 
 from sb_prune.deploy.adapters import traceable
-from sb_prune.deploy.graphs import Input, write_graph
+from sb_prune.deploy.front_end import InOrder, begin_graph
+from sb_prune.deploy.graphs import write_graph
 from sb_prune.deploy.runtime.settings import DeployError
 from sb_prune.deploy.searches import beam_of, check_search, scorers_of
 from sb_prune.support.context import (
@@ -30,7 +31,6 @@ from sb_prune.support.context import (
     longest_utterance,
 )
 
-SECONDS = 2  # of the noise that graphs are traced with
 STRETCH = (2, 8)  # seconds, whose frames are counted to know how far apart
 
 
@@ -133,28 +133,24 @@ class CTC:
         apart, rest = divmod(lengths[1] - lengths[0], counts[1] - counts[0])
         return None if rest else apart
 
-    def write_(self, folder):
+    def write_(self, folder, apart=False):
         """Writes graph and tokenizer.
 
         Arguments
         ---------
         folder : Path
+        apart : bool
+            Whether features are a graph of their own.
 
         Returns
         -------
         dict
             Settings for the runtime.
         """
-        samples = SECONDS * self.sample_rate
-        write_graph(
-            _Plain(self._traceable),
-            {
-                "wavs": Input(torch.randn(2, samples), (0, 1)),
-                "lens": Input(torch.tensor([1.0, 0.6]), (0,)),
-            },
-            ["scores"],
-            folder / "model.onnx",
-        )
+        options = (self.sample_rate, folder, apart)
+        encoder, inputs = begin_graph(self._traceable, *options)
+        graph = InOrder(encoder)
+        write_graph(graph, inputs, ["scores"], folder / "model.onnx")
         return {
             "kind": "ctc",
             "blank": self.blank,
@@ -182,17 +178,6 @@ class CTC:
 
     def scores(self, wavs, lens):
         """(batch, frames, tokens) log-probabilities of each frame."""
-        return self.encoder(wavs, lens)
-
-
-class _Plain(torch.nn.Module):
-    """A graph's arguments are those of `forward`, by their places."""
-
-    def __init__(self, encoder):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, wavs, lens):
         return self.encoder(wavs, lens)
 
 
@@ -241,12 +226,14 @@ class Attention:
             S2STransformerBeamSearcher,
         )
 
-    def write_(self, folder):
+    def write_(self, folder, apart=False):
         """Writes graphs and tokenizer.
 
         Arguments
         ---------
         folder : Path
+        apart : bool
+            Whether features are a graph of their own.
 
         Returns
         -------
@@ -260,7 +247,8 @@ class Attention:
         ctc = scorers_of(search)["ctc"].ctc_fc if has_ctc else None
         parts = (self.encoder, search.model, search.fc, ctc)
         try:
-            past, most = write_graphs(*parts, self.sample_rate, folder)
+            options = (self.sample_rate, folder, apart)
+            past, most = write_graphs(*parts, *options)
         except ValueError as error:
             raise DeployError(str(error)) from error
         return {
@@ -344,12 +332,14 @@ class Whisper:
                 "Whisper does; write False, and normalise what it writes"
             )
 
-    def write_(self, folder):
+    def write_(self, folder, apart=False):
         """Writes graphs and tokenizer.
 
         Arguments
         ---------
         folder : Path
+        apart : bool
+            Whether features are a graph of their own.
 
         Returns
         -------
@@ -359,7 +349,7 @@ class Whisper:
         from sb_prune.deploy.whisper import write_graphs
         from sb_prune.export.tokens import TOKENIZER
 
-        past = write_graphs(self.lobe, folder)
+        past = write_graphs(self.lobe, folder, apart)
         self.lobe.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
         return {
             "kind": "whisper",

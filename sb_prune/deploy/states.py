@@ -1,6 +1,6 @@
 """States of Whisper's encoder, from waveforms, as a graph can compute them.
 
-Shapes: B batch, S samples, T frames, d model width.
+Shapes: B batch, S samples, T frames, M mel channels, d model width.
 """
 
 import torch
@@ -17,7 +17,7 @@ from sb_prune.support.context import (
 
 
 class States(torch.nn.Module):
-    """From waveforms to the states of the encoder.
+    """From waveforms, or their spectrum, to the states of the encoder.
 
     Arguments
     ---------
@@ -31,20 +31,26 @@ class States(torch.nn.Module):
         heard = getattr(lobe, "context", None), getattr(lobe, "margin", 0.0)
         self.end = frames_of_end(*heard)
 
-    def forward(self, wavs):
-        """Encodes waveforms.
+    def take_log_mel_(self):
+        """Takes out what computes the spectrum, and returns it."""
+        log_mel, self.log_mel = self.log_mel, torch.nn.Identity()
+        return log_mel
+
+    def forward(self, source):
+        """Encodes a batch.
 
         Arguments
         ---------
-        wavs : torch.Tensor
-            (B, S), padded to what the encoder hears.
+        source : torch.Tensor
+            (B, S) waveforms, padded to what the encoder hears; or, without
+            what computes it, (B, M, 2 T) their log mel spectrum.
 
         Returns
         -------
         torch.Tensor
             (B, T, d)
         """
-        x = F.gelu(self.encoder.conv1(self.log_mel(wavs)))
+        x = F.gelu(self.encoder.conv1(self.log_mel(source)))
         x = F.gelu(self.encoder.conv2(x)).transpose(1, 2)
         places = self.encoder.embed_positions.weight
         frames = torch.arange(x.shape[1], device=x.device)

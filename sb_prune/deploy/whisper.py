@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from sb_prune.deploy.graphs import Input, write_graph
+from sb_prune.deploy.runtime.settings import FEATURES
 from sb_prune.deploy.states import States
 from sb_prune.support.context import FRAME, SAMPLE_RATE
 
@@ -20,7 +21,7 @@ SAMPLES = 2 * SAMPLE_RATE + FRAME  # of the noise that graphs are traced with
 
 
 class Encoder(torch.nn.Module):
-    """From waveforms to what the decoder reads of them.
+    """From waveforms, or their spectrum, to what the decoder reads of them.
 
     Arguments
     ---------
@@ -36,20 +37,20 @@ class Encoder(torch.nn.Module):
             if isinstance(layer.encoder_attn, WhisperAttention)
         )
 
-    def forward(self, wavs):
-        """Encodes waveforms.
+    def forward(self, source):
+        """Encodes a batch.
 
         Arguments
         ---------
-        wavs : torch.Tensor
-            (B, S), padded to what the encoder hears.
+        source : torch.Tensor
+            What `States` takes.
 
         Returns
         -------
         list of torch.Tensor
             (B, H, T, D) keys, then values, of each layer that reads them.
         """
-        states, read = self.states(wavs), []
+        states, read = self.states(source), []
         for reader in self.readers:
             for project in (reader.k_proj, reader.v_proj):
                 heads = project(states).unflatten(-1, (-1, reader.head_dim))
@@ -130,13 +131,15 @@ class DecoderStep(torch.nn.Module):
         return cache
 
 
-def write_graphs(lobe, folder):
-    """Writes `encoder.onnx` and `decoder.onnx`.
+def write_graphs(lobe, folder, apart):
+    """Writes `encoder.onnx` and `decoder.onnx`, perhaps `features.onnx`.
 
     Arguments
     ---------
     lobe : sb_prune.lobes.Whisper or SpeechBrain's
     folder : Path
+    apart : bool
+        Whether the log mel spectrum is a graph of its own.
 
     Returns
     -------
@@ -145,10 +148,15 @@ def write_graphs(lobe, folder):
         tokens before.
     """
     encoder, step = Encoder(lobe).eval(), DecoderStep(lobe).eval()
-    wavs = torch.randn(2, SAMPLES)
+    inputs = {"wavs": Input(torch.randn(2, SAMPLES), (0, 1))}
+    if apart:
+        log_mel = encoder.states.take_log_mel_()
+        write_graph(log_mel, inputs, ["features"], folder / FEATURES)
+        spectrum = log_mel(inputs["wavs"].example)
+        inputs = {"features": Input(spectrum, (0, 2))}
     names = [f"read_{n}" for n in range(2 * len(encoder.readers))]
     path = folder / "encoder.onnx"
-    write_graph(encoder, {"wavs": Input(wavs, (0, 1))}, names, path)
+    write_graph(encoder, inputs, names, path)
     past = [
         Input(torch.randn(2, heads, 3, dims), (0, 2))
         for heads, dims in step.shapes

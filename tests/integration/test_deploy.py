@@ -118,6 +118,29 @@ def test_command_transcribes(deployed, utterances, capsys):
     assert capsys.readouterr().out == f"{utterances[0]}: {expected}\n"
 
 
+def test_features_are_a_graph_of_their_own(
+    exported, deployed, utterances, tmp_path
+):
+    """For devices that compute these, and hear the same as without."""
+    main(
+        [str(exported), "--output", str(tmp_path / "apart"), "--features_apart"]
+    )
+    hparams = EncoderASR.from_hparams(
+        source=str(exported), savedir=str(tmp_path / "saved")
+    ).hparams
+    wavs, lens = batch_of(utterances[:3])
+    expected = hparams.normalize(hparams.compute_features(wavs), lens)
+    feed = {"wavs": wavs.numpy(), "lens": lens.numpy()}
+    apart, whole = OnnxASR(tmp_path / "apart"), OnnxASR(deployed[0])
+    (features,) = apart.model.run("features.onnx", feed)
+    off = numpy.abs(features - expected.numpy()).max()
+    assert off < 1e-3 * expected.abs().max()
+    given = apart.model.sessions["model.onnx"].get_inputs()
+    assert [i.name for i in given] == ["features", "lens"]
+    arrays = (wavs.numpy(), lens.numpy())
+    assert apart.transcribe_batch(*arrays) == whole.transcribe_batch(*arrays)
+
+
 def test_it_needs_neither_torch_nor_speechbrain(deployed, utterances, tmp_path):
     """In an environment that has nothing but what RUNTIME names."""
     environment = tmp_path / "environment"

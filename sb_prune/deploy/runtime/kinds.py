@@ -18,7 +18,7 @@ from sb_prune.deploy.runtime.search import (
     log_softmax,
     without,
 )
-from sb_prune.deploy.runtime.settings import DeployError
+from sb_prune.deploy.runtime.settings import FEATURES, DeployError
 from sb_prune.support.context import (
     LONGEST,
     longest_utterance,
@@ -38,7 +38,8 @@ class Kind:
         self.settings, self.threads = settings, threads
         self.decode = _text_of(folder, settings)
         self.sessions = {}
-        for name in self.graphs:
+        apart = [FEATURES] * (FEATURES in settings["files"])
+        for name in (*apart, *self.graphs):
             self.load_(name, str(folder / name))
 
     def load_(self, name, graph):
@@ -51,6 +52,13 @@ class Kind:
         self.sessions[name] = onnxruntime.InferenceSession(
             graph, options, providers=["CPUExecutionProvider"]
         )
+
+    def hear(self, name, feed):
+        """Outputs of the graph that hears, or reads what another one heard."""
+        if FEATURES in self.sessions:
+            (features,) = self.run(FEATURES, feed)
+            feed = {**feed, "features": features}
+        return self.run(name, feed)
 
     def run(self, name, feed):
         """Outputs of a graph, which takes what it needs of a feed."""
@@ -78,7 +86,7 @@ class CTC(Kind):
         """(B, T, V) log-probabilities of each frame."""
         if self.longest is not None:
             check_length(wavs, self.longest, self.settings["sample_rate"])
-        (found,) = self.run("model.onnx", {"wavs": wavs, "lens": wav_lens})
+        (found,) = self.hear("model.onnx", {"wavs": wavs, "lens": wav_lens})
         return found
 
     def scores_along(self, wavs, wav_lens, tokens):
@@ -259,7 +267,7 @@ class Whisper(EncoderDecoder):
         heard = samples_heard(wavs.shape[1], **self.settings["heard"])
         behind = heard - wavs.shape[1]
         padded = numpy.pad(wavs, ((0, 0), (0, behind)))
-        read = self.run("encoder.onnx", {"wavs": padded})
+        read = self.hear("encoder.onnx", {"wavs": padded})
         read = [numpy.repeat(found, copies, axis=0) for found in read]
         past = [
             numpy.zeros((len(wavs) * copies, heads, 0, dims), numpy.float32)
@@ -291,7 +299,7 @@ class Attention(EncoderDecoder):
 
     def begin(self, wavs, wav_lens, copies=1):
         """Encodes a batch. Hypotheses of an utterance share what they read."""
-        found = self.run("encoder.onnx", {"wavs": wavs, "lens": wav_lens})
+        found = self.hear("encoder.onnx", {"wavs": wavs, "lens": wav_lens})
         has_ctc = self.settings["has_ctc"]
         ctc, read = (found[-1], found[:-1]) if has_ctc else (None, found)
         frames = found[0].shape[1]

@@ -6,6 +6,7 @@ from pathlib import Path
 from sb_prune.support.hashes import check_hash, file_hash
 
 FILE, FORMAT = "deploy.json", 2
+FEATURES = "features.onnx"  # where they are a graph of their own
 
 
 class DeployError(ValueError):
