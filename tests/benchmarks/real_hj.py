@@ -130,11 +130,8 @@ class Cells:
         split = "test" if key.startswith("test:") else "dev"
         key = key.removeprefix("test:")
         found = score(partial(self._output, key), self._csv[split])
-        dense, left = (
-            encoder_macs(source)
-            for source in (self._whisper, self._encoder(key))
-        )
-        return {**found, "macs_gone": round(1 - left / dense, 4)}
+        gone = macs_gone(self._whisper, self._encoder(key))
+        return {**found, "macs_gone": gone}
 
     def _encoder(self, key):
         """Folder with the encoder of a finished cell."""
@@ -165,21 +162,7 @@ class Cells:
         return self._prune(name, method, level, seed, scored)
 
     def _small(self, level):
-        """Folder of the dense encoder of a level, with random weights."""
-        folder = self.runs.folder / f"untrained-{level}"
-        lock = folder.with_name(f"{folder.name}.lock")
-        with locked(lock), torch.random.fork_rng():
-            if not folder.is_dir():
-                torch.manual_seed(0)
-                aside = folder.with_name(f"{folder.name}.incomplete")
-                shutil.rmtree(aside, ignore_errors=True)
-                model = WhisperModel(small_config(self._config, level))
-                model.save_pretrained(aside)
-                WhisperFeatureExtractor.from_pretrained(
-                    self._whisper
-                ).save_pretrained(aside)
-                aside.rename(folder)
-        return folder
+        return untrained(self._whisper, level, self.runs.folder)
 
     def _dense(self, seed, scored):
         name = f"dense-{seed}"
@@ -260,14 +243,59 @@ def pruning_yaml(method, level):
 # ------------------------------------------------------------------ encoders
 
 
-def encoder_macs(source):
-    """MACs of an encoder on 10 s."""
-    lobe = lobes.Whisper(str(source), str(source), encoder_only=True)
-    return macs_of(lobe)
+def untrained(source, level, folder):
+    """Makes the dense encoder of a level, with random weights.
+
+    Arguments
+    ---------
+    source : str
+        Folder of the dense model.
+    level : float
+        Share of its MACs that goes.
+    folder : Path
+        Where that of the encoder goes.
+
+    Returns
+    -------
+    Path
+    """
+    made = folder / f"untrained-{level}"
+    lock = made.with_name(f"{made.name}.lock")
+    with locked(lock), torch.random.fork_rng():
+        if not made.is_dir():
+            torch.manual_seed(0)
+            aside = made.with_name(f"{made.name}.incomplete")
+            shutil.rmtree(aside, ignore_errors=True)
+            config = WhisperConfig.from_pretrained(source)
+            WhisperModel(small_config(config, level)).save_pretrained(aside)
+            extractor = WhisperFeatureExtractor.from_pretrained(source)
+            extractor.save_pretrained(aside)
+            aside.rename(made)
+    return made
+
+
+def macs_gone(dense, left):
+    """Share of the MACs on 10 s that one encoder has less than another.
+
+    Arguments
+    ---------
+    dense, left : str
+        Folders of models.
+
+    Returns
+    -------
+    float
+    """
+    encoders = (
+        lobes.Whisper(str(source), str(source), encoder_only=True)
+        for source in (dense, left)
+    )
+    whole, rest = map(macs_of, encoders)
+    return round(1 - rest / whole, 4)
 
 
 def macs_of(model):
-    """The same of a model."""
+    """MACs of the encoder of a model on 10 s."""
     declaration = whisper_structures(model, sides=["encoder"])
     return mac_cost(declaration, FRAMES).dense()
 

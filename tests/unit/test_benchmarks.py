@@ -1078,6 +1078,65 @@ def test_steps_are_those_of_the_recipe(benchmark_module, tmp_path):
     assert one == 40 and 5 <= several <= 10
 
 
+# --------------------------------------------------------------- real_slu
+
+
+@pytest.fixture
+def real_slu(benchmark_module):
+    return benchmark_module("real_slu")
+
+
+@pytest.mark.parametrize("method", ["mac", "fisher_reselected", "magnitude"])
+def test_the_recipe_of_slurp_prunes_whisper(real_slu, method, tmp_path):
+    write_tiny_whisper(tmp_path)
+    values = {
+        "output_folder": str(tmp_path / "run"),
+        "data_folder": "data",
+        "dense_folder": "dense",
+        "wav2vec2_hub": str(tmp_path),
+        "encoder_dim": 16,
+        "target": 0.4,
+    }
+    text = real_slu.recipe_yaml(method, tmp_path / "inference.yaml")
+    hparams = load_hyperpyyaml(text, values)
+    assert isinstance(hparams["wav2vec2"], lobes.Whisper)
+    block = hparams["pruning"]
+    budget = PruningSettings(**block).budget
+    assert isinstance(budget, MACBudget) and budget.target == 0.4
+    score = block.get("score")
+    assert (score is magnitude_score) == (method == "magnitude")
+    assert block["inference"] == str(tmp_path / "inference.yaml")
+
+
+def test_slots_are_scored_as_slurp_does(real_slu, tmp_path):
+    order = {
+        "action": "mocha",
+        "tokens": [{"surface": word} for word in ("mocha", "skim", "milk")],
+        "entities": [
+            {"type": "coffeeDrink", "span": [0]},
+            {"type": "milkAmount", "span": [1, 2]},
+        ],
+    }
+    slots = real_slu.slots_of(order)
+    assert slots[1] == {"type": "milkAmount", "filler": "skim milk"}
+    predictions = [
+        {"file": "a", "action": "mocha", "entities": slots},
+        {"file": "b", "action": "latte", "entities": slots[:1]},
+    ]
+    gold = [{**order, "recordings": [{"file": name}]} for name in "ab"]
+    for path, rows in (("predictions", predictions), ("test", gold)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{path}.jsonl").write_text(text)
+    found = real_slu.understood(tmp_path, tmp_path / "test.jsonl")
+    # twice two slots said, three of four found, none wrong
+    assert found["f1"] == pytest.approx(100 * 6 / 7, abs=0.01)
+    assert found["drinks"] == 50.0 and found["utterances"] == 2
+    cells = {"dense/1": {**found, "macs_gone": 0.0}}
+    cells["mac/0.4/1"] = {**found, "macs_gone": 0.41}
+    table = real_slu.as_markdown(real_slu.summarise(cells))
+    assert "| mac | 40% | 1 | 41.0% | 85.7 (" in table
+
+
 # ---------------------------------------------------- real_task_agnostic
 
 
