@@ -29,7 +29,12 @@ import soundfile
 import torch
 from cells import ROOT, Runs, locked
 from convexity_depth import compare_depths, is_tested, tested_error
-from real_speech import run_real, steps_in_epoch, with_whisper
+from real_speech import (
+    run_real,
+    steps_in_epoch,
+    with_whisper,
+    write_with_whisper,
+)
 from transformers import WhisperConfig, WhisperModel
 
 from sb_prune.support.measure import count_parameters
@@ -247,10 +252,8 @@ class Cells:
     def _train(self, name, task, what, seed, more=None):
         recipe, epochs = TASKS[task]
         path = self.runs.folder / f"{name}.yaml"
-        inference = path.with_name(f"{name}-inference.yaml")
-        text = (RECIPES / recipe / "hparams/inference.yaml").read_text("utf-8")
-        inference.write_text(with_whisper(text, "wav2vec2"), encoding="utf-8")
-        path.write_text(recipe_yaml(recipe, what, inference), encoding="utf-8")
+        text = recipe_yaml(recipe, what)
+        write_with_whisper(path, text, RECIPES / recipe / "hparams")
         options = {
             **BATCHES,
             "encoder_dim": self._config().d_model,
@@ -316,7 +319,7 @@ def share_of_layers(config, layers):
     return round(layers * layer / count_parameters([encoder]), 4)
 
 
-def recipe_yaml(recipe, what, inference):
+def recipe_yaml(recipe, what):
     """convexity.yaml of a recipe, for Whisper's encoder.
 
     Arguments
@@ -325,8 +328,6 @@ def recipe_yaml(recipe, what, inference):
         Its folder.
     what : str or None
         A number of layers, "gates", or None: as many as the criterion keeps.
-    inference : Path
-        inference.yaml for the same encoder.
 
     Returns
     -------
@@ -349,7 +350,7 @@ def recipe_yaml(recipe, what, inference):
     if what is not None and not gates:
         lines = LAST_LAYERS.format(LAYERS - int(what))
         text = re.sub(r"(?m)^    labels: .*\n", lines, text)
-    return text.replace("hparams/inference.yaml", str(inference))
+    return text
 
 
 # -------------------------------------------------------------------- table

@@ -25,7 +25,13 @@ from cells import ROOT, Runs, locked
 from real_convexity import orders_data
 from real_hj import METHODS as ALL_METHODS
 from real_hj import SCORE, SCORE_STEPS, macs_gone, untrained
-from real_speech import run_real, schedule, steps_in_epoch, with_whisper
+from real_speech import (
+    run_real,
+    schedule,
+    steps_in_epoch,
+    with_whisper,
+    write_with_whisper,
+)
 from transformers import WhisperConfig
 
 from sb_prune.support.words import error_rate
@@ -128,10 +134,7 @@ class Cells:
         dense = method not in METHODS
         name = "-".join(str(n) for n in (method, level, seed) if n is not None)
         yaml = self.runs.folder / f"{name}.yaml"
-        inference = yaml.with_name(f"{name}-inference.yaml")
-        text = (SLURP / "hparams/inference.yaml").read_text("utf-8")
-        inference.write_text(with_whisper(text, "wav2vec2"), encoding="utf-8")
-        yaml.write_text(recipe_yaml(method, inference), encoding="utf-8")
+        write_with_whisper(yaml, recipe_yaml(method), SLURP / "hparams")
         hub = self._hub(method, level)
         config = WhisperConfig.from_pretrained(hub)
         options = {
@@ -179,14 +182,12 @@ class Cells:
         return schedule(epochs * self._each)
 
 
-def recipe_yaml(method, inference):
+def recipe_yaml(method):
     """The recipe's YAML for Whisper's encoder and a method.
 
     Arguments
     ---------
     method : str
-    inference : Path
-        inference.yaml for the same encoder.
 
     Returns
     -------
@@ -205,8 +206,7 @@ def recipe_yaml(method, inference):
     budget = r"    budget: .*\n        frames: .*\n"
     text, count = re.subn(budget, lambda _: added, text)
     assert count == 1
-    text = text.replace("    name: wav2vec2_l0\n", f"    name: {preset}\n")
-    return text.replace("hparams/inference.yaml", str(inference))
+    return text.replace("    name: wav2vec2_l0\n", f"    name: {preset}\n")
 
 
 # --------------------------------------------------------------- what is heard

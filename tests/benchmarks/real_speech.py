@@ -139,6 +139,26 @@ def with_whisper(text, *entries):
     return text
 
 
+def write_with_whisper(path, text, hparams):
+    """Writes a YAML, and beside it what its exports are made from.
+
+    Arguments
+    ---------
+    path : Path
+        File to write.
+    text : str
+        Of the YAML, perhaps with `inference: hparams/inference.yaml`.
+    hparams : Path
+        Folder of the recipe's `inference.yaml`, in which Whisper's encoder
+        takes the place of `wav2vec2`.
+    """
+    inference = path.with_name(f"{path.stem}-inference.yaml")
+    stock = (hparams / "inference.yaml").read_text(encoding="utf-8")
+    inference.write_text(with_whisper(stock, "wav2vec2"), encoding="utf-8")
+    text = text.replace("hparams/inference.yaml", str(inference))
+    path.write_text(text, encoding="utf-8")
+
+
 def schedule(steps):
     """Options of the learning rate: up, constant, down to 0."""
     return {

@@ -41,6 +41,7 @@ from real_speech import (
     schedule,
     steps_in_epoch,
     with_whisper,
+    write_with_whisper,
 )
 from task_agnostic import COMPRESSION, PROBING
 from transformers import WhisperConfig, WhisperModel
@@ -179,10 +180,8 @@ class Cells:
             return self._given.whisper
         name = f"{model}-{seed}"
         yaml = self.runs.folder / f"{name}.yaml"
-        inference = self.runs.folder / f"{name}-inference.yaml"
-        text = (COMPRESSION / "hparams/inference.yaml").read_text("utf-8")
-        inference.write_text(with_whisper(text, "wav2vec2"), encoding="utf-8")
-        yaml.write_text(compression_yaml(model, inference), encoding="utf-8")
+        text = compression_yaml(model)
+        write_with_whisper(yaml, text, COMPRESSION / "hparams")
         options = {
             **BATCHES,
             "num_workers": 0,
@@ -230,14 +229,12 @@ class Cells:
         return options
 
 
-def compression_yaml(model, inference):
+def compression_yaml(model):
     """The recipe's YAML that makes a model, changed where none does.
 
     Arguments
     ---------
     model : str
-    inference : Path
-        inference.yaml for Whisper.
 
     Returns
     -------
@@ -248,7 +245,6 @@ def compression_yaml(model, inference):
         name = model
     text = (COMPRESSION / f"hparams/{name}.yaml").read_text("utf-8")
     text = with_whisper(text, "wav2vec2", "teacher")
-    text = text.replace("hparams/inference.yaml", str(inference))
     if model in STUDENTS:
         return text
     inside = "" if model in ("coarse_heads", "dphubert") else INSIDE

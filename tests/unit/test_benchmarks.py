@@ -913,13 +913,11 @@ def test_depths_of_whisper_are_those_of_the_recipes(
         "encoder_dim": 16,
         "wav2vec2_hub": str(tmp_path),
     }
-    inference = tmp_path / "inference.yaml"
-    text = real_depths.recipe_yaml(folder, what, inference)
+    text = real_depths.recipe_yaml(folder, what)
     hparams = load_hyperpyyaml(text, values)
     assert isinstance(hparams["wav2vec2"], lobes.Whisper)
     block = "pruning" if what == "gates" else "layer_pruning"
     assert {"pruning", "layer_pruning"} & {*hparams} == {block}
-    assert hparams[block]["inference"] == str(inference)
     if what == "gates":
         PruningSettings(**hparams["pruning"])
         return
@@ -1097,7 +1095,7 @@ def test_the_recipe_of_slurp_prunes_whisper(real_slu, method, tmp_path):
         "encoder_dim": 16,
         "target": 0.4,
     }
-    text = real_slu.recipe_yaml(method, tmp_path / "inference.yaml")
+    text = real_slu.recipe_yaml(method)
     hparams = load_hyperpyyaml(text, values)
     assert isinstance(hparams["wav2vec2"], lobes.Whisper)
     block = hparams["pruning"]
@@ -1105,7 +1103,6 @@ def test_the_recipe_of_slurp_prunes_whisper(real_slu, method, tmp_path):
     assert isinstance(budget, MACBudget) and budget.target == 0.4
     score = block.get("score")
     assert (score is magnitude_score) == (method == "magnitude")
-    assert block["inference"] == str(tmp_path / "inference.yaml")
 
 
 def test_slots_are_scored_as_slurp_does(real_slu, tmp_path):
@@ -1137,6 +1134,25 @@ def test_slots_are_scored_as_slurp_does(real_slu, tmp_path):
     assert "| mac | 40% | 1 | 41.0% | 85.7 (" in table
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "LibriSpeech/speaker-identification",
+        "LibriSpeech/self-supervised-learning/compression",
+        "SLURP/direct",
+    ],
+)
+def test_exports_are_made_from_whisper_too(benchmark_module, recipe, tmp_path):
+    shared = benchmark_module("real_speech")
+    text = "inference: hparams/inference.yaml\n"
+    hparams = shared.ROOT / "recipes" / recipe / "hparams"
+    shared.write_with_whisper(tmp_path / "0.4.yaml", text, hparams)
+    inference = tmp_path / "0.4-inference.yaml"
+    written = (tmp_path / "0.4.yaml").read_text()
+    assert written == f"inference: {inference}\n"
+    assert "wav2vec2: !new:sb_prune.lobes.Whisper" in inference.read_text()
+
+
 # ---------------------------------------------------- real_task_agnostic
 
 
@@ -1157,7 +1173,7 @@ def test_small_encoders_of_whisper_are_what_they_are_called(
     }
     blocks = {}
     for model in real_agnostic.PRUNED:
-        text = real_agnostic.compression_yaml(model, tmp_path / "inference")
+        text = real_agnostic.compression_yaml(model)
         hparams = load_hyperpyyaml(text, values)
         PruningSettings(**hparams["pruning"])
         blocks[model] = hparams["pruning"]
@@ -1197,7 +1213,7 @@ def test_students_of_whisper_are_as_small_as_what_is_pruned(
     }
     if model == "starhubert":
         values["distilled_layers"] = [1, 2]
-    text = real_agnostic.compression_yaml(model, tmp_path / "inference")
+    text = real_agnostic.compression_yaml(model)
     hparams = load_hyperpyyaml(text, values)
     small, whole = (
         sum(p.numel() for p in hparams[entry].model.parameters())
