@@ -200,7 +200,7 @@ class Quantization:
 
         Arguments
         ---------
-        model : CTC, Attention or Whisper
+        model : Recogniser
 
         Returns
         -------

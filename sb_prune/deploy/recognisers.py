@@ -85,23 +85,91 @@ def kind_of(hparams):
     )
 
 
-class CTC:
-    """Greedy CTC: one graph from waveforms to scores.
+class Recogniser:
+    """A speech recogniser that becomes graphs, and what these must compute.
 
     Arguments
     ---------
     hparams : dict
+        The loaded objects of its `hyperparams.yaml`.
+
+    Attributes
+    ----------
+    sample_rate : int
+    longest : int or None
+        Samples of an utterance at most.
 
     Raises
     ------
     DeployError
-        If it is decoded or spelt in another way.
+        If it is decoded or spelt in a way that graphs do not know.
     """
+
+    interface = ""  # a class in speechbrain.inference.ASR
+    modules, needs = set(), set()  # what `hparams` has where it is such a one
+    longest = None
+
+    def __init__(self, hparams):
+        self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
+
+    def write_(self, folder, apart=False):
+        """Writes graphs and tokenizer.
+
+        Arguments
+        ---------
+        folder : Path
+        apart : bool
+            Whether features are a graph of their own.
+
+        Returns
+        -------
+        dict
+            Settings for the runtime.
+        """
+        raise NotImplementedError
+
+    def transcribe(self, wavs, lens):
+        """As SpeechBrain transcribes a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            (batch, samples)
+        lens : torch.Tensor
+            (batch,) relative lengths.
+
+        Returns
+        -------
+        list of list of int
+            Tokens of each utterance.
+        """
+        raise NotImplementedError
+
+    def scores(self, wavs, lens):
+        """What graphs are compared with.
+
+        Arguments
+        ---------
+        wavs, lens : torch.Tensor
+            As in `transcribe`.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, frames, tokens) log-probabilities of CTC, or (batch,
+            tokens) logits of a decoder's first token.
+        """
+        raise NotImplementedError
+
+
+class CTC(Recogniser):
+    """Greedy CTC: one graph from waveforms to scores."""
 
     interface = "EncoderASR"
     modules, needs = {"encoder"}, {"decoding_function", "tokenizer"}
 
     def __init__(self, hparams):
+        super().__init__(hparams)
         decode = hparams["decoding_function"]
         greedy = (
             isinstance(decode, partial) and decode.func is ctc_greedy_decode
@@ -114,7 +182,6 @@ class CTC:
         self.encoder = hparams["modules"]["encoder"]
         self.blank = decode.keywords.get("blank_id", -1)
         self.tokenizer = hparams["tokenizer"]
-        self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
         try:
             self._traceable = traceable(self.encoder)
         except ValueError as error:
@@ -134,19 +201,7 @@ class CTC:
         return None if rest else apart
 
     def write_(self, folder, apart=False):
-        """Writes graph and tokenizer.
-
-        Arguments
-        ---------
-        folder : Path
-        apart : bool
-            Whether features are a graph of their own.
-
-        Returns
-        -------
-        dict
-            Settings for the runtime.
-        """
+        """Writes the graph, and the tokenizer."""
         options = (self.sample_rate, folder, apart)
         encoder, inputs = begin_graph(self._traceable, *options)
         graph = InOrder(encoder)
@@ -160,20 +215,7 @@ class CTC:
         }
 
     def transcribe(self, wavs, lens):
-        """As SpeechBrain transcribes a batch.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            (batch, samples)
-        lens : torch.Tensor
-            (batch,) relative lengths.
-
-        Returns
-        -------
-        list of list of int
-            Tokens of each utterance.
-        """
+        """As SpeechBrain transcribes a batch."""
         return ctc_greedy_decode(self.scores(wavs, lens), lens, self.blank)
 
     def scores(self, wavs, lens):
@@ -195,28 +237,17 @@ def _write_tokenizer(tokenizer, folder):
     )
 
 
-class Attention:
-    """Encoder and Transformer decoder of SpeechBrain: two graphs.
-
-    Arguments
-    ---------
-    hparams : dict
-
-    Raises
-    ------
-    DeployError
-        If it is decoded or spelt in another way.
-    """
+class Attention(Recogniser):
+    """Encoder and Transformer decoder of SpeechBrain: two graphs."""
 
     interface = "EncoderDecoderASR"
     modules, needs = {"encoder", "decoder"}, {"tokenizer"}
-    longest = None  # samples of an utterance: any
 
     def __init__(self, hparams):
+        super().__init__(hparams)
         self.encoder = hparams["modules"]["encoder"]
         self.search = hparams["modules"]["decoder"]
         self.tokenizer = hparams["tokenizer"]
-        self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
         for option in ("transducer_beam_search", "transformer_beam_search"):
             if hparams.get(option):
                 raise DeployError(f"{option}: True cannot be deployed")
@@ -227,19 +258,7 @@ class Attention:
         )
 
     def write_(self, folder, apart=False):
-        """Writes graphs and tokenizer.
-
-        Arguments
-        ---------
-        folder : Path
-        apart : bool
-            Whether features are a graph of their own.
-
-        Returns
-        -------
-        dict
-            Settings for the runtime.
-        """
+        """Writes encoder and decoder step, and the tokenizer."""
         from sb_prune.deploy.attention import write_graphs
 
         search, beam = self.search, beam_of(self.search)
@@ -268,20 +287,7 @@ class Attention:
         }
 
     def transcribe(self, wavs, lens):
-        """As SpeechBrain transcribes a batch.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            (batch, samples)
-        lens : torch.Tensor
-            (batch,) relative lengths.
-
-        Returns
-        -------
-        list of list of int
-            Tokens of each utterance.
-        """
+        """As SpeechBrain transcribes a batch."""
         tokens, *_ = self.search(self.encoder(wavs, lens), lens)
         return tokens
 
@@ -294,30 +300,20 @@ class Attention:
         return self.search.fc(decoded)[:, -1]
 
 
-class Whisper:
-    """Whisper: encoder and a step of the decoder.
-
-    Arguments
-    ---------
-    hparams : dict
-
-    Raises
-    ------
-    DeployError
-        If it is decoded in another way.
-    """
+class Whisper(Recogniser):
+    """Whisper: encoder and a step of the decoder."""
 
     interface = "WhisperASR"
     modules, needs = {"whisper", "decoder"}, set()
 
     def __init__(self, hparams):
+        super().__init__(hparams)
         self.lobe = hparams["modules"]["whisper"]
         self.longest = longest_utterance(
             getattr(self.lobe, "context", None),
             getattr(self.lobe, "margin", 0.0),
         )
         self.search = hparams["modules"]["decoder"]
-        self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
         check_search(
             self.search, S2SWhisperGreedySearcher, S2SWhisperBeamSearcher
         )
@@ -333,19 +329,7 @@ class Whisper:
             )
 
     def write_(self, folder, apart=False):
-        """Writes graphs and tokenizer.
-
-        Arguments
-        ---------
-        folder : Path
-        apart : bool
-            Whether features are a graph of their own.
-
-        Returns
-        -------
-        dict
-            Settings for the runtime.
-        """
+        """Writes encoder and decoder step, and the tokenizer."""
         from sb_prune.deploy.whisper import write_graphs
         from sb_prune.export.tokens import TOKENIZER
 
@@ -388,20 +372,7 @@ class Whisper:
         }
 
     def transcribe(self, wavs, lens):
-        """As SpeechBrain transcribes a batch.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            (batch, samples)
-        lens : torch.Tensor
-            (batch,) relative lengths.
-
-        Returns
-        -------
-        list of list of int
-            Tokens of each utterance.
-        """
+        """As SpeechBrain transcribes a batch."""
         tokens, *_ = self.search(self._encode(wavs), lens)
         return tokens
 

@@ -13,6 +13,7 @@ those that differ.
 """
 
 import argparse
+import copy
 import json
 import tempfile
 from pathlib import Path
@@ -69,7 +70,7 @@ KINDS = {encode_features: Features, encode_waveform: Waveforms}
 @torch.no_grad()
 def difference(dense, structures, encode, folder):
     """Largest relative difference of a model that is cut at random."""
-    model = dense.eval()
+    model = copy.deepcopy(dense).eval()  # each case cuts one of its own
     declaration = structures(model)
     groups = ParameterBudget(TARGET).groups(declaration)
     plan = fit_plan(declaration, groups, random_scores(declaration, 0))
