@@ -70,7 +70,7 @@ KINDS = (
     "heads",
 )
 TEN_SECONDS = 160_000  # samples
-NOT_INSTALLED = "those of Hugging Face need `pip install sb_prune[wav2vec2]`"
+NOT_INSTALLED = "those of Hugging Face need the extra wav2vec2 of sb_prune"
 
 
 @checked
@@ -303,7 +303,7 @@ def _hugging_face():
     """Model class -> function that describes it; empty without transformers."""
     try:
         from transformers import HubertModel, Wav2Vec2Model, WavLMModel
-    except ImportError:  # an extra: `pip install sb_prune[wav2vec2]`
+    except ImportError:  # the extra wav2vec2
         return {}
     return {
         Wav2Vec2Model: partial(_hugging_face_model, attention=_attention),

@@ -22,7 +22,7 @@ def write_card(path, loaded, facts):
     figures = [["figure", "value"], *facts.items()]
     parts = [
         "# Pruned speech model",
-        "Loads like any SpeechBrain model; needs `pip install sb_prune`.",
+        "Loads like any SpeechBrain model, where `sb_prune` is installed.",
         format_table(figures),
     ]
     if len(loaded.steps) > 1:
