@@ -13,7 +13,7 @@ SECONDS = 2  # of the noise that graphs are traced with
 NORMALIZATIONS = (GlobalNormalization, InputNormalization)
 
 
-def split(encoder):
+def split_features(encoder):
     """Splits an encoder behind its features.
 
     Arguments
@@ -31,24 +31,27 @@ def split(encoder):
     Raises
     ------
     DeployError
-        If it does not begin with `Fbank`.
+        If it is no `LengthsCapableSequential` that begins with `Fbank`.
     """
-    layers = {}
+    layers = {"": encoder}
     if isinstance(encoder, LengthsCapableSequential):
         layers = dict(encoder.items())
     names = list(layers)
-    if not names or not isinstance(layers[names[0]], PlainFbank):
+    if not isinstance(layers[names[0]], PlainFbank):
         raise DeployError(
-            "--features_apart: this encoder does not begin with Fbank, but "
-            "hears waveforms; leave it out"
+            "--features_apart: this encoder begins with "
+            f"{type(layers[names[0]]).__name__}; only the features of WhisperASR "
+            "and of a LengthsCapableSequential that begins with Fbank can be "
+            "apart; leave it out"
         )
     end = 1
     while end < len(names) and isinstance(layers[names[end]], NORMALIZATIONS):
         end += 1
-    return (
+    features, rest = (
         LengthsCapableSequential(**{n: layers[n] for n in some}).eval()
         for some in (names[:end], names[end:])
     )
+    return features, rest
 
 
 class InOrder(torch.nn.Module):
@@ -111,7 +114,7 @@ def begin_graph(encoder, sample_rate, folder, apart):
     inputs = {"wavs": Input(wavs, (0, 1)), "lens": Input(lens, (0,))}
     if not apart:
         return encoder, inputs
-    features, encoder = split(encoder)
+    features, encoder = split_features(encoder)
     write_graph(InOrder(features), inputs, ["features"], folder / FEATURES)
     found = Input(features(wavs, lens).detach(), (0, 1))
     return encoder, {"features": found, "lens": inputs["lens"]}

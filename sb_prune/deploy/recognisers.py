@@ -197,8 +197,8 @@ class CTC(Recogniser):
             self.encoder(torch.zeros(1, n), torch.ones(1)).shape[1]
             for n in lengths
         ]
-        apart, rest = divmod(lengths[1] - lengths[0], counts[1] - counts[0])
-        return None if rest else apart
+        distance, rest = divmod(lengths[1] - lengths[0], counts[1] - counts[0])
+        return None if rest else distance
 
     def write_(self, folder, apart=False):
         """Writes the graph, and the tokenizer."""

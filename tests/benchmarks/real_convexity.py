@@ -158,7 +158,9 @@ def lay_out_drinks(source, folder):
         for order in orders:
             order["action"] = drink_of(order)
         text = "".join(json.dumps(order) + "\n" for order in orders)
-        (folder / path.name).write_text(text, encoding="utf-8")
+        aside = folder / f"{path.name}.incomplete"  # another process may read
+        aside.write_text(text, encoding="utf-8")
+        aside.rename(folder / path.name)
     return folder
 
 

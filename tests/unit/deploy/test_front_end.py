@@ -7,7 +7,7 @@ from speechbrain.nnet.containers import LengthsCapableSequential
 from speechbrain.processing.features import InputNormalization
 
 from sb_prune.deploy.adapters import traceable
-from sb_prune.deploy.front_end import split
+from sb_prune.deploy.front_end import split_features
 from sb_prune.deploy.runtime.settings import DeployError
 
 
@@ -23,7 +23,7 @@ def test_both_parts_compute_what_the_whole_does(norm_type):
         layers["normalize"] = InputNormalization(norm_type=norm_type)
         layers["normalize"].train()(torch.randn(2, 9, 80), torch.ones(2))
     encoder = encoder_of(**layers)
-    features, rest = split(encoder)
+    features, rest = split_features(encoder)
     assert [*features] == [*layers] and [*rest] == ["linear"]
     wavs, lens = torch.randn(2, 4000), torch.tensor([1.0, 0.6])
     expected = encoder(wavs, lens)
@@ -34,5 +34,5 @@ def test_both_parts_compute_what_the_whole_does(norm_type):
     "encoder", [encoder_of(), encoder_of(before=Fbank()).linear]
 )
 def test_an_encoder_of_waveforms_has_no_features(encoder):
-    with pytest.raises(DeployError, match="hears waveforms; leave it out"):
-        split(encoder)
+    with pytest.raises(DeployError, match="begins with Linear; only"):
+        split_features(encoder)
