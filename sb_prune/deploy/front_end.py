@@ -40,7 +40,7 @@ def split_features(encoder):
     if not isinstance(layers[names[0]], PlainFbank):
         raise DeployError(
             "--features_apart: this encoder begins with "
-            f"{type(layers[names[0]]).__name__}; only the features of WhisperASR "
+            f"{type(layers[names[0]]).__name__}; only features of WhisperASR "
             "and of a LengthsCapableSequential that begins with Fbank can be "
             "apart; leave it out"
         )
