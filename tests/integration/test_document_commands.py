@@ -56,7 +56,7 @@ CONVEXITY = "train.py hparams/convexity.yaml"
 ELSEWHERE = (
     "make ",
     "pip install ",
-    "python -m pytest ",
+    ".venv/bin/python -m pytest ",
     "python tests/benchmarks/",
 )
 # What debug size adds to a command, by words that it holds; of several that
@@ -68,6 +68,7 @@ SMALLER = {
         "--devel_utterances=6",
         "--test_utterances=6",
     ],
+    "-c": [],  # prints
     "-m sb_prune.deploy": [],
     "-m sb_prune.presets": [],
     "-m sb_prune.report": ["--seconds=1"],
