@@ -5,7 +5,7 @@
 Each seed is a demo of its own (recipes/LibriSpeech/ASR/transformer/demo.py):
 other sentences, other noise, other models. A cell is one of its three models;
 `cells.py` keeps them, and a demo that was stopped continues. The table goes
-into README.md and the recipe's, between two comments. Without --full: one seed.
+into the README of the recipe, between two comments. Without --full: one seed.
 """
 
 import json
@@ -18,7 +18,7 @@ from threading import Lock
 from cells import ROOT, run_benchmark
 
 DEMO = ROOT / "recipes/LibriSpeech/ASR/transformer/demo.py"
-READMES = [ROOT / "README.md", DEMO.with_name("README.md")]
+README = DEMO.with_name("README.md")
 TABLE = Path(__file__).with_suffix(".json")
 BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
 
@@ -163,6 +163,5 @@ if __name__ == "__main__":
     summary = run_benchmark(
         TABLE, __doc__, plan_cells, Cells, summarise, as_markdown
     )
-    for readme in READMES:
-        text = with_table(readme.read_text("utf-8"), as_markdown(summary))
-        readme.write_text(text, "utf-8")
+    text = with_table(README.read_text("utf-8"), as_markdown(summary))
+    README.write_text(text, "utf-8")

@@ -562,13 +562,12 @@ def test_headline_goes_between_the_comments(headline):
         headline.with_table("# x\n", "new")
 
 
-def test_readmes_say_what_the_demos_gave(headline, cells):
+def test_the_readme_says_what_the_demos_gave(headline, cells):
     table = cells.Table(headline.TABLE)
     assert [*table.cells] == sorted(headline.plan_cells(full=True))
     markdown = headline.as_markdown(headline.summarise(table.cells))
-    for readme in headline.READMES:
-        text = readme.read_text("utf-8")
-        assert headline.with_table(text, markdown) == text
+    text = headline.README.read_text("utf-8")
+    assert headline.with_table(text, markdown) == text
     for seed in headline.SEEDS:  # what the demo promises
         dense, pruned = (
             table.cells[f"{model}/{seed}"] for model in ("dense", "pruned")
@@ -837,6 +836,32 @@ def test_final_cells_are_among_all(real):
     keys = real.all_cells()
     assert {*real.FINAL, *real.QUICK} <= {*keys}
     assert len(keys) == len({*keys})
+
+
+# -------------------------------------------------------------- real_int8
+
+
+def test_integers_are_compared_in_pairs(benchmark_module):
+    """Of parts that were heard one after the other."""
+    benchmark = benchmark_module("real_int8")
+    sizes = {"fp32": 97.5, "int8": 31.0}
+    part = {
+        "words": "10 10",
+        "fp32": "1 2",
+        "int8": "2 3",
+        "seconds": {"fp32": 3.0, "int8": 2.0},
+    }
+    cells = {
+        "whisper": {"mb": sizes, "load_s": sizes, "peak_mib": sizes},
+        "whisper/test/0": part,
+        "whisper/test/500": {**part, "int8": "1 2"},
+    }
+    found = benchmark.summarise(cells)["whisper, test"]
+    assert found["fp32"][0] == 15.0 and found["int8"][0] == 20.0
+    assert found["lost"][0] == 5.0 and found["lost"][1] < 5 < found["lost"][2]
+    assert found["speedup"] == 1.5 and found["utterances"] == 4
+    table = benchmark.as_markdown({"whisper, test": found})
+    assert "| whisper, test (4) | 15.00 (" in table
 
 
 # ---------------------------------------------------------- real_conformer

@@ -176,7 +176,7 @@ TABLES = {
     "conformer_methods": "docs/results/conformer_methods.md",
     "convexity_depth": "docs/results/convexity_depth.md",
     "demo_twice": "docs/results/pruned_twice.md",
-    "headline": "README.md",
+    "headline": "recipes/LibriSpeech/ASR/transformer/README.md",
     "hj_variants": "docs/results/hj_variants.md",
     "task_agnostic": "docs/results/task_agnostic.md",
     "whisper_librispeech": "docs/results/whisper.md",
@@ -202,6 +202,12 @@ def test_tables_are_those_of_the_benchmarks(path, benchmark_module):
     page = (ROOT / TABLES[path.stem]).read_text()
     for table in benchmark.as_markdown(summary).split("\n\n"):
         assert table in page
+
+
+def test_the_readme_has_figures_of_the_benchmark(benchmark_module):
+    benchmark = benchmark_module("whisper_librispeech")
+    summary = benchmark.summarise(json.loads(benchmark.TABLE.read_text()))
+    assert benchmark.for_readme(summary) in README.read_text()
 
 
 def test_the_page_of_speechbrain_recipes_is_that_of_its_benchmark(
