@@ -412,6 +412,8 @@ def as_markdown(summary):
             for c in curves.values()
         ]
         lines.append(f"| {layer or 'input'} | " + " | ".join(scores) + " |")
+    if not tasks:
+        return "\n".join(lines)
     lines += ["", "| layers kept | " + " | ".join(tasks) + " |"]
     lines.append("|:--|" + "--:|" * len(tasks))
     for what in (*range(1, LAYERS + 1), "gates"):

@@ -178,6 +178,7 @@ TABLES = {
     "demo_twice": "docs/results/pruned_twice.md",
     "headline": "recipes/LibriSpeech/ASR/transformer/README.md",
     "hj_variants": "docs/results/hj_variants.md",
+    "real_convexity": "docs/results/whisper_depth.md",
     "task_agnostic": "docs/results/task_agnostic.md",
     "whisper_librispeech": "docs/results/whisper.md",
 }
