@@ -12,7 +12,12 @@ import soundfile
 from sb_prune.deploy.manifests import audio_files, labelled_files, some
 from sb_prune.deploy.runtime.settings import DeployError
 from sb_prune.report.models import processes
-from sb_prune.support.words import error_rate, word_errors, words_of
+from sb_prune.support.words import (
+    error_rate,
+    rate_difference,
+    word_errors,
+    words_of,
+)
 
 LONGEST = 30.0  # seconds of an utterance
 
@@ -50,8 +55,7 @@ class Row:
 
     def more_than(self, other):
         """The same of the errors that another model does not make."""
-        more = self.counts[:, 0] - other.counts[:, 0]
-        return error_rate(numpy.stack([more, self.counts[:, 1]], axis=1))
+        return rate_difference(self.counts, other.counts)
 
 
 @dataclass(frozen=True)

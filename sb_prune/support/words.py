@@ -58,8 +58,8 @@ def error_rate(counts, draws=DRAWS):
     Arguments
     ---------
     counts : array_like
-        (utterances, 2): errors and words. To compare two models, the errors
-        are those that one makes more than the other.
+        (utterances, 2): errors and words. `rate_difference` compares those of
+        two models.
     draws : int
 
     Returns
@@ -73,13 +73,48 @@ def error_rate(counts, draws=DRAWS):
     (10.0, 10.0, 10.0)
     """
     counts = numpy.asarray(counts, dtype=float)
-    generator = numpy.random.default_rng(0)
-    drawn = generator.integers(len(counts), size=(draws, len(counts)))
+    return _with_interval(_rate, [counts], draws)
+
+
+def rate_difference(counts, others, draws=DRAWS):
+    """By how much one rate is above another, in pairs of utterances.
+
+    Arguments
+    ---------
+    counts, others : array_like
+        (utterances, 2): of two models, what is counted and of how much, which
+        need not be the same for both.
+    draws : int
+
+    Returns
+    -------
+    (float, float, float)
+        The difference, its lower and its upper bound (95%), in points.
+
+    Example
+    -------
+    >>> rate_difference([(3, 10)] * 5, [(1, 5)] * 5)
+    (10.0, 10.0, 10.0)
+    """
+    pair = [numpy.asarray(each, dtype=float) for each in (counts, others)]
+    return _with_interval(lambda a, b: _rate(a) - _rate(b), pair, draws)
+
+
+def _rate(counts):
+    """Ratio of the sums of (..., utterances, 2), in %."""
     with numpy.errstate(invalid="ignore", divide="ignore"):
-        rates = 100 * numpy.divide(*counts[drawn].sum(1).T)
-        rate = 100 * numpy.divide(*counts.sum(0))
-    low, high = numpy.nanpercentile(rates, [2.5, 97.5])
-    return float(rate), float(low), float(high)
+        return 100 * numpy.divide(*counts.sum(-2).T)
+
+
+def _with_interval(figure, tables, draws):
+    """A figure of tables, with the bounds of a bootstrap over their rows."""
+    generator = numpy.random.default_rng(0)
+    rows = len(tables[0])
+    drawn = generator.integers(rows, size=(draws, rows))
+    low, high = numpy.nanpercentile(
+        figure(*(table[drawn] for table in tables)), [2.5, 97.5]
+    )
+    return float(figure(*tables)), float(low), float(high)
 
 
 def marked(said, heard):

@@ -186,16 +186,9 @@ class Cells:
         valid = self._csv["valid"][0]
         options = {
             "dense_folder": self._dense(seed, valid),
-            "number_of_epochs": PRUNE_EPOCHS + TUNE_EPOCHS,
-            "prune_epochs": PRUNE_EPOCHS,
-            "schedule_steps": round(0.6 * PRUNE_EPOCHS * steps),
             "target": level,
-            **schedule(TUNE_EPOCHS * steps),
+            **phases(METHODS[method][0], PRUNE_EPOCHS, TUNE_EPOCHS, steps),
         }
-        if METHODS[method][0] == SCORE:  # the steps that it saves fine-tune
-            options["number_of_epochs"] += 1
-            options["schedule_steps"] = SCORE_STEPS
-            options |= schedule((PRUNE_EPOCHS + TUNE_EPOCHS) * steps)
         hub = self._whisper
         return self._run(name, yaml, "half", seed, scored, hub, options)
 
@@ -216,6 +209,37 @@ class Cells:
         script = CTC / "train_with_whisper.py"
         last = f"wer_{scored.stem}.txt"
         return self.runs.run(name, script, yaml, last, options)
+
+
+def phases(preset, prune, tune, steps):
+    """Options that say how long a method prunes and fine-tunes.
+
+    Arguments
+    ---------
+    preset : str
+        `L0`, or `SCORE`: what this saves when all goes at once fine-tunes.
+    prune, tune : int
+        Epochs of the first.
+    steps : int
+        Of an epoch.
+
+    Returns
+    -------
+    dict
+    """
+    if preset == SCORE:
+        return {
+            "number_of_epochs": 1 + prune + tune,
+            "prune_epochs": 1,
+            "schedule_steps": SCORE_STEPS,
+            **schedule((prune + tune) * steps),
+        }
+    return {
+        "number_of_epochs": prune + tune,
+        "prune_epochs": prune,
+        "schedule_steps": round(0.6 * prune * steps),
+        **schedule(tune * steps),
+    }
 
 
 def pruning_yaml(method, level):

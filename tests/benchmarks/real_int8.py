@@ -139,7 +139,7 @@ def word_counts(asr, said, heard):
 
 def summarise(cells):
     """ "NAME, MANIFEST" -> figures, of the utterances that have been heard."""
-    from sb_prune.support.words import error_rate
+    from sb_prune.support.words import error_rate, rate_difference
 
     heard = {}
     for key, cell in sorted(cells.items()):
@@ -152,12 +152,12 @@ def summarise(cells):
             numpy.array([int(n) for p in parts for n in p[column].split()])
             for column in ("words", *KINDS)
         )
+        floats, integers = (numpy.stack([wrong, words], 1) for wrong in errors)
         rates = {
-            kind: error_rate(numpy.stack([wrong, words], 1))
-            for kind, wrong in zip(KINDS, errors)
+            "fp32": error_rate(floats),
+            "int8": error_rate(integers),
+            "lost": rate_difference(integers, floats),
         }
-        more = errors[1] - errors[0]
-        rates["lost"] = error_rate(numpy.stack([more, words], 1))
         spent = {k: sum(p["seconds"][k] for p in parts) for k in KINDS}
         found[f"{name}, {manifest}"] = {
             **{n: [round(r, 2) for r in rate] for n, rate in rates.items()},

@@ -31,7 +31,7 @@ import numpy
 from cells import ROOT, Runs, locked
 from real_convexity import orders_data
 from real_hj import METHODS as ALL_METHODS
-from real_hj import SCORE, SCORE_STEPS, macs_gone, untrained
+from real_hj import SCORE, SCORE_STEPS, macs_gone, phases, untrained
 from real_speech import (
     run_real,
     schedule,
@@ -41,7 +41,7 @@ from real_speech import (
 )
 from transformers import WhisperConfig
 
-from sb_prune.support.words import error_rate
+from sb_prune.support.words import error_rate, rate_difference
 
 SLURP = ROOT / "recipes/SLURP/direct"
 sys.path.insert(0, str(SLURP))
@@ -174,10 +174,12 @@ class Cells:
             epochs = DENSE_EPOCHS
             if method != "dense":  # as long as the others in all
                 epochs += PRUNE_EPOCHS + TUNE_EPOCHS
-            options |= {"number_of_epochs": epochs, **self._steps(epochs)}
+            options |= {"number_of_epochs": epochs}
+            options |= schedule(epochs * self._each)
         else:
             options |= {"dense_folder": self._train("dense", None, seed)}
-            options |= {"target": level, **self._phases(method)}
+            preset, epochs = METHODS[method][0], (PRUNE_EPOCHS, TUNE_EPOCHS)
+            options |= {"target": level, **phases(preset, *epochs, self._each)}
         script = SLURP / "train_with_wav2vec2.py"
 
         def finished(output):
@@ -187,28 +189,6 @@ class Cells:
             )
 
         return self.runs.run(name, script, yaml, finished, options)
-
-    def _phases(self, method):
-        """Options that say how long a method prunes and fine-tunes."""
-        if METHODS[method][0] == SCORE:  # the steps that it saves fine-tune
-            epochs = PRUNE_EPOCHS + TUNE_EPOCHS
-            return {
-                "number_of_epochs": 1 + epochs,
-                "prune_epochs": 1,
-                "schedule_steps": SCORE_STEPS,
-                **self._steps(epochs),
-            }
-        steps = self._steps(PRUNE_EPOCHS)["total_steps"]
-        return {
-            "number_of_epochs": PRUNE_EPOCHS + TUNE_EPOCHS,
-            "prune_epochs": PRUNE_EPOCHS,
-            "schedule_steps": round(0.6 * steps),
-            **self._steps(TUNE_EPOCHS),
-        }
-
-    def _steps(self, epochs):
-        """Options of the learning rate of so many epochs."""
-        return schedule(epochs * self._each)
 
 
 def recipe_yaml(method):
@@ -314,7 +294,7 @@ def summarise(cells):
         }
         dense = cells.get(f"dense/{seed}")
         if dense is not None and method != "dense":
-            row["ahead"] = rounded(lead(counts, f1_columns(dense)))
+            row["ahead"] = rounded(rate_difference(counts, f1_columns(dense)))
         rows = table.setdefault(method, {}).setdefault((level or ["0"])[0], {})
         rows[seed] = row
     return table
@@ -324,21 +304,6 @@ def f1_columns(cell):
     """(utterances, 2) array of what the ratio of sums is F1."""
     columns = [cell[name].split() for name in ("found", "all")]
     return numpy.array(columns, dtype=float).T
-
-
-def lead(counts, others, draws=2000):
-    """By how much one F1 is above another, and the 95% interval, in %."""
-    generator = numpy.random.default_rng(0)
-    drawn = generator.integers(len(counts), size=(draws, len(counts)))
-
-    def f1(of, chosen):
-        found, every = of[chosen].sum(-2).T
-        return 100 * found / every
-
-    everything = numpy.arange(len(counts))
-    differences = f1(counts, drawn) - f1(others, drawn)
-    low, high = numpy.percentile(differences, [2.5, 97.5])
-    return f1(counts, everything) - f1(others, everything), low, high
 
 
 def rounded(rates):

@@ -12,7 +12,7 @@ from cells import ROOT, Table
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 
-from sb_prune.support.words import error_rate
+from sb_prune.support.words import error_rate, rate_difference
 
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 sys.path.insert(0, str(RECIPE))
@@ -294,13 +294,12 @@ def summarise_methods(cells):
 
 def _difference(cell, other):
     """How much more word errors one makes than another, and the interval."""
-    errors, others = (
-        [int(count) for count in each["errors"].split()]
+    counts = (
+        [[int(n) for n in each[name].split()] for name in ("errors", "words")]
         for each in (cell, other)
     )
-    words = [int(count) for count in cell["words"].split()]
-    more = [a - b for a, b in zip(errors, others, strict=True)]
-    return rounded(error_rate(list(zip(more, words))))
+    pair = (list(zip(*columns, strict=True)) for columns in counts)
+    return rounded(rate_difference(*pair))
 
 
 def methods_as_markdown(summary):
