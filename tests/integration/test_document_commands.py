@@ -68,7 +68,7 @@ SMALLER = {
         "--devel_utterances=6",
         "--test_utterances=6",
     ],
-    "-c": [],  # prints
+    "-m pydoc": [],
     "-m sb_prune.deploy": [],
     "-m sb_prune.presets": [],
     "-m sb_prune.report": ["--seconds=1"],

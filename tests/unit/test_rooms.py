@@ -11,6 +11,7 @@ import pytest
 import sb_prune
 
 PACKAGE = Path(sb_prune.__file__).parent
+TESTS = Path(__file__).parents[1]
 # From the ground up; a room may import what stands in lines above its own,
 # and itself.
 FLOORS = [
@@ -176,3 +177,10 @@ def test_a_run_needs_neither_matplotlib_nor_transformers():
     loaded = loaded_after(f"from sb_prune import {names}")
     assert "torch" in loaded
     assert not loaded & {"matplotlib", "transformers"}
+
+
+def test_every_test_file_has_a_name_of_its_own():
+    """pytest imports them by it, as they stand in no package."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert len(names) > 100
+    assert sorted(set(names)) == sorted(names)
