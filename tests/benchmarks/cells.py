@@ -32,6 +32,8 @@ def locked(path):
 class Runs:
     """Runs of recipes in one folder, each in a process of one thread.
 
+    The environment's OMP_NUM_THREADS may say that there are more.
+
     Arguments
     ---------
     folder : Path
@@ -105,7 +107,7 @@ class Runs:
                 [sys.executable, script, yaml]
                 + ["--device=cpu", "--noprogressbar", *flags],
                 cwd=script.parent,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={"OMP_NUM_THREADS": "1", **os.environ},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 check=True,

@@ -54,6 +54,7 @@ SPEECH = {  # of every cell
     "skip_prep": True,
 }
 TRAINING = {
+    "precision": "bf16",
     "max_batch_length": 16,
     "max_batch_ex": 4,
     "warmup_steps": 50,
