@@ -6,7 +6,7 @@ FULL ?=
 # Processes that share the tests, a file each at a time; 1 GB of memory each.
 WORKERS ?= 2
 
-.PHONY: demo demo-wav2vec2 demo-slurp demo-probes test bench docs style
+.PHONY: demo demo-wav2vec2 demo-slurp demo-probes test bench pictures docs style
 
 # The one set-up step: everything comes from setup.cfg.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -39,6 +39,10 @@ bench: $(VENV)/installed
 	$(shell grep -l __main__ tests/benchmarks/*.py)); do \
 		$(BIN)/python $$script $(if $(FULL),--full) || exit 1; \
 	done
+
+# Of the pages in docs/results, once the tables of benchmarks have changed.
+pictures: $(VENV)/installed
+	$(BIN)/python docs/pictures.py
 
 # HTML of all Markdown and docstrings, into docs/build/docs/index.html.
 docs: $(VENV)/installed

@@ -220,6 +220,24 @@ def test_the_page_of_speechbrain_recipes_is_that_of_its_benchmark(
     assert page == benchmark.table_of(found)
 
 
+def test_pictures_are_those_of_the_tables(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    pictures = importlib.import_module("pictures")
+    drawn = {path.stem for path in pictures.FOLDER.glob("*.svg")}
+    assert drawn == {*pictures.PICTURES}
+    for name, (table, *_) in pictures.PICTURES.items():
+        picture = (pictures.FOLDER / f"{name}.svg").read_text()
+        assert pictures.digest_of(table) in picture, "run `make pictures`"
+        assert f"]({name}.svg)" in (ROOT / TABLES[table.stem]).read_text()
+
+
+@pytest.mark.parametrize("name", ["whisper", "whisper_depth"])
+def test_a_picture_can_be_drawn_again(name, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    path = importlib.import_module("pictures").draw(name, tmp_path)
+    assert path.read_text().startswith("<?xml")
+
+
 # ---------------------------------------------------------------- YAML, diff
 
 

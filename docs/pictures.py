@@ -1,0 +1,120 @@
+"""Draws the pictures of docs/results from the tables of the benchmarks.
+
+    make pictures
+
+A picture holds the digest of its table; a test says which to draw again.
+"""
+
+import hashlib
+import json
+import sys
+from itertools import product
+from pathlib import Path
+
+import matplotlib
+import numpy
+from matplotlib.figure import Figure
+
+from sb_prune.report.pictures import LABELS, MARKERS
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests/benchmarks"))
+
+import real_convexity  # noqa: E402
+import whisper_librispeech  # noqa: E402
+
+FOLDER = ROOT / "docs/results"
+STYLES = [{"marker": m, **label} for m, label in product(MARKERS, LABELS)]
+USUAL = "utterance-2.0"  # the dense model, in the context of all others
+
+
+def depth_of_whisper(figure, cells):
+    """Convexity of each layer, with its standard error."""
+    axes = figure.subplots()
+    curves = real_convexity.summarise(cells)["curves"]
+    for style, (name, curve) in zip(STYLES, curves.items()):
+        layers = range(len(curve["scores"]))
+        axes.errorbar(
+            layers, curve["scores"], curve["errors"], label=name, **style
+        )
+    names = ["input", *map(str, layers[1:])]
+    axes.set_xticks(layers, names)
+    axes.set(xlabel="layer", ylabel="graph convexity", ylim=(0, 1.05))
+
+
+def whisper(figure, cells):
+    """Word errors on dev against parameters and MACs, a curve a method."""
+    summary = whisper_librispeech.summarise(cells)
+    dense = summary["dense"][USUAL]
+    curves = {
+        name: [row for row in rows.values() if {"dev", "params"} <= row.keys()]
+        for name, rows in summary["table"].items()
+    }
+    costs = {
+        "parameters, M": lambda row: row["params"] / 1e6,
+        "GMACs for a second of speech": lambda row: row["gmacs_per_second"],
+    }
+    both = figure.subplots(1, 2, sharey=True)
+    for axes, (label, cost) in zip(both, costs.items()):
+        for style, (name, rows) in zip(STYLES, curves.items()):
+            if rows:
+                rates(axes, [dense, *rows], cost, name, style)
+        axes.set(xlabel=label, yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    figure.axes[0].set_ylabel("dev WER, %")
+
+
+def rates(axes, rows, cost, name, style):
+    """A curve of word error rates with their intervals."""
+    points = sorted((cost(row), *row["dev"].values()) for row in rows)
+    x, y, low, high = numpy.array(points).T
+    bars = [y - low, high - y]
+    axes.errorbar(x, y, bars, label=name, capsize=2, **style)
+
+
+PICTURES = {  # name -> (table, how it is drawn, inches)
+    "whisper": (whisper_librispeech.TABLE, whisper, (8.0, 4.4)),
+    "whisper_depth": (real_convexity.TABLE, depth_of_whisper, (5.6, 3.8)),
+}
+
+
+def digest_of(table):
+    """What a picture holds of the table that it was drawn from."""
+    return hashlib.sha256(table.read_bytes()).hexdigest()[:16]
+
+
+def draw(name, folder=FOLDER):
+    """Draws one picture.
+
+    Arguments
+    ---------
+    name : str
+    folder : Path
+        Where NAME.svg goes.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    table, draw_on, inches = PICTURES[name]
+    figure = Figure(inches, layout="constrained")
+    draw_on(figure, json.loads(table.read_text("utf-8")))
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=3, fontsize=8
+    )
+    path = folder / f"{name}.svg"
+    options = {"svg.fonttype": "none", "svg.hashsalt": "sb_prune"}
+    about = {"Date": None, "Description": digest_of(table)}
+    with matplotlib.rc_context(options):
+        figure.savefig(path, metadata=about)
+    return path
+
+
+if __name__ == "__main__":
+    for name in PICTURES:
+        print(draw(name).relative_to(ROOT))
