@@ -116,7 +116,7 @@ WHOLE = [
     "    states: {whisper: 0}",
     "    outputs: {whisper: 1}",
 ]
-SIZES = {  # name -> (target, lines of the block, options)
+SIZES = {  # that learn: name -> (target, lines of the block, options)
     "encoder-0.25": (
         0.25,
         [],
@@ -133,6 +133,7 @@ SIZES = {  # name -> (target, lines of the block, options)
         },
     ),
 }
+ONLY_CUT = {f"encoder-{share}": (share, [], {}) for share in (0.2, 0.35)}
 FINAL_EPOCHS = {  # after the first steps, which measure what matters
     "encoder-0.25": 3,
     "encoder-0.5": 4,
@@ -171,10 +172,10 @@ IN_README = {  # what it calls a model -> the row
 }
 QUICK = ["dense/utterance-2.0", "fisher_reselected/encoder-0.25"]
 CUTS = [
-    f"cut:{method}/{size}"
-    for method in METHODS
-    if method != "l0" and method not in EPOCHS
-    for size in SIZES
+    f"cut:{score}{suffix}/{size}"
+    for score in SCORES
+    for suffix in REFITS
+    for size in (*ONLY_CUT, "encoder-0.5", "whole-0.3")
 ] + [
     f"cut:{method}/encoder-0.5"
     for method in ("whole_heads", "query_key_dims", "moving")
@@ -300,7 +301,7 @@ class Cells:
         else:
             yaml = self.runs.folder / f"{_name(key)}.yaml"
             yaml.write_text(pruning_yaml(method, size), encoding="utf-8")
-            target, _, more = SIZES[size]
+            target, _, more = (SIZES | ONLY_CUT)[size]
             _, variant = VARIANTS.get(method, ([], {}))
             options |= {"target": target, "schedule_steps": SCORE_STEPS}
             options = {**options, **more, **variant}
@@ -411,7 +412,7 @@ def pruning_yaml(method, size):
         block = LAYERS.format(kept=kept, sides=sides, recipe=RECIPE)
         return re.sub(r"(?m)^pruning:.*\n(    .*\n)+", block, text)
     lines = METHODS.get(method) or VARIANTS.get(method, ([], {}))[0]
-    lines = [*lines, *SIZES[size][1]]
+    lines = [*lines, *(SIZES | ONLY_CUT)[size][1]]
     added = "".join(f"    {line}\n" for line in lines)
     before = "    module: whisper\n"
     assert text.count(before) == 1
