@@ -24,6 +24,7 @@ from pathlib import Path
 from cells import Runs
 from conformer_methods import STRAIGHT
 from real_speech import (
+    ON_CPU,
     RECIPE,
     manifests,
     methods_as_markdown,
@@ -194,7 +195,7 @@ class Cells:
         options = {
             "data_folder": self._data,
             "skip_prep": True,
-            "num_workers": 0,
+            **ON_CPU,
             "train_csv": self._csv[train][0],
             "valid_csv": self._csv["valid"][0],
             "test_csv": f"[{scored}]",

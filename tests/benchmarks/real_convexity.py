@@ -30,6 +30,7 @@ import torch
 from cells import ROOT, Runs, locked
 from convexity_depth import compare_depths, is_tested, tested_error
 from real_speech import (
+    ON_CPU,
     run_real,
     steps_in_epoch,
     with_whisper,
@@ -259,7 +260,7 @@ class Cells:
         options = {
             **BATCHES,
             "encoder_dim": self._config().d_model,
-            "num_workers": 0,
+            **ON_CPU,
             "number_of_epochs": epochs,
             "lr": 0.0001,
             "warmup_steps": 40,

@@ -37,6 +37,7 @@ from pathlib import Path
 import torch
 from cells import CTC, Runs, locked
 from real_speech import (
+    ON_CPU,
     manifests,
     methods_as_markdown,
     run_real,
@@ -197,7 +198,7 @@ class Cells:
             "data_folder": self._data,
             "whisper_hub": hub,
             "skip_prep": True,
-            "num_workers": 0,
+            **ON_CPU,
             "train_csv": self._csv[train][0],
             "valid_csv": self._csv["valid"][0],
             "test_csv": f"[{scored}]",

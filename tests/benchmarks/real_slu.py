@@ -33,6 +33,7 @@ from real_convexity import orders_data
 from real_hj import METHODS as ALL_METHODS
 from real_hj import SCORE, SCORE_STEPS, macs_gone, phases, untrained
 from real_speech import (
+    ON_CPU,
     run_real,
     schedule,
     steps_in_epoch,
@@ -167,7 +168,7 @@ class Cells:
             **(SMALL_RATES if method == "small_dense" else RATES),
             "wav2vec2_hub": hub,
             "encoder_dim": config.d_model,
-            "num_workers": 0,
+            **ON_CPU,
             "seed": seed,
         }
         if dense:

@@ -17,6 +17,7 @@ from sb_prune.support.words import error_rate, rate_difference
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 sys.path.insert(0, str(RECIPE))
 
+ON_CPU = {"num_workers": 0, "precision": "bf16"}  # of every training
 WHISPER = (
     "!new:sb_prune.lobes.Whisper",
     "    encoder_only: True",

@@ -36,6 +36,7 @@ import torch
 from cells import Runs, spread
 from real_convexity import keywords_data, orders_data
 from real_speech import (
+    ON_CPU,
     manifests,
     run_real,
     schedule,
@@ -69,7 +70,7 @@ PROBES = ("pr", "sid", "ks", "ic", "asr")
 BATCHES = {"max_batch_length": 32, "num_buckets": 10}
 EPOCHS = 4  # of which the first half prunes
 SCORE_STEPS = 64
-PROBE = {**BATCHES, "num_workers": 0}
+PROBE = {**BATCHES, **ON_CPU}
 OF_PROBE = {
     "pr": {"number_of_epochs": 2, "lr": 0.003},
     "asr": {"number_of_epochs": 2, "lr": 0.001, "lstm_size": 128},
@@ -184,7 +185,7 @@ class Cells:
         write_with_whisper(yaml, text, COMPRESSION / "hparams")
         options = {
             **BATCHES,
-            "num_workers": 0,
+            **ON_CPU,
             "seed": seed,
             "wav2vec2_hub": self._given.whisper,
             "data_folder": self._given.librispeech,

@@ -28,6 +28,7 @@ import soundfile
 import torch
 from cells import Runs
 from real_speech import (
+    ON_CPU,
     RECIPE,
     manifests,
     run_real,
@@ -50,11 +51,10 @@ SPEECH = {  # of every cell
     "context": "utterance",
     "margin": 2.0,
     "valid_batch_size": 16,
-    "num_workers": 0,
+    **ON_CPU,
     "skip_prep": True,
 }
 TRAINING = {
-    "precision": "bf16",
     "max_batch_length": 16,
     "max_batch_ex": 4,
     "warmup_steps": 50,
