@@ -31,7 +31,7 @@ _ROOMS = {
     "export.build": ["Pretrainer", "load_verified"],
     "export.loading": ["load_export"],
     "export.old_formats": ["build_cut"],
-    "export.tokens": ["load_spelling", "load_tokenizer"],
+    "export.tokens": ["load_generation", "load_spelling", "load_tokenizer"],
     "learn.budgets": ["MACBudget", "ParameterBudget"],
     "learn.controllers": ["AugmentedLagrangian", "ExactBudget"],
     "learn.gates": ["HardConcrete"],

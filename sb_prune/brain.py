@@ -130,6 +130,15 @@ class PruningMixin:
             return True  # by the loss of the recipe
         return steps.distiller.reads(module, position)
 
+    @property
+    def distils(self):
+        """Whether this step of training compares student and teacher.
+
+        If so, `compute_objectives` of a recipe may return None for a batch
+        without targets.
+        """
+        return self.pruning.steps.distils
+
     def compute_forward(self, batch, stage):
         """Calls the recipe's, after drawing gates if this is training."""
         if stage == sb.Stage.TRAIN:

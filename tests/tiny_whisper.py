@@ -9,10 +9,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 WIDTH = 16
+WORDS = 50257  # tokens before the special ones, as in all models but large-v3
 SPECIAL = [
     "<|endoftext|>",
     "<|startoftranscript|>",
-    *(f"<|{language}|>" for language in LANGUAGES),
+    *(f"<|{language}|>" for language in LANGUAGES if language != "yue"),
     "<|translate|>",
     "<|transcribe|>",
     "<|startoflm|>",
@@ -26,9 +27,9 @@ SPECIAL = [
 def write_tiny_whisper(folder, seed=0, mels=80, english=False, **shape):
     """Writes a model of random weights, its preprocessor and its tokenizer.
 
-    Tokens are bytes, and the special ones of Whisper. The vocabulary is as
-    large as a real one, by which SpeechBrain knows how many languages there
-    are.
+    Text is read as bytes; what the model writes is made of bytes and of some
+    50,000 words. The vocabulary is as large as a real one, by which SpeechBrain
+    knows how many languages there are.
     """
     tokenizer = _tokenizer()
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
@@ -76,7 +77,10 @@ def write_tiny_whisper(folder, seed=0, mels=80, english=False, **shape):
 
 def _tokenizer():
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: i for i, letter in enumerate(letters)}
+    words = [f"\u0120word{chr(97 + i % 26)}{i}" for i in range(WORDS)]
+    vocabulary = {
+        token: i for i, token in enumerate(letters + words[len(letters) :])
+    }
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -4,6 +4,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from sb_prune.recipe.audio_folders import read_folder
 from sb_prune.recipe.manifests import seconds_of, write_once
 
 COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
@@ -20,6 +21,7 @@ def prepare_librispeech(
     dev_splits=(),
     te_splits=(),
     skip_prep=False,
+    any_audio=False,
 ):
     """Writes `<split>.csv` for each split, and `train.csv` for all training.
 
@@ -37,13 +39,17 @@ def prepare_librispeech(
         Names of the splits of each kind.
     skip_prep : bool
         Whether to trust the csv files that are there.
+    any_audio : bool
+        Whether splits for training may be any folders of audio; where there is
+        no transcript, no words are written.
 
     Raises
     ------
     FileNotFoundError
         If a split, a transcript or an audio file is missing.
     ValueError
-        If an audio file is empty, corrupt or not sampled at 16 kHz.
+        If an audio file is empty, corrupt or not sampled at 16 kHz, or a
+        transcript has no words.
 
     Example
     -------
@@ -57,9 +63,16 @@ def prepare_librispeech(
         "splits": splits,
         "train": list(tr_splits),
     }
+    if any_audio:
+        settings["any_audio"] = True
 
     def read():
-        rows = {split: read_split(data_folder, split) for split in splits}
+        rows = {
+            split: read_any_split(data_folder, split)
+            if any_audio and split in tr_splits
+            else read_split(data_folder, split)
+            for split in splits
+        }
         rows["train"] = [row for split in tr_splits for row in rows[split]]
         return rows
 
@@ -159,6 +172,32 @@ def split_speakers(rows, share, splits):
     return tables
 
 
+def read_any_split(data_folder, split):
+    """The same as `read_split`, or what is in a folder without transcripts.
+
+    Arguments
+    ---------
+    data_folder : str
+        The folder that holds the splits.
+    split : str
+        The name of one, or of any folder; "." for all of it.
+
+    Returns
+    -------
+    list of tuple
+        One row per utterance, with the values of `COLUMNS`.
+    """
+    if transcripts_of(data_folder, split):
+        return read_split(data_folder, split)
+    found = read_folder(data_folder, split)
+    return [(path, seconds, wav, "", "") for path, seconds, wav in found]
+
+
+def transcripts_of(data_folder, split):
+    """The files of transcripts in a split of LibriSpeech."""
+    return sorted(Path(data_folder, split).glob("*/*/*.trans.txt"))
+
+
 def read_split(data_folder, split):
     """Reads transcripts and durations of one split.
 
@@ -179,7 +218,7 @@ def read_split(data_folder, split):
     FileNotFoundError
         If the split, its transcripts or an audio file is missing.
     """
-    transcripts = sorted(Path(data_folder, split).glob("*/*/*.trans.txt"))
+    transcripts = transcripts_of(data_folder, split)
     if not transcripts:
         raise FileNotFoundError(
             f"No transcripts in {Path(data_folder, split)}: set data_folder "
@@ -187,7 +226,7 @@ def read_split(data_folder, split):
             "http://www.openslr.org/12"
         )
     utterances = [
-        (path.parent, *line.split(maxsplit=1))
+        (path.parent, *line.partition(" ")[::2])
         for path in transcripts
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
@@ -214,6 +253,8 @@ def read_row(data_folder, folder, utterance, words):
     tuple
         The values of `COLUMNS`.
     """
+    if not words.strip():
+        raise ValueError(f"the transcripts in {folder}: {utterance} is empty")
     path = folder / f"{utterance}.flac"
     if not path.is_file():
         raise FileNotFoundError(
@@ -222,4 +263,4 @@ def read_row(data_folder, folder, utterance, words):
         )
     seconds = seconds_of(path, REMEDY)
     wav = f"$data_root/{path.relative_to(data_folder)}"
-    return utterance, seconds, wav, utterance.split("-")[0], words
+    return utterance, seconds, wav, utterance.split("-")[0], words.strip()

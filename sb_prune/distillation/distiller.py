@@ -75,8 +75,7 @@ class Distiller:
                 "write another teacher"
             )
         self.teacher = Teacher(teacher, layers=layers, weights=weights)
-        self._sums = {}
-        self._batches = 0
+        self._sums = {}  # part of the loss -> (sum, batches)
 
     def reads(self, module, position=None):
         """Whether the loss reads an output of a module.
@@ -103,7 +102,7 @@ class Distiller:
         ---------
         loss : torch.Tensor or None
             Scalar, for the batch that the student was just called with; None
-            if it weighs nothing and was not computed.
+            if it weighs nothing or the batch has no targets.
         surviving : list of bool
             For each layer of the student, whether it is open.
 
@@ -111,23 +110,39 @@ class Distiller:
         -------
         torch.Tensor
             Scalar.
+
+        Raises
+        ------
+        RuntimeError
+            If neither has anything to say of this batch.
         """
         parts = self.distillation.losses(self.teacher, surviving)
-        self._batches += 1
         task = {} if loss is None else {"task": loss}
         for name, value in {**task, **parts}.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()
-        total, weight = sum(parts.values()), self.distillation.task_weight
-        return total + weight * loss if weight else total
+            value = value.detach()
+            total, batches = self._sums.get(name, (0, 0))
+            self._sums[name] = (total + value, batches + 1)
+        weight = self.distillation.task_weight
+        weighted = [*parts.values()]
+        if weight and loss is not None:
+            weighted.append(weight * loss)
+        if not weighted:
+            raise RuntimeError(
+                "distillation: nothing is compared in a batch for which "
+                "compute_objectives returns None; return a loss"
+            )
+        return sum(weighted)
 
     def means(self):
         """Mean of each part of the loss since the last call, for the log.
+
+        It is that of the batches that had this part.
 
         Returns
         -------
         dict
             Name -> float.
         """
-        means = {k: float(v) / self._batches for k, v in self._sums.items()}
-        self._sums, self._batches = {}, 0
+        means = {k: float(v) / n for k, (v, n) in self._sums.items()}
+        self._sums = {}
         return means

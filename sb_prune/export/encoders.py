@@ -136,6 +136,8 @@ def _save_tokenizer(document, entry, lobe, folder):
     files = {tokenizers.TOKENIZER: ("tokenizer", {"settings": settings})}
     if (folder / tokenizers.SPELLING).is_file():
         files[tokenizers.SPELLING] = ("spelling", {})  # after the tokenizer
+    if tokenizers.save_generation(lobe, folder):
+        files[tokenizers.GENERATION] = ("generation", {})
     for file, (part, more) in files.items():
         key, sha256 = f"{entry}_{part}", file_hash(folder / file)
         pretrainer["loadables"][key] = reference(entry)

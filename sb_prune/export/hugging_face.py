@@ -219,9 +219,6 @@ def write_config(folder, lobe, edits):
         What was done to the Hugging Face model, from `edits_inside`.
     """
     config, preprocessor = describe(lobe)
-    generation = getattr(lobe, "generation_config", None)
-    if generation is not None:
-        generation.save_pretrained(folder)
     config[ENTRY] = {
         "format": FORMAT,
         "edits": edits,

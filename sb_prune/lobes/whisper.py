@@ -8,9 +8,11 @@ from speechbrain.integrations.huggingface import whisper
 from speechbrain.utils.logger import get_logger
 from torch.nn import functional as F
 from transformers import GenerationConfig, WhisperForConditionalGeneration
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from sb_prune.cut.modules.whisper import drop_decoder_
 from sb_prune.export.hugging_face import assign
+from sb_prune.export.tokens import SpecialTokens
 from sb_prune.lobes.pruned import PrunedLobe
 from sb_prune.support.context import (
     FRAME,
@@ -106,7 +108,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
                     f"context: {context}; Whisper hears {LONGEST:g} s, write "
                     "no more"
                 )
-            if context <= margin:
+            if longest_utterance(context, margin) < FRAME:
                 raise ValueError(
                     f"context: {context}; write more than the margin of "
                     f"{margin:g} s that is in it"
@@ -127,6 +129,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
         self.generation_config = _generation_config(source, save_path)
         _check_tokens(self, source)
         encoder = self.model.encoder
+        _check_channels(encoder, self.feature_extractor.feature_size)
         encoder.register_forward_pre_hook(_shorten, with_kwargs=True)
         encoder.register_forward_hook(_restore, always_call=True)
         if context is not None:
@@ -286,9 +289,11 @@ class Whisper(PrunedLobe, whisper.Whisper):
         ValueError
             If utterances and margin are longer than the context.
         """
-        too_long = samples > self.longest and self.context is not None
-        if too_long and self.context == UTTERANCE:
-            logger.warning_once(f"Whisper hears {LONGEST:g} s of an utterance")
+        too_long = samples > self.longest
+        if too_long and self.context in (None, UTTERANCE):
+            logger.warning_once(
+                f"Whisper hears the first {LONGEST:g} s of an utterance"
+            )
         elif too_long:
             raise ValueError(
                 f"context: {self.context}: an utterance takes "
@@ -348,13 +353,17 @@ def _shorten(encoder, args, kwargs):
             f"{mel.shape[-1]} frames of the log-mel; Whisper's encoder takes "
             f"an even number of them, {2 * most} at most"
         )
-    if mel.shape[1] != encoder.conv1.in_channels:
-        raise ValueError(
-            f"a log-mel of {mel.shape[1]} channels; this model takes "
-            f"{encoder.conv1.in_channels}, see its preprocessor_config.json"
-        )
+    _check_channels(encoder, mel.shape[1])
     encoder.embed_positions.num_embeddings = frames
     encoder.config.max_source_positions = frames
+
+
+def _check_channels(encoder, channels):
+    if channels != encoder.conv1.in_channels:
+        raise ValueError(
+            f"a log-mel of {channels} channels; this model takes "
+            f"{encoder.conv1.in_channels}, see its preprocessor_config.json"
+        )
 
 
 def _end_of_window(embedding, args, frames):
@@ -400,3 +409,14 @@ def _check_tokens(lobe, source):
                 f"task: {lobe.task!r}; this Whisper knows English only and "
                 "can but transcribe"
             )
+        return
+    if isinstance(lobe.tokenizer, SpecialTokens):
+        return  # of an export, which was made with its language
+    prefix = lobe.tokenizer.prefix_tokens
+    token = lobe.tokenizer.convert_ids_to_tokens(prefix[1])
+    language = (lobe.language or "en").lower()
+    if token != f"<|{TO_LANGUAGE_CODE.get(language, language)}|>":
+        raise ValueError(
+            f"language: {lobe.language!r}; the tokenizer of {source} has no "
+            f"token for it (in its place is {token}); write another language"
+        )

@@ -9,49 +9,79 @@ class FullWindows:
     What is cut learns anew only where it hears something. Where training has
     short utterances with silence behind them, an encoder with positions, as
     Whisper's, never hears speech at the end of its window, and a decoder that
-    reads it there repeats itself. Joined utterances have no transcript that
-    fits, so this is for losses that compare hidden states.
+    reads it there repeats itself. The last utterance may stop half-way, so this
+    is for losses that compare student and teacher, not for transcripts.
 
     Arguments
     ---------
+    lobe : sb_prune.lobes.Whisper
+        The window is the longest utterance that it can hear.
     share : float
         Of the batches, which are joined; the choice is torch's.
-    seconds : float
-        Of the window.
-    sample_rate : int
 
     Example
     -------
-    >>> windows = FullWindows(share=1.0, seconds=1.0, sample_rate=8)
-    >>> wavs = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 0.0]])
-    >>> windows(wavs, torch.tensor([1.0, 0.67]))
-    tensor([[1., 2., 3., 4., 5., 1., 2., 3.]])
+    >>> from types import SimpleNamespace
+    >>> windows = FullWindows(SimpleNamespace(longest=8), share=1.0)
+    >>> utterances = [torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5])]
+    >>> wavs, said = windows(utterances, [torch.tensor([5]), torch.tensor([7])])
+    >>> wavs.shape, said
+    (torch.Size([1, 8]), tensor([[5, 7, 5]]))
     """
 
-    def __init__(self, share=0.15, seconds=30.0, sample_rate=16000):
+    def __init__(self, lobe, share=0.15):
         if not 0 <= share <= 1:
             raise ValueError(f"share: {share}; write a number from 0 to 1")
         self.share = share
-        self.samples = round(seconds * sample_rate)
+        self.samples = lobe.longest
 
-    def __call__(self, wavs, wav_lens):
+    def __call__(self, utterances, texts):
         """Joins a batch, or leaves it as it is.
 
         Arguments
         ---------
-        wavs : torch.Tensor
-            (batch, samples)
-        wav_lens : torch.Tensor
-            (batch,) relative lengths.
+        utterances : list of torch.Tensor
+            (samples,) each.
+        texts : list of torch.Tensor
+            (tokens,) each, what is said.
 
         Returns
         -------
-        torch.Tensor
-            (1, samples of the window), or `wavs`.
+        tuple of torch.Tensor, or None
+            (1, samples of the window) and (1, tokens), about as many as are
+            said in it; None if the batch stays as it is.
         """
         if torch.rand(()) >= self.share:
-            return wavs
-        ends = (wav_lens * wavs.shape[1]).round().int().tolist()
-        joined = torch.cat([wav[:end] for wav, end in zip(wavs, ends)])
-        times = -(-self.samples // len(joined))
-        return joined.repeat(times)[None, : self.samples]
+            return None
+        wavs, tokens = torch.cat(utterances), torch.cat(texts)
+        said = round(self.samples / len(wavs) * len(tokens))
+        return _filled(wavs, self.samples), _filled(tokens, said)
+
+
+def _filled(row, size):
+    """So many items of a row that begins again and again, as a batch."""
+    times = -(-size // max(len(row), 1))
+    return row.repeat(times)[None, :size]
+
+
+def unpadded(batch, lengths):
+    """Rows of a batch without what pads them.
+
+    Arguments
+    ---------
+    batch : torch.Tensor
+        (batch, time)
+    lengths : torch.Tensor
+        (batch,), relative to the longest.
+
+    Returns
+    -------
+    list of torch.Tensor
+
+    Example
+    -------
+    >>> unpadded(torch.tensor([[1, 2], [3, 0]]), torch.tensor([1.0, 0.5]))
+    [tensor([1, 2]), tensor([3])]
+    """
+    ends = (lengths * batch.shape[1]).round().int().tolist()
+    return [row[:end] for row, end in zip(batch, ends)]

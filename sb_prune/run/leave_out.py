@@ -53,8 +53,8 @@ class LeaveOut(Phase):
         Raises
         ------
         ValueError
-            If the criterion cannot choose, or the choice on disk is of other
-            layers.
+            If the criterion cannot choose, the choice on disk is of other
+            layers, or there is a teacher of layers that are frozen.
         """
         settings, edited = self._settings, run.edited
         declared(settings.structures, edited.root, block=self.block)
@@ -72,6 +72,7 @@ class LeaveOut(Phase):
             _check_layers(run.folder, choice, declaration.layers)
         plan = layer_plan(declaration, choice["keep"])
         if settings.distillation is not None and run.counter is not None:
+            _check_learns(settings.module, declaration)
             run.distiller = self._distiller(run, declaration, choice["keep"])
         edited.cut_(declaration, self._structures, plan)
         run.facts["layers kept"] = _kept(choice["keep"])
@@ -140,6 +141,18 @@ def _check_stack(declaration):
             f"structures: declare layers of {list(stacks)}; one depth is "
             "chosen: write a function for the encoder alone, e.g. "
             "conformer_structures"
+        )
+
+
+def _check_learns(module, declaration):
+    """Refuses a teacher of layers of which none can learn."""
+    layers = map(declaration.root.get_submodule, declaration.layers)
+    if not any(p.requires_grad for layer in layers for p in layer.parameters()):
+        raise ValueError(
+            f"modules: {module}: all layers are frozen, so those that stay "
+            "learn nothing of the teacher; let them train (freeze: False, as "
+            "well as freeze_encoder or freeze_decoder), or leave out "
+            "`distillation` under `layer_pruning`"
         )
 
 

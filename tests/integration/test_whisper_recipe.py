@@ -4,16 +4,20 @@ import csv
 import json
 import re
 import runpy
+import shutil
 import signal
+import tempfile
 
 import pytest
 import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from recipe_runs import (
+    CTC,
     KILLED,
     RECIPE,
     TINY_WHISPER,
+    TINY_WHISPER_CTC,
     TINY_WHISPER_DISTIL,
     TINY_WHISPER_PRUNE,
     how_to_run,
@@ -21,12 +25,17 @@ from recipe_runs import (
     run_python,
 )
 from safetensors.torch import load_file
+from speechbrain.decoders.seq2seq import S2SWhisperGreedySearcher
 from speechbrain.inference.ASR import WhisperASR
+from speechbrain.utils.checkpoints import Checkpointer
+from whisper_normalizer.english import EnglishTextNormalizer
 
 from sb_prune import lobes
 from sb_prune.export.loading import load_export
+from sb_prune.support.measure import count_parameters
 
 TRAIN = RECIPE / "train_with_whisper.py"
+ONE = torch.ones(1)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +49,7 @@ def run(corpus, tiny_whisper):
             "whisper_hub": tiny_whisper,
             "output_folder": folder,
             "test_csv": f"[{folder}/test-clean.csv]",
+            "valid_batch_size": 1,  # as files are transcribed
         }
         return run_python(
             script,
@@ -79,16 +89,33 @@ def assert_same_bits(*folders):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def rate_of(folder):
-    found = re.search(
-        r"%WER (\S+)", (folder / "wer_test-clean.txt").read_text()
+@torch.no_grad()
+def test_the_dense_model_is_scored_as_it_is(
+    run, tmp_path, tiny_whisper, corpus
+):
+    run(
+        tmp_path,
+        "train_whisper",
+        TINY_WHISPER,
+        number_of_epochs=0,
     )
-    return float(found[1])
-
-
-def test_the_dense_model_is_scored_as_it_is(run, tmp_path, tiny_whisper):
-    run(tmp_path, "train_whisper", TINY_WHISPER, number_of_epochs=0)
-    assert rate_of(tmp_path) > 50
+    lobe = lobes.Whisper(
+        str(tiny_whisper),
+        str(tmp_path),
+        language="en",
+        context="utterance",
+        margin=0,
+        min_context=0,
+    ).eval()
+    search = S2SWhisperGreedySearcher(
+        lobe, min_decode_ratio=0.0, max_decode_ratio=0.15
+    )
+    for audio in corpus.glob("test-clean/*/*/*.flac"):
+        wav = torch.from_numpy(soundfile.read(audio, dtype="float32")[0])[None]
+        (tokens,), *_ = search(lobe.forward_encoder(lobe._get_mel(wav)), ONE)
+        text = lobe.tokenizer.decode(tokens, skip_special_tokens=True)
+        words = EnglishTextNormalizer()(text).split()
+        assert evaluated(tmp_path)[audio.stem] == words
     run(tmp_path / "one", "train_whisper", TINY_WHISPER, number_of_epochs=1)
     log = (tmp_path / "one/train_log.txt").read_text()
     assert "valid WER" in log and "test WER" in log
@@ -110,20 +137,38 @@ def test_the_export_is_a_tenth_smaller(pruned):
     export = load_export(pruned / "export")
     step = export.steps[-1]
     assert {name.split(".")[1] for name in step.plan.keep} == {"encoder"}
-    card = (pruned / "export/README.md").read_text()
-    difference = re.search(r"cut_max_abs_diff \| +(\S+)", card)
-    assert float(difference[1]) <= 1e-5
+    assert cut_difference(pruned / "export") <= 1e-5
 
 
 @torch.no_grad()
-def test_it_transcribes_audio(pruned, corpus, tmp_path):
-    audio = sorted(corpus.glob("test-clean/*/*/*.flac"))[0]
-    model = WhisperASR.from_hparams(
-        source=str(pruned / "export"), savedir=str(tmp_path)
-    )
-    wav = torch.from_numpy(soundfile.read(audio, dtype="float32")[0])[None]
-    words, tokens = model.transcribe_batch(wav, torch.ones(1))
-    assert len(words) == 1 and len(tokens[0]) > 0
+def what_it_hears(export, corpus):
+    """Utterance of the test split -> normalised words."""
+    with tempfile.TemporaryDirectory() as savedir:
+        model = WhisperASR.from_hparams(source=str(export), savedir=savedir)
+    found = {}
+    for audio in corpus.glob("test-clean/*/*/*.flac"):
+        wav = torch.from_numpy(soundfile.read(audio, dtype="float32")[0])[None]
+        (words,), _ = model.transcribe_batch(wav, torch.ones(1))
+        text = " ".join(words) if isinstance(words, list) else words
+        found[audio.stem] = EnglishTextNormalizer()(text).split()
+    return found
+
+
+def evaluated(folder):
+    """Utterance -> the words in the file of word errors."""
+    text = (folder / "wer_test-clean.txt").read_text()
+    blocks = re.findall(r"^(\S+), %WER .*\n.*\n.*\n(.*)$", text, flags=re.M)
+    found = {}
+    for name, line in blocks:
+        words = [word.strip() for word in line.split(" ; ")]
+        found[name] = [word for word in words if word != "<eps>"]
+    return found
+
+
+def test_it_hears_what_was_evaluated(pruned, corpus):
+    heard = what_it_hears(pruned / "export", corpus)
+    assert heard == evaluated(pruned)
+    assert len({*map(tuple, heard.values())}) > 1
 
 
 def test_the_export_is_pruned_again(pruned, run, tmp_path):
@@ -134,9 +179,38 @@ def test_the_export_is_pruned_again(pruned, run, tmp_path):
         {**TINY_WHISPER_PRUNE, "target": 0.13},
         whisper_hub=pruned / "export",
     )
-    assert len(load_export(tmp_path / "export").steps) == 2
+    before, after = (
+        load_export(folder / "export") for folder in (pruned, tmp_path)
+    )
+    assert len(after.steps) == 2
+    sizes = [count_parameters([e.hparams["whisper"]]) for e in (before, after)]
+    assert sizes[0] > sizes[1]
+    assert cut_difference(tmp_path / "export") <= 1e-5
     lobe = lobes.Whisper(str(tmp_path / "export"), str(tmp_path), language="en")
     assert lobe.tokenizer.prefix_tokens[0] == lobe.bos
+
+
+def test_the_export_is_the_encoder_of_another_recipe(pruned, corpus, tmp_path):
+    """As `whisper_hub` of that with CTC: one entry replaces the dense model."""
+    given = {
+        "data_folder": corpus,
+        "whisper_hub": pruned / "export",
+        "output_folder": tmp_path,
+        "test_csv": f"[{tmp_path}/test-clean.csv]",
+        "number_of_epochs": 1,
+        "freeze_whisper_steps": 100,
+    }
+    run_python(
+        CTC / "train_with_whisper.py",
+        "hparams/finetune_whisper.yaml",
+        *options(TINY_WHISPER_CTC, **given),
+        cwd=CTC,
+    )
+    best = Checkpointer(tmp_path / "save").find_checkpoint(min_key="WER").path
+    theirs = torch.load(best / "whisper.ckpt", weights_only=True)
+    ours = load_export(pruned / "export").hparams["whisper"].state_dict()
+    found = [name for name in theirs if name.startswith("model.encoder.layers")]
+    assert found and all(torch.equal(theirs[n], ours[n]) for n in found)
 
 
 def test_test_only_repeats_the_figures(pruned, run):
@@ -147,15 +221,15 @@ def test_test_only_repeats_the_figures(pruned, run):
 
 
 def test_encoder_and_decoder_at_once_refitted_past_a_milestone(run, tmp_path):
-    """By the other preset, in bf16; few utterances are enough here."""
+    """In bf16; half of the batches fill the window, words and all."""
     change = {
-        "name": "whisper_score",
         "prune_steps": 2,
         "refit": {"utterances": 3},
         "structures": {
             "kinds": ["ffn_units", "heads", "cross_heads"],
             "sides": ["encoder", "decoder"],
         },
+        "distillation": {"outputs": {"whisper": 1}},
         "milestones": [0.003],
     }
     run(
@@ -166,17 +240,52 @@ def test_encoder_and_decoder_at_once_refitted_past_a_milestone(run, tmp_path):
         freeze_decoder="False",
         precision="bf16",
     )
-    for name in ("export", "export_0.003"):
-        (step,) = load_export(tmp_path / name).steps
-        assert {n.split(".")[1] for n in step.plan.keep} == {
-            "encoder",
-            "decoder",
-        }
-        lobe = lobes.Whisper(str(tmp_path / name), str(tmp_path / "lobe"))
-        assert torch.isfinite(lobe.model.encoder.conv1.weight).all()
+    log = (tmp_path / "train_log.txt").read_text()
+    for part in ("distill_whisper", "distill_whisper_states"):
+        assert re.findall(rf"train {part}: \d", log)
+    sizes = []
+    for name in ("export_0.003", "export"):
+        export = load_export(tmp_path / name)
+        (step,) = export.steps
+        for side in ("encoder", "decoder"):
+            masks = [k for n, k in step.plan.keep.items() if f".{side}." in n]
+            assert any(not kept.all() for kept in masks)
+        assert cut_difference(tmp_path / name) <= 1e-5
+        sizes.append(count_parameters([export.hparams["whisper"]]))
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[1]
 
 
-def test_two_processes_prune_it(run, tmp_path):
+def cut_difference(export):
+    """Of masked and cut model, as the card says."""
+    found = re.search(
+        r"cut_max_abs_diff \| +(\S+)", (export / "README.md").read_text()
+    )
+    return float(found[1])
+
+
+def test_a_decoder_that_nothing_teaches_is_refused(run, tmp_path):
+    failed = run(
+        tmp_path,
+        "prune_whisper",
+        TINY_WHISPER_PRUNE,
+        freeze_decoder="False",
+        check=False,
+    )
+    assert "no loss reads what the decoder writes" in failed.stdout
+
+
+def test_windows_are_as_long_as_the_context(run, tmp_path):
+    run(
+        tmp_path,
+        "prune_whisper",
+        TINY_WHISPER_PRUNE,
+        context=8,
+        full_windows=1.0,
+    )
+    assert cut_difference(tmp_path / "export") <= 1e-5
+
+
+def test_two_processes_prune_it(run, corpus, tmp_path):
     run(
         tmp_path,
         "prune_whisper",
@@ -187,7 +296,8 @@ def test_two_processes_prune_it(run, tmp_path):
     (step,) = load_export(tmp_path / "export").steps
     kept = [kept for kept in step.plan.keep.values()]
     assert any(not k.all() for k in kept)
-    assert rate_of(tmp_path) > 0
+    assert cut_difference(tmp_path / "export") <= 1e-5
+    assert what_it_hears(tmp_path / "export", corpus) == evaluated(tmp_path)
 
 
 # ------------------------------------------- a student of few decoder layers
@@ -234,6 +344,46 @@ def test_a_student_learns_from_labels_and_teacher(distilled):
     assert "distill_hidden" not in log
     with open(distilled / "pseudo_labels.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 24
+
+
+def test_a_student_of_frozen_layers_is_refused(run, tmp_path):
+    failed = run(
+        tmp_path,
+        "distil_whisper",
+        TINY_WHISPER_DISTIL,
+        layer_pruning='{"structures": {"sides": ["encoder"]}}',
+        check=False,
+    )
+    assert "all layers are frozen" in failed.stdout
+
+
+def test_speech_without_transcripts_is_enough(run, corpus, tmp_path):
+    """Of any folder, by what the model hears; else words are asked for."""
+    speech = tmp_path / "data"
+    for split in ("dev-clean", "test-clean"):
+        (speech / split).parent.mkdir(exist_ok=True)
+        (speech / split).symlink_to(corpus / split)
+    for number, audio in enumerate(corpus.glob("train-*/*/*/*.flac")):
+        folder = speech / f"radio/{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(audio, folder)
+    options = {"data_folder": speech, "train_splits": "[radio]"}
+    labelled, plain = tmp_path / "labelled", tmp_path / "plain"
+    settings = {**TINY_WHISPER, "number_of_epochs": 1}
+    run(labelled, "train_whisper", settings, pseudo_labels="True", **options)
+    with open(labelled / "pseudo_labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24 and not any(row["WER"] for row in rows)
+    shutil.copytree(labelled, plain, ignore=shutil.ignore_patterns("save"))
+    failed = run(
+        plain,
+        "train_whisper",
+        settings,
+        skip_prep="True",
+        check=False,
+        **options,
+    )
+    assert "has utterances without words" in failed.stdout
 
 
 def test_targets_are_what_the_model_wrote(

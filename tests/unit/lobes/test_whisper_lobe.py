@@ -1,5 +1,9 @@
 """The lobe of Whisper: dense models as SpeechBrain loads them, and contexts."""
 
+import json
+import shutil
+from types import SimpleNamespace
+
 import pytest
 import torch
 from speechbrain.integrations.huggingface import whisper as stock
@@ -7,6 +11,7 @@ from tiny_whisper import write_tiny_whisper
 
 from sb_prune import LayerwiseDistillation, Teacher, lobes
 from sb_prune.distillation.teacher import padded_frames
+from sb_prune.lobes import whisper as ours
 
 SECONDS = 16_000
 
@@ -48,8 +53,8 @@ def prefix(load):
 @torch.no_grad()
 def test_without_a_context_it_is_speechbrains(folder, load, wav, prefix):
     theirs = stock.Whisper(folder, folder).eval()
-    for ours, expected in zip(load()(wav, prefix)[:2], theirs(wav, prefix)):
-        assert torch.equal(ours, expected)
+    for found, expected in zip(load()(wav, prefix)[:2], theirs(wav, prefix)):
+        assert torch.equal(found, expected)
 
 
 @torch.no_grad()
@@ -227,14 +232,19 @@ def test_longer_than_the_context(load, wav):
 
 
 @pytest.mark.parametrize("context", [None, "utterance"])
-def test_the_end_of_more_than_30_s_is_not_heard(load, context):
-    """As in SpeechBrain's lobe."""
+def test_the_end_of_more_than_30_s_is_not_heard(load, context, monkeypatch):
+    """As in SpeechBrain's lobe; but it says so."""
+    said = []
+    monkeypatch.setattr(
+        ours, "logger", SimpleNamespace(warning_once=said.append)
+    )
     generator = torch.Generator().manual_seed(0)
     wav = 0.1 * torch.randn(1, 31 * SECONDS, generator=generator)
     lobe = load(context=context)
     assert torch.equal(
         lobe._get_mel(wav), lobe._get_mel(wav[:, : 30 * SECONDS])
     )
+    assert set(said) == {"Whisper hears the first 30 s of an utterance"}
 
 
 def test_wrong_features(load):
@@ -244,6 +254,26 @@ def test_wrong_features(load):
     for frames in (3001, 3002):
         with pytest.raises(ValueError, match="even number of them, 3000 at m"):
             lobe.forward_encoder(torch.zeros(1, 80, frames))
+
+
+def test_features_of_another_model(folder, tmp_path):
+    folder = shutil.copytree(folder, tmp_path / "copy")
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text())
+    settings["feature_size"] = 128
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="128 channels; this model takes 80"):
+        lobes.Whisper(str(folder), str(folder))
+
+
+def test_a_language_without_a_token(load):
+    with pytest.raises(ValueError, match=r"'yue'; the tokenizer of .* has no"):
+        load(language="yue")
+
+
+def test_a_context_of_no_whole_frame_and_margin(load):
+    with pytest.raises(ValueError, match="write more than the margin of 2 s"):
+        load(context=2.01, margin=2.0)
 
 
 def test_english_only(english):

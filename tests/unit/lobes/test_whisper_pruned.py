@@ -167,6 +167,7 @@ def test_words_are_normalised_as_before(small, tmp_path):
     [
         ("tokenizer.json", "<|translate|>", "<|trans|>"),
         ("normalizer.json", "color", "colar"),
+        ("generation_config.json", "24", "25"),
     ],
 )
 def test_an_edited_tokenizer_is_named(small, tmp_path, name, old, new):
@@ -207,12 +208,14 @@ def test_generate_of_an_export(small, source, tmp_path):
     config = json.loads((export / "generation_config.json").read_text())
     assert config["max_length"] == 24  # as in the source
     lobe = lobes.Whisper(str(export), str(tmp_path), **OPTIONS).eval()
+    loaded = load_export(export).hparams["whisper"]
     mel = lobe._get_mel(data(lobe.tokenizer)[0]["wav"])
-    found = [
-        one.for_generation().generate(mel, max_length=8)
-        for one in (lobe, brain.modules.whisper)
+    models = [
+        one.for_generation() for one in (lobe, loaded, brain.modules.whisper)
     ]
-    assert torch.equal(*found)
+    assert {model.generation_config.max_length for model in models} == {24}
+    found = [model.generate(mel, max_length=8) for model in models]
+    assert all(torch.equal(tokens, found[0]) for tokens in found)
 
 
 def test_encoder_and_decoder(source, tmp_path):

@@ -36,6 +36,7 @@ from sb_prune.recipe.pseudo_labels import (
     read_pseudo_labels,
     write_pseudo_labels,
 )
+from sb_prune.recipe.windows import unpadded
 
 
 class ASR(sb.Brain):
@@ -46,25 +47,43 @@ class ASR(sb.Brain):
     def compute_forward(self, batch, stage):
         """From waveforms to log-probabilities and, in evaluation, tokens.
 
-        None where training learns nothing from words.
+        None where training learns from the teacher alone.
         """
         batch = batch.to(self.device)
         wavs, wav_lens = batch.sig
         if stage == sb.Stage.TRAIN and hasattr(self.hparams, "wav_augment"):
             wavs, wav_lens = self.hparams.wav_augment(wavs, wav_lens)
-        if stage == sb.Stage.TRAIN and not self.learns_from("whisper", 1):
-            if hasattr(self.hparams, "windows"):
-                wavs = self.hparams.windows(wavs, wav_lens)
-            self.modules.whisper(wavs)  # the encoder alone
-            return None
         tokens, lengths = batch.tokens_bos
         real = length_to_mask((lengths * tokens.shape[1]).round()).bool()
         tokens = tokens.masked_fill(~real, self.tokenizer.pad_token_id)
-        encoded, logits, _ = self.modules.whisper(wavs, tokens)
+        has_words = stage != sb.Stage.TRAIN or self.learns_from("whisper", 1)
+        window = None
+        if stage == sb.Stage.TRAIN and self.distils:
+            window = self.full_window(wavs, wav_lens, tokens, lengths)
+        if window is not None:
+            wavs, tokens = window
+        encoded, logits, _ = self.modules.whisper(
+            wavs, tokens if has_words else None
+        )
+        if window is not None or not has_words:
+            return None
         hyps = None
         if stage != sb.Stage.TRAIN:
             hyps, *_ = self.hparams.search(encoded.detach(), wav_lens)
         return logits.log_softmax(dim=-1), hyps
+
+    def full_window(self, wavs, wav_lens, tokens, lengths):
+        """Utterances that fill the window, and their words; None for most."""
+        if not hasattr(self.hparams, "windows"):
+            return None
+        first = len(self.tokenizer.prefix_tokens)
+        texts = [text[first:] for text in unpadded(tokens, lengths)]
+        window = self.hparams.windows(unpadded(wavs, wav_lens), texts)
+        if window is None:
+            return None
+        wavs, said = window
+        most = self.hparams.whisper.model.config.max_target_positions
+        return wavs, torch.cat([tokens[:1, :first], said], 1)[:, :most]
 
     def compute_objectives(self, predictions, batch, stage):
         """The loss, and the word errors in evaluation."""
@@ -118,6 +137,17 @@ class ASR(sb.Brain):
                 self.checkpointer.add_recoverable(
                     f"{name}_optimizer", optimizer
                 )
+
+    def on_fit_start(self):
+        """Refuses a decoder that trains, and has nothing to learn from."""
+        super().on_fit_start()
+        trains = "decoder" in self.optimizers_dict
+        if trains and not self.learns_from("whisper", 1):
+            raise ValueError(
+                "freeze_decoder: False, but no loss reads what the decoder "
+                "writes; write freeze_decoder: True, or, under distillation, "
+                "task_weight: 1.0 or outputs: {whisper: 1}"
+            )
 
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rates of the coming step."""
@@ -215,6 +245,11 @@ def dataio_prepare(hparams, tokenizer, transcribe):
             key_test={"id": labels.__contains__}, sort_key="duration"
         )
         datasets[0] = train_data
+    elif not all(row["wrd"] for row in train_data.data.values()):
+        raise ValueError(
+            f"train_csv: {hparams['train_csv']} has utterances without words; "
+            "write pseudo_labels: True, to learn from what the model hears"
+        )
     add_dynamic_item(datasets, text_pipeline)
     set_output_keys(datasets, ["id", "sig", "wrd", "tokens_bos", "tokens_eos"])
     train_sampler = DynamicBatchSampler(
@@ -278,6 +313,7 @@ if __name__ == "__main__":
             "dev_splits": hparams["dev_splits"],
             "te_splits": hparams["test_splits"],
             "skip_prep": hparams["skip_prep"],
+            "any_audio": hparams["pseudo_labels"],
         },
     )
     asr_brain = pruned(ASR)(

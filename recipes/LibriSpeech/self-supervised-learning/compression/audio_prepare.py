@@ -1,16 +1,8 @@
 """Any folders of audio files to csv files; no transcripts are needed."""
 
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from sb_prune.recipe.audio_folders import read_folder
+from sb_prune.recipe.manifests import write_once
 
-import soundfile
-from speechbrain.utils.logger import get_logger
-
-from sb_prune.recipe.manifests import SAMPLE_RATE, write_once
-
-logger = get_logger(__name__)
-
-SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
 COLUMNS = ("ID", "duration", "wav")
 
 
@@ -68,72 +60,3 @@ def prepare_audio(
         }
 
     write_once(save_folder, "audio_prepare", settings, COLUMNS, read)
-
-
-def read_folder(data_folder, folder, shortest=1.0):
-    """Describes the audio files of one folder.
-
-    Arguments
-    ---------
-    data_folder : str
-        From which paths are written.
-    folder : str
-        Below it.
-    shortest : float
-        In seconds.
-
-    Returns
-    -------
-    list of tuple
-        One row per file, with the values of `COLUMNS`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no audio file.
-    ValueError
-        If none is of use.
-    """
-    place = Path(data_folder, folder)
-    files = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise FileNotFoundError(
-            f"No audio ({' '.join(sorted(SUFFIXES))}) in {place}: set "
-            f"data_folder to the folder that holds {folder}, or name other "
-            "splits"
-        )
-    with ThreadPoolExecutor() as pool:
-        read = list(pool.map(lambda f: _read(f, shortest), files))
-    rows = [
-        (path.relative_to(data_folder).as_posix(), seconds)
-        for path, seconds in zip(files, read)
-        if isinstance(seconds, float)
-    ]
-    skipped = [found for found in read if not isinstance(found, float)]
-    if skipped:
-        reasons = {r: skipped.count(r) for r in sorted(set(skipped))}
-        logger.warning(
-            "%s: left out %d of %d files: %s",
-            place,
-            len(skipped),
-            len(files),
-            reasons,
-        )
-    if not rows:
-        raise ValueError(f"{place}: none of {len(files)} files is of use")
-    return [
-        (path, f"{seconds:.4f}", f"$data_root/{path}") for path, seconds in rows
-    ]
-
-
-def _read(path, shortest):
-    """Seconds of a file, or why it is left out."""
-    try:
-        info = soundfile.info(path)
-    except (soundfile.SoundFileError, OSError):
-        return "unreadable"
-    if info.samplerate != SAMPLE_RATE:
-        return f"{info.samplerate} Hz"
-    if info.duration < shortest:
-        return "too short"
-    return info.duration
