@@ -23,7 +23,7 @@ from sb_prune.deploy.sources import cost_of, load_source
 from sb_prune.support.disk import naming_what_fails, rename_
 
 ENDS = (".incomplete", ".old")  # of names of folders that are not complete
-FURTHEST = 1e-2  # relative, that the scores of graphs may be off
+FURTHEST = {"float32": 1e-3, "float16": 1e-2}  # relative, of scores
 BATCHES = ((1, 1.0), (1, 3.0), (3, 2.5))  # utterances, seconds of the longest
 
 
@@ -56,10 +56,12 @@ def deploy(source, output, quantization=None, half=False, features_apart=False):
     ------
     DeployError
         If the source cannot be loaded, is of another kind or has a module that
-        cannot be traced, or if `output` holds other files.
+        cannot be traced, or if `output`, or a folder beside it with the same
+        name and `.old`, holds other files.
     """
     output = Path(output)
-    _check_output(output)
+    for place in (output, output.with_name(output.name + ENDS[1])):
+        _check_output(place)
     hparams, _ = load_source(source)
     model = recogniser(hparams)
     heard = quantization.read(model) if quantization is not None else None
@@ -123,11 +125,13 @@ def _compare(model, asr, label):
         _, found = asr.transcribe_batch(*arrays)
         pairs = zip(found, model.transcribe(wavs, lens))
         differing += sum(ours != list(theirs) for ours, theirs in pairs)
-    if not furthest <= FURTHEST:
+    if not furthest <= FURTHEST[label]:
         raise DeployError(
             f"the graphs are not the model: scores differ by {furthest:.1e} of "
-            f"the largest, in {label}; leave --half out, or please report this "
-            "model"
+            f"the largest, in {label}; "
+            + ("please report this model", "leave --half out")[
+                label == "float16"
+            ]
         )
     count = sum(batch for batch, _ in BATCHES)
     return [
@@ -225,6 +229,11 @@ def _quantize_(folder, settings, wanted, audio, labelled, half):
         OnnxASR(folder), folder, audio, labelled, half, wanted.static
     )
     choice = quantizer.choose(wanted.max_kl, wanted.max_wer_loss)
+    if not choice.fits:
+        raise DeployError(
+            f"--half: weights in 16 bits alone cost {choice.cost:.1e}, more "
+            "than the limit; leave --half out, or write a larger limit"
+        )
     quantizer.write(folder, choice.integers)
     kept = {"floats": choice.floats, "integers": len(choice.integers)}
     _rewrite_settings(folder, {**settings, **kept})
@@ -235,7 +244,7 @@ def _quantize_(folder, settings, wanted, audio, labelled, half):
     products = len(choice.integers) + len(choice.floats)
     return [
         [f"int8: matrix products, of {products}", f"{len(choice.integers)}"],
-        [f"int8: {unit}", f"{choice.cost:.4f}"],
+        [f"int8: {unit}", f"{choice.cost:.2g}"],
         *(
             [f"stays a float: {name}", f"{choice.alone[name]:.1e} nats alone"]
             for name in choice.floats

@@ -32,12 +32,16 @@ class Choice:
         all are.
     cost : float
         Of all together, in the unit of the limit.
+    fits : bool
+        False if even without integers the cost is above the limit, as weights
+        in 16 bits may be.
     """
 
     integers: list
     floats: list
     alone: dict
     cost: float
+    fits: bool = True
 
 
 class Quantizer:
@@ -90,7 +94,8 @@ class Quantizer:
         Arguments
         ---------
         max_kl : float
-            KL divergence in nats at most, a mean over frames or tokens.
+            KL divergence in nats at most, a mean over frames or tokens; of a
+            model with both, each mean counts.
         max_wer_loss : float, optional
             In place of that, points of the word error rate on what is
             labelled.
@@ -125,6 +130,7 @@ class Quantizer:
             names[fits:],
             {_shown(*key): value for key, value in alone.items()},
             found,
+            found <= most,
         )
 
     def write(self, folder, integers):
@@ -155,11 +161,13 @@ class Quantizer:
     def _divergence(self, keys):
         """KL divergence, in nats, with these products in integers."""
         self._take_(keys)
-        return kl_divergence(self._scores, self._scores_now())
+        pairs = zip(self._scores, self._scores_now())
+        return max(kl_divergence(*pair) for pair in pairs)
 
     def _scores_now(self):
+        """Those of the decoder and of CTC apart, or of one alone."""
         found = [self._model.scores_along(*heard) for heard in self._heard]
-        return numpy.concatenate(found)
+        return [numpy.concatenate(each) for each in zip(*found)]
 
     def _lost_words(self):
         """Function: products -> points of word error rate that they cost."""

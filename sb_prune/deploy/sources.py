@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.logger import get_logger
 
 from sb_prune.deploy.runtime.settings import DeployError
 from sb_prune.export.loading import (
@@ -14,6 +15,8 @@ from sb_prune.export.loading import (
 )
 from sb_prune.support.disk import reason
 from sb_prune.support.measure import count_macs, count_parameters, noise
+
+logger = get_logger(__name__)
 
 COUNTED = 10  # seconds of noise whose MACs are counted
 
@@ -59,12 +62,14 @@ def load_source(source):
         if pretrainer is not None:
             pretrainer.collect_files(default_source=str(source))
             pretrainer.load_collected()
+        torch.nn.ModuleDict(hparams["modules"]).eval()
     except Exception as error:  # whatever its objects raise
         raise DeployError(
-            f"{source} cannot be loaded ({reason(error)}); try SpeechBrain's "
-            "from_hparams on it"
+            f"{source} cannot be loaded ({reason(error)}); name the export of "
+            "a run, or a folder that SpeechBrain's from_hparams loads"
         ) from error
-    torch.nn.ModuleDict(hparams["modules"]).eval()
+    if pretrainer is None:
+        logger.warning(f"{file} names no pretrainer: nothing loads weights")
     return hparams, None
 
 

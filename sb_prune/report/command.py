@@ -33,6 +33,7 @@ from sb_prune.export.lineage import (
 )
 from sb_prune.export.loading import ExportError, load_export
 from sb_prune.report.pictures import draw_curves, draw_structure, read_log
+from sb_prune.support.disk import rename_
 from sb_prune.support.measure import (
     count_frames,
     count_macs,
@@ -353,7 +354,9 @@ def write_comparison(given):
     comparison = compare(folders, found, given.utterances, given.threads)
     print(format_table(table(comparison)), flush=True)
     page = render(comparison, f"{len(folders)} models side by side")
-    output.write_text(page, encoding="utf-8")
+    aside = output.with_name(f"{output.name}.incomplete")
+    aside.write_text(page, encoding="utf-8")
+    rename_(aside, output)
 
 
 def _named(models):

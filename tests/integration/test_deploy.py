@@ -10,6 +10,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy
+import onnx
 import pytest
 import soundfile
 import torch
@@ -179,11 +180,13 @@ def test_a_folder_without_a_model_is_refused(tmp_path, capsys):
         main([str(tmp_path), "--output", str(tmp_path / "deployed")])
 
 
-def test_other_files_are_not_overwritten(exported, tmp_path):
-    (tmp_path / "thesis.tex").touch()
+@pytest.mark.parametrize("name", ["mine", "mine.old"])
+def test_other_files_are_not_overwritten(exported, tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.tex").touch()
     with pytest.raises(DeployError, match="is there already, and no deployed"):
-        deploy(exported, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+        deploy(exported, tmp_path / "mine")
+    assert [p.name for p in tmp_path.rglob("*")] == [name, "thesis.tex"]
 
 
 def test_a_beam_search_is_refused(exported, tmp_path):
@@ -246,7 +249,10 @@ def test_int8_says_what_it_costs_and_what_stays(exported, corpus, tmp_path):
     folder = tmp_path / "int8"
     table = deploy(exported, folder, Quantization(str(corpus), max_kl=3e-5))
     rows = dict(table)
-    assert float(rows["int8: KL divergence, nats"]) <= 3e-5
+    assert 0 < float(rows["int8: KL divergence, nats"]) <= 3e-5
+    graph = onnx.load(folder / "model.onnx", load_external_data=False)
+    operators = {node.op_type for node in graph.graph.node}
+    assert {"MatMulInteger", "MatMul"} <= operators
     kept = [name for name in rows if name.startswith("stays a float: ")]
     count = re.search(r"int8: matrix products, of (\d+)", " ".join(rows))
     number = int(rows[count[0]])

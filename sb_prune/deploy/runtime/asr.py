@@ -43,6 +43,11 @@ class OnnxASR:
     def __init__(self, folder, threads=None):
         settings = read_settings(folder)
         self.sample_rate = settings["sample_rate"]
+        if settings["kind"] not in KINDS:
+            raise DeployError(
+                f"{folder}: kind {settings['kind']!r} is not one of "
+                f"{', '.join(KINDS)}; deploy the model again"
+            )
         kind = KINDS[settings["kind"]]
         with ThreadPoolExecutor(1) as pool:  # as hashing takes as long
             check = pool.submit(check_files, folder, settings)

@@ -4,6 +4,8 @@ Shapes: B batch, S samples, T frames, V tokens in the vocabulary, N hypotheses
 of a whole batch.
 """
 
+import re
+
 import numpy
 
 from sb_prune.deploy.runtime.audio import (
@@ -27,6 +29,7 @@ from sb_prune.support.context import (
 
 CHUNK = 30.0  # seconds of a long file that are heard at a time
 OVERLAP = 2.0  # seconds at each end of a chunk that only serve as context
+TIMES = re.compile(r"<\|\d+\.\d+\|>")  # of Whisper, which are no words
 
 
 class Kind:
@@ -68,7 +71,8 @@ class Kind:
             return session.run(None, needed)
         except Exception as error:  # onnxruntime has classes of its own
             raise DeployError(
-                f"{name} cannot hear this; is it too short? ({error})"
+                f"{name} cannot hear this; is it too short, or too long for "
+                f"the memory or the model? ({error})"
             ) from error
 
 
@@ -90,10 +94,10 @@ class CTC(Kind):
         return found
 
     def scores_along(self, wavs, wav_lens, tokens):
-        """(N, V) of all frames that are no padding, whatever the tokens."""
+        """[(N, V)] of all frames that are no padding, whatever the tokens."""
         scores = self.scores(wavs, wav_lens)
         ends = numpy.round(wav_lens * scores.shape[1]).astype(int)
-        return numpy.concatenate([s[:end] for s, end in zip(scores, ends)])
+        return [numpy.concatenate([s[:end] for s, end in zip(scores, ends)])]
 
     def tokens(self, wavs, wav_lens):
         """Tokens of utterances that are heard together."""
@@ -118,7 +122,7 @@ class CTC(Kind):
             lambda part: self.scores(part[None], one)[0],
             wav,
             size // step,
-            round(OVERLAP * rate / step),
+            min(round(OVERLAP * rate / step), size // step // 4),
             step,
         )
         return self.decode(ctc_greedy(parts[None], one, blank)[0])
@@ -198,8 +202,11 @@ class EncoderDecoder(Kind):
         return steps(self._prompts(len(wavs)))
 
     def scores_along(self, wavs, wav_lens, tokens):
-        """(N, V) of all tokens of a text, each after those before."""
-        found, one = [], numpy.ones(1, numpy.float32)
+        """[(N, V)] of all tokens of a text, each after those before.
+
+        With CTC, and (T, V) of all frames.
+        """
+        found, heard, one = [], [], numpy.ones(1, numpy.float32)
         for wav, length, text in zip(wavs, wav_lens, tokens):
             wav = wav[None, : round(float(length) * len(wav))]
             steps, *_, ctc = self.begin(wav, one)
@@ -208,8 +215,8 @@ class EncoderDecoder(Kind):
                 found.append(steps(new))
                 new = numpy.array([[token]])
             if ctc is not None:
-                found += list(ctc)
-        return numpy.concatenate(found)
+                heard += list(ctc)
+        return [numpy.concatenate(found)] + [numpy.stack(heard)] * bool(heard)
 
     def tokens(self, wavs, wav_lens):
         """Tokens of utterances that are heard together."""
@@ -335,7 +342,7 @@ def _text_of(folder, settings):
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return lambda tokens: tokenizer.decode(tokens).strip()
+        return lambda tokens: TIMES.sub("", tokenizer.decode(tokens)).strip()
     from sentencepiece import SentencePieceProcessor
 
     pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))

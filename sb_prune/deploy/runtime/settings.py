@@ -55,6 +55,8 @@ def read_settings(folder):
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         format, files = settings["format"], settings["files"]
+        if format == FORMAT:
+            settings["kind"], settings["sample_rate"]  # noqa: B018, are there
     except (ValueError, KeyError, TypeError) as error:
         raise DeployError(
             f"{path} cannot be read (truncated or edited?); deploy the model "

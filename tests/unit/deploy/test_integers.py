@@ -8,7 +8,7 @@ import torch
 
 from sb_prune.deploy.graphs import Input, write_graph
 from sb_prune.deploy.integers import Graph
-from sb_prune.deploy.quantize import Quantizer
+from sb_prune.deploy.quantize import Quantizer, kl_divergence
 from sb_prune.deploy.runtime.settings import DeployError
 
 WORDS = 1200
@@ -135,10 +135,11 @@ class Fake:
 
     def scores_along(self, wavs, lens, tokens):
         (session,) = self.sessions.values()
-        return session.run(None, {"tokens": wavs.astype("int64")})[0][0]
+        return [session.run(None, {"tokens": wavs.astype("int64")})[0][0]]
 
     def tokens(self, wavs, lens):
-        return self.scores_along(wavs, lens, None).argmax(-1)[None].tolist()
+        (scores,) = self.scores_along(wavs, lens, None)
+        return scores.argmax(-1)[None].tolist()
 
     def long(self, wav):
         return " ".join(map(str, self.tokens(wav[None], None)[0]))
@@ -167,6 +168,23 @@ def test_those_that_cost_least_are_taken(quantizer):
     assert choice.cost <= whole / 2
     costs = [choice.alone[name] for name in choice.integers + choice.floats]
     assert costs == sorted(costs)
+    one_more = choice.integers + choice.floats[:1]
+    keys = [("model.onnx", name.partition(": ")[2]) for name in one_more]
+    assert quantizer()._divergence(keys) > whole / 2
+
+
+def test_weights_of_16_bits_alone_may_be_too_much(quantizer):
+    assert not quantizer(half=True).choose(max_kl=0.0).fits
+    assert quantizer(half=True).choose(max_kl=10.0).fits
+
+
+def test_a_decoder_is_not_hidden_by_the_frames_of_ctc(quantizer):
+    """Each mean counts: of few tokens, and of many frames."""
+    made = quantizer()
+    even, other = numpy.zeros((1, 2)), numpy.log([[0.25, 0.75]])
+    made._scores = [even, numpy.zeros((99, 2))]
+    made._scores_now = lambda: [other, numpy.zeros((99, 2))]
+    assert made._divergence([]) == kl_divergence(even, other)
 
 
 def test_none_is_taken_if_nothing_may_be_lost(quantizer):
@@ -188,7 +206,8 @@ def test_what_was_chosen_is_written(quantizer, tmp_path, tokens):
     choice = made.choose(max_kl=10.0)
     made.write(tmp_path, choice.integers)
     found = run(str(tmp_path / "model.onnx"), tokens)
-    assert numpy.array_equal(found[0], made._model.scores_along(tokens, 1, 1))
+    (scores,) = made._model.scores_along(tokens, 1, 1)
+    assert numpy.array_equal(found[0], scores)
 
 
 def test_static_scales_are_those_of_the_calibration(

@@ -6,9 +6,12 @@ import sys
 import numpy
 import pytest
 import soundfile
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from sb_prune.deploy.manifests import calibration_audio, labelled_audio
 from sb_prune.deploy.runtime.audio import chunked, cut_at_pauses, read_audio
+from sb_prune.deploy.runtime.kinds import _text_of
 from sb_prune.deploy.runtime.settings import (
     FILE,
     DeployError,
@@ -103,7 +106,7 @@ def test_chunks_join_where_they_met(step, before, samples):
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"graph")
-    write_settings(tmp_path, {"kind": "ctc"})
+    write_settings(tmp_path, {"kind": "ctc", "sample_rate": RATE})
     return tmp_path
 
 
@@ -126,7 +129,9 @@ def test_a_missing_file_is_named(folder):
         read_settings(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"format": 1}'])
+@pytest.mark.parametrize(
+    "text", ["{", "{}", "[]", '{"format": 1}', '{"format": 2, "files": {}}']
+)
 def test_damaged_settings_are_refused(folder, text):
     (folder / FILE).write_text(text)
     with pytest.raises(DeployError, match="cannot be read"):
@@ -150,6 +155,16 @@ def test_an_earlier_format_is_refused(folder):
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(DeployError, match="has no deploy.json; name a folder"):
         read_settings(tmp_path)
+
+
+def test_times_are_no_words_of_whisper(tmp_path):
+    """In OpenAI's tokenizers they are no special tokens."""
+    words = {"hello": 0, "<|unknown|>": 1}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<|unknown|>"))
+    tokenizer.add_tokens(["<|1.08|>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text_of = _text_of(tmp_path, {"kind": "whisper"})
+    assert text_of([2, 0, 2]) == "hello"
 
 
 # -------------------------------------------------------- what is calibrated
