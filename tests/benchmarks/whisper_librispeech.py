@@ -158,7 +158,7 @@ LAYERS = """layer_pruning:
     distillation: !name:sb_prune.LayerwiseDistillation
         hidden_weight: 0.0
         states: {{whisper: 0}}
-        outputs: {{whisper: 1}}
+        outputs: {outputs}
         task_weight: 0.0
     inference: {recipe}/hparams/inference_whisper.yaml
     export_folder: !ref <output_folder>/export
@@ -409,7 +409,9 @@ def pruning_yaml(method, size):
     )
     if method == "layers":
         kept, sides = LAYERS_KEPT[size]
-        block = LAYERS.format(kept=kept, sides=sides, recipe=RECIPE)
+        outputs = "{whisper: 1}" if sides == "decoder" else "[]"
+        given = {"kept": kept, "sides": sides, "outputs": outputs}
+        block = LAYERS.format(**given, recipe=RECIPE)
         return re.sub(r"(?m)^pruning:.*\n(    .*\n)+", block, text)
     lines = METHODS.get(method) or VARIANTS.get(method, ([], {}))[0]
     lines = [*lines, *(SIZES | ONLY_CUT)[size][1]]

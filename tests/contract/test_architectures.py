@@ -199,6 +199,14 @@ BUILDS = {
     "Whisper encoder": whisper_build(
         whisper.ENCODER_KINDS, "sdpa", decoder=False
     ),
+    "Whisper's decoder": replace(
+        whisper_build(whisper.DECODER_KINDS, "sdpa"),
+        structures=partial(
+            whisper_structures,
+            sides=["decoder"],
+            tokens_per_frame=TOKENS / MEL_FRAMES,
+        ),
+    ),
     "SpeechBrain wav2vec2": replace(
         wav2vec2_build("SpeechBrain", norms_first=True),
         probe="latent_encoder.input_projector.bias",

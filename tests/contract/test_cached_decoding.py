@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from sb_prune import whisper_structures
+from sb_prune.architectures import whisper
 from sb_prune.architectures.whole_layers import layer_plan, layer_structures
 from sb_prune.cut.masking import attach_, detach_
 from sb_prune.cut.surgery import cut_
@@ -123,26 +124,46 @@ def test_beams_change_places(random_plan, seed, keep):
     assert (whole - cached).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("seed", range(3))
+def test_masked_and_cut_with_a_cache(
+    random_plan, seed, attention, encoded, tokens
+):
+    model = make_whisper(attention, layers=LAYERS, seed=seed)
+    declaration = whisper_structures(
+        model, kinds=[*whisper.KINDS, "value_dims", "query_key_dims"]
+    )
+    plan = random_plan(declaration, seed, keep=0.7)
+    attach_(declaration).set_(plan.values(declaration))
+    masked = token_by_token(model, encoded, tokens)
+    detach_(model)
+    cut_(declaration, plan)
+    cut = token_by_token(model, encoded, tokens)
+    assert (masked - cut).abs().max() <= 1e-5 * masked.abs().max()
+
+
+@pytest.mark.parametrize("beams, attention", [(1, "sdpa"), (3, "eager")])
 @pytest.mark.parametrize("seed", range(5))
-def test_masked_and_cut_generate_the_same(random_plan, seed, beams):
+def test_masked_and_cut_generate_the_same(random_plan, seed, beams, attention):
     """`generate` of transformers: 10 utterances each, 50 in all."""
-    model = make_whisper(layers=LAYERS, seed=seed)
+    model = make_whisper(attention, layers=LAYERS, seed=seed)
     torch.nn.init.zeros_(model.decoder.layer_norm.bias)  # else it says one word
+    with torch.no_grad():  # words are told apart by what it hears
+        model.decoder.embed_tokens.weight.mul_(0.3)
     speaker = transformers.WhisperForConditionalGeneration(model.config)
     speaker.model = model
     speaker.proj_out.weight = model.decoder.embed_tokens.weight
     speaker.eval()
     generator = torch.Generator().manual_seed(seed)
-    mel = torch.randn(10, MELS, FRAMES, generator=generator)
+    mel = 4 * torch.randn(10, MELS, FRAMES, generator=generator)
 
     def generate():
         return speaker.generate(
             mel,
-            max_length=TOKENS,
+            max_length=2 * TOKENS,
             num_beams=beams,
             do_sample=False,
-            suppress_tokens=None,
+            suppress_tokens=[0, 2],  # it goes on
             begin_suppress_tokens=None,
         )
 
@@ -154,4 +175,5 @@ def test_masked_and_cut_generate_the_same(random_plan, seed, beams):
     detach_(model)
     cut_(declaration, plan)
     assert torch.equal(masked, generate())
+    assert len({*map(tuple, masked.tolist())}) > 1  # it does hear
     assert dense.shape != masked.shape or not torch.equal(dense, masked)

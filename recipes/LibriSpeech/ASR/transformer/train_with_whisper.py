@@ -186,6 +186,7 @@ class ASR(sb.Brain):
         )
         if if_main_process():
             with open(self.test_wer_file, "w", encoding="utf-8") as fout:
+                fout.write("Words of Whisper's normaliser of English\n")
                 self.wer_metric.write_stats(fout)
 
 
