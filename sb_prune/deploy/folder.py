@@ -15,7 +15,7 @@ import torch
 from sb_prune.deploy.graphs import OPSET
 from sb_prune.deploy.integers import Graph
 from sb_prune.deploy.manifests import calibration_audio, labelled_audio
-from sb_prune.deploy.quantize import MAX_KL, Quantizer
+from sb_prune.deploy.quantize import MAX_KL, Quantizer, word_error_rate
 from sb_prune.deploy.recognisers import recogniser
 from sb_prune.deploy.runtime.asr import OnnxASR
 from sb_prune.deploy.runtime.settings import FILE, DeployError, write_settings
@@ -162,7 +162,8 @@ class Quantization:
         KL divergence in nats at most, a mean over frames or tokens, between
         the scores in float32 and those in integers.
     labels : str, optional
-        CSV manifest with columns `wav` and `wrd`.
+        CSV manifest with columns `wav` and `wrd`, whose word errors are
+        counted.
     max_wer_loss : float, optional
         Points of the word error rate on these at most, in place of `max_kl`.
     data_folder : str, optional
@@ -189,10 +190,6 @@ class Quantization:
             raise DeployError(
                 "--max_wer_loss: word errors need transcripts: write --labels "
                 "MANIFEST.csv, too, or --max_kl in its place"
-            )
-        if self.labels is not None and self.max_wer_loss is None:
-            raise DeployError(
-                "--labels: write --max_wer_loss POINTS, too, to count words"
             )
         for key in ("max_kl", "max_wer_loss"):
             value = getattr(self, key)
@@ -225,9 +222,10 @@ def _rewrite_settings(folder, settings):
 
 def _quantize_(folder, settings, wanted, audio, labelled, half):
     """Writes graphs anew; rows that say what became integers, at what cost."""
-    quantizer = Quantizer(
-        OnnxASR(folder), folder, audio, labelled, half, wanted.static
-    )
+    asr, rates = OnnxASR(folder), {}
+    if labelled:
+        rates["float32"] = word_error_rate(asr.model, labelled)
+    quantizer = Quantizer(asr, folder, audio, labelled, half, wanted.static)
     choice = quantizer.choose(wanted.max_kl, wanted.max_wer_loss)
     if not choice.fits:
         raise DeployError(
@@ -237,7 +235,9 @@ def _quantize_(folder, settings, wanted, audio, labelled, half):
     quantizer.write(folder, choice.integers)
     kept = {"floats": choice.floats, "integers": len(choice.integers)}
     _rewrite_settings(folder, {**settings, **kept})
-    OnnxASR(folder)  # it loads
+    asr = OnnxASR(folder)  # it loads
+    if labelled:
+        rates["int8"] = word_error_rate(asr.model, labelled)
     unit = "KL divergence, nats"
     if wanted.max_wer_loss is not None:
         unit = "loss of word error rate, points"
@@ -245,6 +245,10 @@ def _quantize_(folder, settings, wanted, audio, labelled, half):
     return [
         [f"int8: matrix products, of {products}", f"{len(choice.integers)}"],
         [f"int8: {unit}", f"{choice.cost:.2g}"],
+        *(
+            [f"{label}: word error rate, %", f"{rate:.2f}"]
+            for label, rate in rates.items()
+        ),
         *(
             [f"stays a float: {name}", f"{choice.alone[name]:.1e} nats alone"]
             for name in choice.floats

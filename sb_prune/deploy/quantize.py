@@ -171,22 +171,13 @@ class Quantizer:
 
     def _lost_words(self):
         """Function: products -> points of word error rate that they cost."""
-        before = self._word_error_rate()
+        before = word_error_rate(self._model, self._labelled)
 
         def cost(keys):
             self._take_(keys)
-            return self._word_error_rate() - before
+            return word_error_rate(self._model, self._labelled) - before
 
         return cost
-
-    def _word_error_rate(self):
-        """In %, of the graphs as they are now."""
-        counts = [
-            word_errors(words_of(words), words_of(self._model.long(wav)))
-            for wav, words in self._labelled
-        ]
-        errors, count = numpy.sum(counts, axis=0)
-        return 100 * errors / max(count, 1)
 
     def _take_(self, keys):
         """Loads graphs with these products in integers."""
@@ -220,6 +211,28 @@ class _Watch:
 
 def _shown(file, name):
     return f"{file.removesuffix('.onnx')}: {name}"
+
+
+def word_error_rate(model, labelled):
+    """Word error rate of a deployed model, as it is now.
+
+    Arguments
+    ---------
+    model : sb_prune.deploy.runtime.kinds.Kind
+    labelled : list of (numpy.ndarray, str)
+        (samples,) audio and its transcript.
+
+    Returns
+    -------
+    float
+        In %.
+    """
+    counts = [
+        word_errors(words_of(words), words_of(model.long(wav)))
+        for wav, words in labelled
+    ]
+    errors, count = numpy.sum(counts, axis=0)
+    return 100 * errors / max(count, 1)
 
 
 def kl_divergence(scores, others):
