@@ -8,7 +8,7 @@ A picture holds the digest of its table; a test says which to draw again.
 import hashlib
 import json
 import sys
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 
 import matplotlib
@@ -32,7 +32,7 @@ def depth_of_whisper(figure, cells):
     """Convexity of each layer, with its standard error."""
     axes = figure.subplots()
     curves = real_convexity.summarise(cells)["curves"]
-    for style, (name, curve) in zip(STYLES, curves.items()):
+    for style, (name, curve) in zip(cycle(STYLES), curves.items()):
         layers = range(len(curve["scores"]))
         axes.errorbar(
             layers, curve["scores"], curve["errors"], label=name, **style
@@ -50,15 +50,15 @@ def whisper(figure, cells):
         name: [row for row in rows.values() if {"dev", "params"} <= row.keys()]
         for name, rows in summary["table"].items()
     }
+    curves = {name: rows for name, rows in curves.items() if rows}
     costs = {
         "parameters, M": lambda row: row["params"] / 1e6,
         "GMACs for a second of speech": lambda row: row["gmacs_per_second"],
     }
     both = figure.subplots(1, 2, sharey=True)
     for axes, (label, cost) in zip(both, costs.items()):
-        for style, (name, rows) in zip(STYLES, curves.items()):
-            if rows:
-                rates(axes, [dense, *rows], cost, name, style)
+        for style, (name, rows) in zip(cycle(STYLES), curves.items()):
+            rates(axes, [dense, *rows], cost, name, style)
         axes.set(xlabel=label, yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
@@ -69,7 +69,7 @@ def rates(axes, rows, cost, name, style):
     """A curve of word error rates with their intervals."""
     points = sorted((cost(row), *row["dev"].values()) for row in rows)
     x, y, low, high = numpy.array(points).T
-    bars = [y - low, high - y]
+    bars = numpy.maximum([y - low, high - y], 0)
     axes.errorbar(x, y, bars, label=name, capsize=2, **style)
 
 

@@ -105,7 +105,7 @@ class PruningMixin:
         super().on_fit_start()
         self.pruning.steps.start_(self)
 
-    def learns_from(self, module, position=None):
+    def learns_from(self, module, position=None, when_held=True):
         """Whether training needs an output of a module.
 
         A recipe may leave out what nothing learns from, e.g. a decoder while
@@ -118,6 +118,9 @@ class PruningMixin:
             Key of `modules`.
         position : int, optional
             Which of several outputs.
+        when_held : bool
+            Whether steps in which weights are held count, too, where the loss
+            of the recipe says what matters.
 
         Returns
         -------
@@ -126,18 +129,31 @@ class PruningMixin:
             does not compare this output.
         """
         steps = self.pruning.steps
-        if steps.distiller is None or steps.holds_weights:
+        if steps.distiller is None or steps.holds_weights and when_held:
             return True  # by the loss of the recipe
         return steps.distiller.reads(module, position)
 
-    @property
-    def distils(self):
-        """Whether this step of training compares student and teacher.
+    def compares(self, module, position=None):
+        """Whether this step compares an output of student and teacher.
 
         If so, `compute_objectives` of a recipe may return None for a batch
         without targets.
+
+        Arguments
+        ---------
+        module : str
+            Key of `modules`.
+        position : int, optional
+            Which of several outputs.
+
+        Returns
+        -------
+        bool
         """
-        return self.pruning.steps.distils
+        steps = self.pruning.steps
+        if steps.distiller is None or steps.holds_weights:
+            return False
+        return steps.distiller.compares(module, position)
 
     def compute_forward(self, batch, stage):
         """Calls the recipe's, after drawing gates if this is training."""

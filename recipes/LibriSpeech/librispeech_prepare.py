@@ -57,7 +57,7 @@ def prepare_librispeech(
     """
     if skip_prep:
         return
-    splits = [*tr_splits, *dev_splits, *te_splits]
+    splits, first = [*tr_splits, *dev_splits, *te_splits], len(tr_splits)
     settings = {
         "data_folder": str(data_folder),
         "splits": splits,
@@ -67,12 +67,11 @@ def prepare_librispeech(
         settings["any_audio"] = True
 
     def read():
-        rows = {
-            split: read_any_split(data_folder, split)
-            if any_audio and split in tr_splits
-            else read_split(data_folder, split)
-            for split in splits
-        }
+        if any_audio:  # a folder's name is none for a file
+            rows = {s: read_split(data_folder, s) for s in splits[first:]}
+            training = [read_any_split(data_folder, s) for s in tr_splits]
+            return {**rows, "train": [row for part in training for row in part]}
+        rows = {split: read_split(data_folder, split) for split in splits}
         rows["train"] = [row for split in tr_splits for row in rows[split]]
         return rows
 
@@ -173,14 +172,16 @@ def split_speakers(rows, share, splits):
 
 
 def read_any_split(data_folder, split):
-    """The same as `read_split`, or what is in a folder without transcripts.
+    """As `read_split`; or the audio of a folder without transcripts.
+
+    Files that cannot be used are left out, as `read_folder` says.
 
     Arguments
     ---------
     data_folder : str
         The folder that holds the splits.
     split : str
-        The name of one, or of any folder; "." for all of it.
+        The name of one, or of any folder.
 
     Returns
     -------
@@ -226,9 +227,10 @@ def read_split(data_folder, split):
             "http://www.openslr.org/12"
         )
     utterances = [
-        (path.parent, *line.partition(" ")[::2])
+        (path.parent, *[*line.split(maxsplit=1), ""][:2])
         for path in transcripts
         for line in path.read_text(encoding="utf-8").splitlines()
+        if line.strip()
     ]
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda u: read_row(data_folder, *u), utterances))
@@ -253,7 +255,7 @@ def read_row(data_folder, folder, utterance, words):
     tuple
         The values of `COLUMNS`.
     """
-    if not words.strip():
+    if not words:
         raise ValueError(f"the transcripts in {folder}: {utterance} is empty")
     path = folder / f"{utterance}.flac"
     if not path.is_file():
@@ -263,4 +265,4 @@ def read_row(data_folder, folder, utterance, words):
         )
     seconds = seconds_of(path, REMEDY)
     wav = f"$data_root/{path.relative_to(data_folder)}"
-    return utterance, seconds, wav, utterance.split("-")[0], words.strip()
+    return utterance, seconds, wav, utterance.split("-")[0], words

@@ -23,7 +23,10 @@ from sb_prune.deploy.sources import cost_of, load_source
 from sb_prune.support.disk import naming_what_fails, rename_
 
 ENDS = (".incomplete", ".old")  # of names of folders that are not complete
-FURTHEST = {"float32": 1e-3, "float16": 1e-2}  # relative, of scores
+FURTHEST = {  # in what -> relative difference of scores, and what to do beyond
+    "float32": (1e-3, "please report this model"),
+    "float16": (1e-2, "leave --half out"),
+}
 BATCHES = ((1, 1.0), (1, 3.0), (3, 2.5))  # utterances, seconds of the longest
 
 
@@ -60,17 +63,20 @@ def deploy(source, output, quantization=None, half=False, features_apart=False):
         name and `.old`, holds other files.
     """
     output = Path(output)
-    for place in (output, output.with_name(output.name + ENDS[1])):
-        _check_output(place)
+    place = output.resolve()
+    aside, old = (place.with_name(place.name + end) for end in ENDS)
+    for folder in (place, old):
+        _check_output(folder)
     hparams, _ = load_source(source)
     model = recogniser(hparams)
     heard = quantization.read(model) if quantization is not None else None
-    place = output.resolve()
-    aside, old = (place.with_name(place.name + end) for end in ENDS)
     with naming_what_fails(output):
         if old.exists() and not place.exists():  # it was stopped in between
             rename_(old, place)
         shutil.rmtree(aside, ignore_errors=True)
+        if old.exists():
+            rename_(old, aside)
+            shutil.rmtree(aside)
         aside.mkdir(parents=True)
     try:
         settings = model.write_(aside, features_apart)
@@ -89,10 +95,10 @@ def deploy(source, output, quantization=None, half=False, features_apart=False):
         table = [["deployed", "value"], *_sizes(aside), *rows]
         with naming_what_fails(output):
             if place.exists():
-                shutil.rmtree(old, ignore_errors=True)
                 rename_(place, old)
             rename_(aside, place)
-            shutil.rmtree(old, ignore_errors=True)
+            if old.exists():
+                rename_(old, aside)  # which is removed, whole or half
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return table
@@ -125,13 +131,11 @@ def _compare(model, asr, label):
         _, found = asr.transcribe_batch(*arrays)
         pairs = zip(found, model.transcribe(wavs, lens))
         differing += sum(ours != list(theirs) for ours, theirs in pairs)
-    if not furthest <= FURTHEST[label]:
+    most, remedy = FURTHEST[label]
+    if not furthest <= most:
         raise DeployError(
             f"the graphs are not the model: scores differ by {furthest:.1e} of "
-            f"the largest, in {label}; "
-            + ("please report this model", "leave --half out")[
-                label == "float16"
-            ]
+            f"the largest, in {label}; {remedy}"
         )
     count = sum(batch for batch, _ in BATCHES)
     return [
@@ -222,33 +226,37 @@ def _rewrite_settings(folder, settings):
 
 def _quantize_(folder, settings, wanted, audio, labelled, half):
     """Writes graphs anew; rows that say what became integers, at what cost."""
-    asr, rates = OnnxASR(folder), {}
-    if labelled:
-        rates["float32"] = word_error_rate(asr.model, labelled)
-    quantizer = Quantizer(asr, folder, audio, labelled, half, wanted.static)
+    quantizer = Quantizer(
+        OnnxASR(folder), folder, audio, labelled, half, wanted.static
+    )
     choice = quantizer.choose(wanted.max_kl, wanted.max_wer_loss)
-    if not choice.fits:
+    if not choice.is_allowed:
         raise DeployError(
-            f"--half: weights in 16 bits alone cost {choice.cost:.1e}, more "
-            "than the limit; leave --half out, or write a larger limit"
+            f"--quantize: without any integers the cost is {choice.cost:.1e}, "
+            f"above the limit{', by --half alone' if half else ''}; write a "
+            "larger limit"
         )
     quantizer.write(folder, choice.integers)
     kept = {"floats": choice.floats, "integers": len(choice.integers)}
     _rewrite_settings(folder, {**settings, **kept})
-    asr = OnnxASR(folder)  # it loads
+    asr, rows = OnnxASR(folder), []
+    if wanted.max_wer_loss is None:
+        rows = [["int8: KL divergence, nats", f"{choice.cost:.2g}"]]
     if labelled:
-        rates["int8"] = word_error_rate(asr.model, labelled)
-    unit = "KL divergence, nats"
-    if wanted.max_wer_loss is not None:
-        unit = "loss of word error rate, points"
+        before = after = quantizer.words_before
+        if wanted.max_wer_loss is not None:
+            after += choice.cost
+        else:
+            after = word_error_rate(asr.model, labelled)
+        rates = {"float32": before, "int8": after}
+        rows += [
+            [f"{label}: word error rate, %", f"{rate:.2f}"]
+            for label, rate in rates.items()
+        ]
     products = len(choice.integers) + len(choice.floats)
     return [
         [f"int8: matrix products, of {products}", f"{len(choice.integers)}"],
-        [f"int8: {unit}", f"{choice.cost:.2g}"],
-        *(
-            [f"{label}: word error rate, %", f"{rate:.2f}"]
-            for label, rate in rates.items()
-        ),
+        *rows,
         *(
             [f"stays a float: {name}", f"{choice.alone[name]:.1e} nats alone"]
             for name in choice.floats

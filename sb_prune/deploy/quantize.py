@@ -32,7 +32,7 @@ class Choice:
         all are.
     cost : float
         Of all together, in the unit of the limit.
-    fits : bool
+    is_allowed : bool
         False if even without integers the cost is above the limit, as weights
         in 16 bits may be.
     """
@@ -41,7 +41,7 @@ class Choice:
     floats: list
     alone: dict
     cost: float
-    fits: bool = True
+    is_allowed: bool = True
 
 
 class Quantizer:
@@ -62,6 +62,12 @@ class Quantizer:
     static : bool
         Whether activations have the scales of the calibration audio, in place
         of new ones in each call.
+
+    Attributes
+    ----------
+    words_before : float
+        Word error rate, in %, before anything is in integers; 0 if nothing is
+        labelled.
 
     Raises
     ------
@@ -85,6 +91,7 @@ class Quantizer:
             (wav[None], one, self._model.tokens(wav[None], one)) for wav in wavs
         ]
         self._scores = self._scores_now()
+        self.words_before = word_error_rate(self._model, labelled)
         if static:
             self._calibrate_()
 
@@ -114,9 +121,13 @@ class Quantizer:
         ]
         alone, fits, found = {}, len(keys), cost(keys)
         if not found <= most:
-            alone = {key: self._divergence([key]) for key in keys}
-            keys, over, fits = sorted(keys, key=alone.get), fits, 0
+            over, fits = fits, 0
             found = cost(())  # weights of 16 bits cost something, too
+            if not found <= most:
+                names = [_shown(*key) for key in keys]
+                return Choice([], names, {}, found, is_allowed=False)
+            alone = {key: self._divergence([key]) for key in keys}
+            keys = sorted(keys, key=alone.get)
             while over - fits > 1:
                 middle = (fits + over) // 2
                 costs = cost(keys[:middle])
@@ -130,7 +141,6 @@ class Quantizer:
             names[fits:],
             {_shown(*key): value for key, value in alone.items()},
             found,
-            found <= most,
         )
 
     def write(self, folder, integers):
@@ -171,11 +181,11 @@ class Quantizer:
 
     def _lost_words(self):
         """Function: products -> points of word error rate that they cost."""
-        before = word_error_rate(self._model, self._labelled)
 
         def cost(keys):
             self._take_(keys)
-            return word_error_rate(self._model, self._labelled) - before
+            found = word_error_rate(self._model, self._labelled)
+            return found - self.words_before
 
         return cost
 
@@ -231,7 +241,7 @@ def word_error_rate(model, labelled):
         word_errors(words_of(words), words_of(model.long(wav)))
         for wav, words in labelled
     ]
-    errors, count = numpy.sum(counts, axis=0)
+    errors, count = numpy.sum([(0, 0), *counts], axis=0)
     return 100 * errors / max(count, 1)
 
 

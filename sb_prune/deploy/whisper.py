@@ -131,7 +131,7 @@ class DecoderStep(torch.nn.Module):
         return cache
 
 
-def write_graphs(lobe, folder, apart=False):
+def write_graphs(lobe, folder, apart):
     """Writes `encoder.onnx` and `decoder.onnx`, perhaps `features.onnx`.
 
     Arguments

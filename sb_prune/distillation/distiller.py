@@ -95,6 +95,24 @@ class Distiller:
         reads = getattr(self.distillation, "reads", None)
         return reads is None or reads(module, position)
 
+    def compares(self, module, position=None):
+        """Whether an output of a module is compared with the teacher's.
+
+        Arguments
+        ---------
+        module : str
+            Key of `modules`.
+        position : int, optional
+            Which of several outputs.
+
+        Returns
+        -------
+        bool
+            False if the distillation does not say (it has no `compares`).
+        """
+        compares = getattr(self.distillation, "compares", None)
+        return compares is not None and compares(module, position)
+
     def add(self, loss, surviving):
         """Adds the distillation loss to the loss of the recipe.
 
@@ -114,7 +132,7 @@ class Distiller:
         Raises
         ------
         RuntimeError
-            If neither has anything to say of this batch.
+            If nothing counts in this batch.
         """
         parts = self.distillation.losses(self.teacher, surviving)
         task = {} if loss is None else {"task": loss}
@@ -128,8 +146,9 @@ class Distiller:
             weighted.append(weight * loss)
         if not weighted:
             raise RuntimeError(
-                "distillation: nothing is compared in a batch for which "
-                "compute_objectives returns None; return a loss"
+                "distillation: nothing is compared in this batch, and the "
+                "recipe has no loss that counts; return one from "
+                "compute_objectives, with a task_weight above 0"
             )
         return sum(weighted)
 

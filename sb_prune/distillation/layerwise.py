@@ -186,11 +186,28 @@ class LayerwiseDistillation:
         >>> states.reads("whisper", 0), states.reads("whisper", 1)
         (True, False)
         """
+        all_count = self.task_weight or self.hidden_weight
+        return bool(all_count) or self.compares(module, position)
+
+    def compares(self, module, position=None):
+        """Whether an output of a module is compared with the teacher's.
+
+        Arguments
+        ---------
+        module : str
+            Key of `modules`.
+        position : int, optional
+            Which of several outputs.
+
+        Returns
+        -------
+        bool
+        """
         compared = [
             (self.output_weight, self._logits),
             (self.state_weight, self._states),
         ]
-        return bool(self.task_weight or self.hidden_weight) or any(
+        return any(
             weight and module in of and of[module] == position
             for weight, of in compared
         )

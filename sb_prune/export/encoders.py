@@ -125,10 +125,12 @@ def save_encoder_weights(document, entry, lobe, folder):
         "!name:sb_prune.load_verified", sha256=file_hash(folder / file)
     )
     if getattr(lobe, "tokenizer", None) is not None:
-        _save_tokenizer(document, entry, lobe, folder)
+        _save_beside(document, entry, lobe, folder)
 
 
-def _save_tokenizer(document, entry, lobe, folder):
+def _save_beside(document, entry, lobe, folder):
+    """Saves tokenizer, and how to generate, of a lobe with a decoder."""
+    from sb_prune.export import generation
     from sb_prune.export import tokens as tokenizers
 
     settings = tokenizers.save_tokenizer(lobe, folder)
@@ -136,8 +138,8 @@ def _save_tokenizer(document, entry, lobe, folder):
     files = {tokenizers.TOKENIZER: ("tokenizer", {"settings": settings})}
     if (folder / tokenizers.SPELLING).is_file():
         files[tokenizers.SPELLING] = ("spelling", {})  # after the tokenizer
-    if tokenizers.save_generation(lobe, folder):
-        files[tokenizers.GENERATION] = ("generation", {})
+    if generation.save_generation(lobe, folder):
+        files[generation.GENERATION] = ("generation", {})
     for file, (part, more) in files.items():
         key, sha256 = f"{entry}_{part}", file_hash(folder / file)
         pretrainer["loadables"][key] = reference(entry)

@@ -29,8 +29,9 @@ def read_folder(data_folder, folder, shortest=1.0):
     -------
     list of tuple
         (path, seconds, path from `$data_root`) of each file, as text. Files
-        that cannot be read, are shorter than `shortest`, or are not sampled at
-        16 kHz are left out; the log says how many.
+        that cannot be read, are shorter than `shortest`, have several
+        channels, or are not sampled at 16 kHz are left out; the log says how
+        many.
 
     Raises
     ------
@@ -79,6 +80,8 @@ def _read(path, shortest):
         return "unreadable"
     if info.samplerate != SAMPLE_RATE:
         return f"{info.samplerate} Hz"
+    if info.channels > 1:
+        return f"{info.channels} channels"
     if info.duration < shortest:
         return "too short"
     return info.duration

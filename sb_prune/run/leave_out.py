@@ -54,7 +54,7 @@ class LeaveOut(Phase):
         ------
         ValueError
             If the criterion cannot choose, the choice on disk is of other
-            layers, or there is a teacher of layers that are frozen.
+            layers, or there is a teacher and nothing that can learn of it.
         """
         settings, edited = self._settings, run.edited
         declared(settings.structures, edited.root, block=self.block)
@@ -72,7 +72,7 @@ class LeaveOut(Phase):
             _check_layers(run.folder, choice, declaration.layers)
         plan = layer_plan(declaration, choice["keep"])
         if settings.distillation is not None and run.counter is not None:
-            _check_learns(settings.module, declaration)
+            _check_learns(settings, run.brain.modules, declaration)
             run.distiller = self._distiller(run, declaration, choice["keep"])
         edited.cut_(declaration, self._structures, plan)
         run.facts["layers kept"] = _kept(choice["keep"])
@@ -144,16 +144,28 @@ def _check_stack(declaration):
         )
 
 
-def _check_learns(module, declaration):
-    """Refuses a teacher of layers of which none can learn."""
+def _check_learns(settings, modules, declaration):
+    """Refuses a teacher of what is frozen; warns if the layers alone are."""
     layers = map(declaration.root.get_submodule, declaration.layers)
-    if not any(p.requires_grad for layer in layers for p in layer.parameters()):
+    if _trains(layers):
+        return
+    own, outputs = settings.module, settings.distillation.outputs
+    compared = {*([own] if isinstance(own, str) else own), *outputs}
+    remedy = "freeze: False, as well as freeze_encoder or freeze_decoder"
+    if not _trains(modules[name] for name in compared if name in modules):
         raise ValueError(
-            f"modules: {module}: all layers are frozen, so those that stay "
-            "learn nothing of the teacher; let them train (freeze: False, as "
-            "well as freeze_encoder or freeze_decoder), or leave out "
+            f"modules: {sorted(compared)} are frozen, so nothing learns of "
+            f"the teacher; let them train ({remedy}), or leave out "
             "`distillation` under `layer_pruning`"
         )
+    logger.warning(
+        f"modules: {settings.module}: all layers are frozen, so those that "
+        f"stay learn nothing of the teacher; let them train ({remedy})"
+    )
+
+
+def _trains(modules):
+    return any(p.requires_grad for m in modules for p in m.parameters())
 
 
 def _check_layers(folder, choice, layers):

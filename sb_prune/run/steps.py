@@ -51,7 +51,7 @@ class Steps:
     def begin_batch_(self):
         """To be called before the forward of each training batch."""
         self.point.begin_batch_()
-        if self.distils:
+        if self._distils():
             self.distiller.teacher.begin_()
 
     def add_to_loss(self, loss):
@@ -67,13 +67,11 @@ class Steps:
         torch.Tensor
             Scalar.
         """
-        if not self.distils:
+        if not self._distils():
             return loss
         return self.distiller.add(loss, self._surviving())
 
-    @property
-    def distils(self):
-        """Whether a distillation loss is added in this step."""
+    def _distils(self):
         # as long as weights are held, the teacher would say the same
         return self.distiller is not None and not self.holds_weights
 

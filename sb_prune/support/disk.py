@@ -177,14 +177,14 @@ def _flush_one(path):
 
 
 def rename_(source, target):
-    """Renames a folder in one step that also survives a power cut.
+    """Renames a folder or file in one step that also survives a power cut.
 
     Arguments
     ---------
     source : Path
-        The folder; its content is flushed to disk first.
+        It is flushed to disk first.
     target : Path
-        Its new name, beside `source`; must not exist.
+        Its new name, beside `source`; a file may be there, a folder not.
     """
     flush(source)
     os.replace(source, target)

@@ -30,15 +30,15 @@ def locked(path):
 
 
 class Runs:
-    """Runs of recipes in one folder, each in a process of one thread.
-
-    The environment's OMP_NUM_THREADS may say that there are more.
+    """Runs of recipes in one folder, each in a process of its own.
 
     Arguments
     ---------
     folder : Path
         Where runs and logs go.
     """
+
+    threads = 1  # of each process
 
     def __init__(self, folder):
         self.folder = folder
@@ -107,7 +107,7 @@ class Runs:
                 [sys.executable, script, yaml]
                 + ["--device=cpu", "--noprogressbar", *flags],
                 cwd=script.parent,
-                env={"OMP_NUM_THREADS": "1", **os.environ},
+                env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 check=True,

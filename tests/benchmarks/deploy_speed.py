@@ -158,7 +158,7 @@ def of_whisper(folder, runs):
     lobe = SimpleNamespace(
         model=model, _n_fft=400, _hop_length=160, _mel_filters=filters
     )
-    shapes = write_graphs(lobe, folder)
+    shapes = write_graphs(lobe, folder, apart=False)
     pairs = [in_both(folder / f"{n}.onnx") for n in ("encoder", "decoder")]
     timed = {
         "torch_dense": lambda *_: decode(dense, encode(dense)),

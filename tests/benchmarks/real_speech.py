@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from cells import ROOT, Table
+from cells import ROOT, Runs, Table
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 
@@ -356,7 +356,9 @@ def run_real(doc, path, plan_cells, make_cells, summarise, as_markdown, needs):
     parser.add_argument("--folder", default=ROOT / "results" / path.stem)
     parser.add_argument("--table", type=Path, default=path)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=1, help="of each job")
     given = parser.parse_args()
+    Runs.threads = given.threads
     given.splits = {n: getattr(given, n) for n in ("train", "dev", "test")}
     keys = given.cells or plan_cells(given.full)
     table = Table(given.table)

@@ -29,6 +29,7 @@ from sb_prune.architectures.parts import INSIDE_HEADS
 from sb_prune.deploy import OnnxASR
 from sb_prune.deploy.adapters import traceable
 from sb_prune.deploy.graphs import Input, write_graph
+from sb_prune.deploy.quantize import Quantizer
 from sb_prune.deploy.recognisers import recogniser
 from sb_prune.deploy.runtime.settings import DeployError, write_settings
 
@@ -280,6 +281,12 @@ def test_attention_decoder_writes_the_same_tokens(
         expected += [list(map(int, t)) for t in model.transcribe(wavs, lens)]
     assert found == expected
     assert len(set(map(tuple, found))) > 3 and max(map(len, found)) > 3
+    folder, heard = (
+        tmp_path / "deployed",
+        [wavs[0].numpy(), wavs[0, :80].numpy()],
+    )
+    choice = Quantizer(asr, folder, heard).choose(max_kl=100.0)
+    assert 0 < choice.cost < 100 and len(choice.integers) > 9
 
 
 def letters():

@@ -216,7 +216,7 @@ class EncoderDecoder(Kind):
                 new = numpy.array([[token]])
             if ctc is not None:
                 heard += list(ctc)
-        return [numpy.concatenate(found)] + [numpy.stack(heard)] * bool(heard)
+        return [numpy.concatenate(each) for each in (found, heard) if each]
 
     def tokens(self, wavs, wav_lens):
         """Tokens of utterances that are heard together."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from sb_prune.support.hashes import check_hash, file_hash
 
 FILE, FORMAT = "deploy.json", 2
+NEEDED = {"kind", "sample_rate"}
 FEATURES = "features.onnx"  # where they are a graph of their own
 
 
@@ -55,8 +56,8 @@ def read_settings(folder):
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         format, files = settings["format"], settings["files"]
-        if format == FORMAT:
-            settings["kind"], settings["sample_rate"]  # noqa: B018, are there
+        if format == FORMAT and not NEEDED <= settings.keys():
+            raise KeyError
     except (ValueError, KeyError, TypeError) as error:
         raise DeployError(
             f"{path} cannot be read (truncated or edited?); deploy the model "

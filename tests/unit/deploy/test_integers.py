@@ -174,8 +174,8 @@ def test_those_that_cost_least_are_taken(quantizer):
 
 
 def test_weights_of_16_bits_alone_may_be_too_much(quantizer):
-    assert not quantizer(half=True).choose(max_kl=0.0).fits
-    assert quantizer(half=True).choose(max_kl=10.0).fits
+    assert not quantizer(half=True).choose(max_kl=0.0).is_allowed
+    assert quantizer(half=True).choose(max_kl=10.0).is_allowed
 
 
 def test_a_decoder_is_not_hidden_by_the_frames_of_ctc(quantizer):
@@ -189,7 +189,7 @@ def test_a_decoder_is_not_hidden_by_the_frames_of_ctc(quantizer):
 
 def test_none_is_taken_if_nothing_may_be_lost(quantizer):
     choice = quantizer().choose(max_kl=0.0)
-    assert not choice.integers and choice.cost == 0
+    assert not choice.integers and choice.cost == 0 and choice.is_allowed
 
 
 def test_word_errors_decide_where_there_are_words(quantizer, tokens):

@@ -283,6 +283,24 @@ def shorter(student, *layers):
     return {**student, "encoder": kept}
 
 
+def test_batches_without_targets(student):
+    """The mean of each part of the loss is that of the batches that had it."""
+    distiller = Distiller(
+        LayerwiseDistillation(outputs=["lin"]),
+        student,
+        ["encoder"],
+        declared("0", "2"),
+    )
+    distiller.distillation.losses = lambda *_: {"distill_lin": torch.ones(())}
+    found = [distiller.add(loss, None) for loss in (torch.tensor(2.0), None)]
+    assert found == [3.0, 1.0]
+    assert distiller.means() == {"task": 2.0, "distill_lin": 1.0}
+    distiller.distillation.losses = lambda *_: {}
+    assert distiller.add(torch.tensor(2.0), None) == 2.0
+    with pytest.raises(RuntimeError, match="nothing is compared in this bat"):
+        distiller.add(None, None)
+
+
 def test_a_named_teacher_with_more_layers(student):
     small = shorter(student, "0", "2")
     large = copy.deepcopy(student)

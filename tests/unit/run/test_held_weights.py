@@ -138,12 +138,17 @@ def test_a_recipe_is_told_what_is_learned(tmp_path, task_weight, needed):
         states={"Transformer": 0},
         task_weight=task_weight,
     )
-    asked, compute = [], small_runs.Recipe.compute_forward
+    asked, compared = [], []
+    compute = small_runs.Recipe.compute_forward
 
     def forward(brain, batch, stage):
         if stage == sb.Stage.TRAIN:
             assert brain.learns_from("Transformer", 0)
+            later = brain.learns_from("lin", when_held=False)
+            assert later == bool(task_weight)
             asked.append(brain.learns_from("lin"))
+            compared.append(brain.compares("Transformer", 0))
+            assert not brain.compares("lin")
         return compute(brain, batch, stage)
 
     with patch.object(small_runs.Recipe, "compute_forward", forward):
@@ -151,3 +156,4 @@ def test_a_recipe_is_told_what_is_learned(tmp_path, task_weight, needed):
             tmp_path, model, 0.4, **HELD, **GATES[0], distillation=distillation
         )
     assert asked[:EPOCH] == needed
+    assert compared[:EPOCH] == [False] * OPEN + [True] * (EPOCH - OPEN)

@@ -58,7 +58,7 @@ class ASR(sb.Brain):
         tokens = tokens.masked_fill(~real, self.tokenizer.pad_token_id)
         has_words = stage != sb.Stage.TRAIN or self.learns_from("whisper", 1)
         window = None
-        if stage == sb.Stage.TRAIN and self.distils:
+        if stage == sb.Stage.TRAIN and self.learns_without_words():
             window = self.full_window(wavs, wav_lens, tokens, lengths)
         if window is not None:
             wavs, tokens = window
@@ -71,6 +71,13 @@ class ASR(sb.Brain):
         if stage != sb.Stage.TRAIN:
             hyps, *_ = self.hparams.search(encoded.detach(), wav_lens)
         return logits.log_softmax(dim=-1), hyps
+
+    def learns_without_words(self):
+        """Whether the teacher alone reaches all that trains in this step."""
+        decoder_trains = "decoder" in self.optimizers_dict
+        return self.compares("whisper", 1) or (
+            self.compares("whisper", 0) and not decoder_trains
+        )
 
     def full_window(self, wavs, wav_lens, tokens, lengths):
         """Utterances that fill the window, and their words; None for most."""
@@ -142,7 +149,7 @@ class ASR(sb.Brain):
         """Refuses a decoder that trains, and has nothing to learn from."""
         super().on_fit_start()
         trains = "decoder" in self.optimizers_dict
-        if trains and not self.learns_from("whisper", 1):
+        if trains and not self.learns_from("whisper", 1, when_held=False):
             raise ValueError(
                 "freeze_decoder: False, but no loss reads what the decoder "
                 "writes; write freeze_decoder: True, or, under distillation, "

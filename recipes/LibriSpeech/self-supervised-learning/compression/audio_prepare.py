@@ -16,9 +16,10 @@ def prepare_audio(
 ):
     """Writes `train.csv` and `valid.csv`, which name audio from `$data_root`.
 
-    Files that cannot be read, are shorter than `shortest`, or are not sampled
-    at 16 kHz are left out; the log says how many. When the csv files were
-    already written for the same folders, nothing is done.
+    Files that cannot be read, are shorter than `shortest`, have several
+    channels, or are not sampled at 16 kHz are left out; the log says how many.
+    When the csv files were already written for the same folders, nothing is
+    done.
 
     Arguments
     ---------
