@@ -347,7 +347,8 @@ def test_a_compressed_encoder_is_pruned_further(
 def test_documentation_builds_without_a_warning(tmp_path):
     """`make docs`, on a copy: Sphinx writes what it finds into its source."""
     tree = tmp_path / "tree"
-    for page in PAGES:
+    pictures = (ROOT / "docs").rglob("*.svg")
+    for page in (*PAGES, *pictures):
         copy = tree / page.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(page, copy)
