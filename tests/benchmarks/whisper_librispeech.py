@@ -89,6 +89,7 @@ METHODS = {  # name -> lines beside the preset whisper_score, or whisper_l0
     "once": [],
     "short": [],
     "final": [],
+    "longer": [],
 }
 _KINDS = "structures: {{kinds: [front_end_channels, ffn_units, heads{}]}}"
 _AND_TASK = ["distillation: {task_weight: 1.0}"]
@@ -139,10 +140,12 @@ FINAL_EPOCHS = {  # after the first steps, which measure what matters
     "encoder-0.5": 4,
     "whole-0.3": 3,
 }
+LONGER_EPOCHS = {"encoder-0.5": 7}  # of which `final` has made the first
 EPOCHS = {  # of all data
     "once": dict.fromkeys(SIZES, 1),
     "short": FINAL_EPOCHS,  # which never hear a full window
     "final": FINAL_EPOCHS,
+    "longer": LONGER_EPOCHS,
 }
 LAYERS_KEPT = {  # of 6: -31% and -46% of the encoder, -29% of all
     "encoder-0.25": (4, "encoder"),
@@ -187,7 +190,11 @@ def all_cells():
     dense = [f"dense/utterance-{margin}" for margin in MARGINS]
     dense.append("dense/utterance-2.0-0")  # however short an utterance is
     methods = [*METHODS, "layers"]
-    pruned = [f"{method}/{size}" for method in methods for size in SIZES]
+    pruned = [
+        f"{method}/{size}"
+        for method in methods
+        for size in EPOCHS.get(method, SIZES)
+    ]
     variants = [f"{name}/encoder-0.5" for name in VARIANTS]
     keys = ["dense/30s", *dense, *FINAL, "tuned/utterance-2.0", *pruned]
     keys += [*variants, *CUTS]
@@ -311,6 +318,8 @@ class Cells:
             options["schedule_steps"] = GATE_STEPS
         if method == "short":
             options["full_windows"] = 0.0
+        if method == "longer":
+            self._start_from(self._train(f"final/{size}", scored), key)
         if is_cut:  # an epoch in which nothing is learned
             options |= {"lr_encoder": 0.0, "lr_decoder": 0.0}
         labels = None
@@ -320,6 +329,15 @@ class Cells:
         options |= {"total_steps": steps}
         options |= {"cooldown_steps": max(steps - 100, 1)}
         return self._run(_name(key), yaml, scored, options)
+
+    def _start_from(self, finished, key):
+        """Gives a run the checkpoints of another that is to go on."""
+        folder = self.runs.folder / _name(key)
+        if not folder.exists():
+            aside = folder.with_name(f"{folder.name}.incomplete")
+            shutil.rmtree(aside, ignore_errors=True)
+            shutil.copytree(finished / "save", aside / "save")
+            aside.rename(folder)
 
     def _copy_labels(self, folder):
         """Gives a run the labels that the dense model writes, once for all.
@@ -333,7 +351,8 @@ class Cells:
             "whisper_hub": self.whisper,
             "number_of_epochs": 0,
             "pseudo_labels": True,
-            **{n: v for n, v in TRAINING.items() if n.startswith("max_")},
+            "max_batch_length": 240,  # many at once read the weights once
+            "max_batch_ex": 16,
         }
         source = self._run("labels", DENSE, self._csv["valid"][0], options)
         folder.mkdir(exist_ok=True)

@@ -121,6 +121,16 @@ def test_the_dense_model_is_scored_as_it_is(
     assert "valid WER" in log and "test WER" in log
 
 
+def test_a_run_that_goes_on_has_the_schedule_that_is_asked_for(run, tmp_path):
+    """Not that of its checkpoints, which would end below zero."""
+    run(tmp_path, "train_whisper", TINY_WHISPER, number_of_epochs=1)
+    longer = {"number_of_epochs": 2, "warmup_steps": 1000, "total_steps": 2000}
+    run(tmp_path, "train_whisper", TINY_WHISPER, **longer)
+    log = (tmp_path / "train_log.txt").read_text()
+    first, second = map(float, re.findall(r"lr_encoder: ([\d.e-]+)", log))
+    assert 0 < second < 0.1 * first
+
+
 def test_a_killed_run_ends_with_the_same_bits(pruned, run, tmp_path):
     run(tmp_path, "prune_whisper", TINY_WHISPER_PRUNE)
     assert_same_bits(pruned, tmp_path)

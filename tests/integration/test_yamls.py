@@ -73,6 +73,15 @@ def test_yaml_loads(path, tmp_path, monkeypatch, tiny_wav2vec2, tiny_whisper):
     assert hparams
 
 
+@pytest.mark.parametrize("path", YAMLS, ids=name_of)
+def test_no_schedule_of_steps_is_stored(path):
+    """From a checkpoint it would undo that a run is to go on for longer."""
+    yaml = path.read_text()
+    kept = yaml.partition("recoverables:")[2]
+    for name in re.findall(r"^(\w+): !new:.*\.WarmCoolDecay", yaml, re.M):
+        assert f" {name}:" not in kept
+
+
 def test_no_recipe_and_no_preset_is_left_out():
     scripts = {path.parent for path in (ROOT / "recipes").rglob("train*.py")}
     folders = {path.parents[1] for path in YAMLS}
