@@ -24,6 +24,7 @@ WHISPER = (
     "    aligned: True # no frames behind the utterance",
     "    context: utterance",
     "    margin: 0.5",
+    "    attn_implementation: eager # the fastest in bf16 on a CPU",
 )
 KEPT = r"    (source|save_path|output_all_hiddens|freeze):"
 EVERY_VALID = 10  # utterances of dev of which one is for validation

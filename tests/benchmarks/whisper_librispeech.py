@@ -55,6 +55,7 @@ SPEECH = {  # of every cell
     "skip_prep": True,
 }
 TRAINING = {
+    "attn_implementation": "eager",
     "max_batch_length": 16,
     "max_batch_ex": 4,
     "warmup_steps": 50,

@@ -21,6 +21,41 @@ WIDTH_STEP = 8  # heads are padded to a multiple of this many dims
 
 
 @dataclass(frozen=True)
+class Dims:
+    """The dims of some heads, padded to one width.
+
+    Arguments
+    ---------
+    places : torch.Tensor
+        (heads, width) int, the position of each dim in (Q,) or (V,). Padding
+        has the position Q or V, one beyond the last.
+    in_order : bool
+        Whether these are all positions, one after another.
+    """
+
+    places: torch.Tensor
+    in_order: bool
+
+    def take(self, x):
+        """Selects the dims, with zeros where they are padded.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            (B, T, Q or V)
+
+        Returns
+        -------
+        torch.Tensor
+            (B, heads, T, width)
+        """
+        if not self.in_order:
+            padded = F.pad(x, (0, 1))
+            x = padded.index_select(-1, self.places.flatten())
+        return x.unflatten(-1, self.places.shape).transpose(1, 2)
+
+
+@dataclass(frozen=True)
 class Bucket:
     """Heads that are computed together, padded to one width.
 
@@ -28,14 +63,12 @@ class Bucket:
     ---------
     heads : list of int
         Positions of these heads among the kept ones.
-    query_key, value : torch.Tensor
-        (heads, width) int, the position of each of their dims in (Q,) or (V,).
-        Padding has the position Q or V, one beyond the last.
+    query_key, value : Dims
     """
 
     heads: list
-    query_key: torch.Tensor
-    value: torch.Tensor
+    query_key: Dims
+    value: Dims
 
 
 class HeadLayout(torch.nn.Module):
@@ -62,7 +95,7 @@ class HeadLayout(torch.nn.Module):
     >>> layout = HeadLayout((2, 9, 1), (3, 4, 1))
     >>> [bucket.heads for bucket in layout.buckets]
     [[0, 2], [1]]
-    >>> layout.buckets[0].value.tolist()
+    >>> layout.buckets[0].value.places.tolist()
     [[0, 1, 2, 8, 8, 8, 8, 8], [7, 8, 8, 8, 8, 8, 8, 8]]
     >>> layout.order.tolist(), layout.head_order.tolist()
     ([0, 1, 2, 16, 17, 18, 19, 8], [0, 2, 1])
@@ -75,25 +108,52 @@ class HeadLayout(torch.nn.Module):
             width = -(-max(widths) // WIDTH_STEP) * WIDTH_STEP
             by_width.setdefault(width, []).append(head)
         self._heads = [heads for _, heads in sorted(by_width.items())]
+        self._in_order = {}  # name of a buffer -> whether it changes nothing
         places = []
         for i, (width, heads) in enumerate(sorted(by_width.items())):
-            self._add(f"query_key_{i}", _padded_rows(query_key, heads, width))
+            rows = _padded_rows(query_key, heads, width)
+            self._add(f"query_key_{i}", rows, sum(query_key))
             places.append(_padded_rows(value, heads, width))
-            self._add(f"value_{i}", places[i])
+            self._add(f"value_{i}", places[i], sum(value))
         places = torch.cat([place.flatten() for place in places])
         # padding has the highest position, so it is sorted to the end and cut
-        self._add("order", places.argsort(stable=True)[: sum(value)])
-        self._add("head_order", torch.tensor(sum(self._heads, [])).argsort())
+        order = places.argsort(stable=True)[: sum(value)]
+        self._add("order", order, len(places))
+        heads = torch.tensor(sum(self._heads, []))
+        self._add("head_order", heads.argsort(), len(heads))
 
-    def _add(self, name, index):
+    def _add(self, name, index, count):
+        """Keeps positions among `count`, and whether they are all, in order."""
         self.register_buffer(name, index, persistent=False)
+        self._in_order[name] = index.flatten().tolist() == [*range(count)]
 
     @property
     def buckets(self):
         """List of `Bucket`, those of the narrowest heads first."""
-        indices = list(self.buffers(recurse=False))
-        pairs = zip(indices[0::2], indices[1::2])  # the orders come last
-        return [Bucket(h, *pair) for h, pair in zip(self._heads, pairs)]
+        return [
+            Bucket(
+                heads, self._dims(f"query_key_{i}"), self._dims(f"value_{i}")
+            )
+            for i, heads in enumerate(self._heads)
+        ]
+
+    def _dims(self, name):
+        return Dims(getattr(self, name), self._in_order[name])
+
+    def join_outputs(self, outputs):
+        """Joins outputs (B, heads, L, width) of all buckets to (B, L, V)."""
+        flat = [output.transpose(1, 2).flatten(2) for output in outputs]
+        return self._sorted(flat, "order", -1)
+
+    def join_weights(self, weights):
+        """Joins attention weights of all buckets to (B, H, L, S)."""
+        return self._sorted(weights, "head_order", 1)
+
+    def _sorted(self, pieces, order, dim):
+        joined = torch.cat(pieces, dim) if len(pieces) > 1 else pieces[0]
+        if self._in_order[order]:
+            return joined
+        return joined.index_select(dim, getattr(self, order))
 
 
 def _padded_rows(widths, heads, width):
@@ -103,26 +163,6 @@ def _padded_rows(widths, heads, width):
     for row, head in zip(rows, heads):
         row[: widths[head]] = torch.arange(starts[head], starts[head + 1])
     return rows
-
-
-def take(x, index):
-    """Selects the dims of the heads in a bucket, padded with zeros.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        (B, T, Q or V)
-    index : torch.Tensor
-        (heads, width), the `query_key` or `value` of a `Bucket`.
-
-    Returns
-    -------
-    torch.Tensor
-        (B, heads, T, width)
-    """
-    padded = F.pad(x, (0, 1))
-    found = padded.index_select(-1, index.flatten())
-    return found.unflatten(-1, index.shape).transpose(1, 2)
 
 
 def attend(query, key, value, layout, scale, bias=None, dropout=0.0):
@@ -159,16 +199,16 @@ def attend(query, key, value, layout, scale, bias=None, dropout=0.0):
     """
     outputs = [
         F.scaled_dot_product_attention(
-            take(query, bucket.query_key),
-            take(key, bucket.query_key),
-            take(value, bucket.value),
+            bucket.query_key.take(query),
+            bucket.query_key.take(key),
+            bucket.value.take(value),
             attn_mask=_of_heads(bias, bucket.heads),
             dropout_p=dropout,
             scale=scale,
         )
         for bucket in layout.buckets
     ]
-    return _joined(outputs, layout)
+    return layout.join_outputs(outputs)
 
 
 def attend_with_weights(
@@ -191,14 +231,14 @@ def attend_with_weights(
     bias = as_bias(bias, query)
     weights, outputs = [], []
     for bucket in layout.buckets:
-        q, k = take(query, bucket.query_key), take(key, bucket.query_key)
-        scores = q @ k.transpose(-2, -1) * scale
+        q, k = map(bucket.query_key.take, (query * scale, key))
+        scores = q @ k.transpose(-2, -1)
         if bias is not None:
             scores = scores + _of_heads(bias, bucket.heads)
         weights.append(scores.softmax(-1))
         dropped = F.dropout(weights[-1], dropout, training=dropout > 0)
-        outputs.append(dropped @ take(value, bucket.value))
-    return _joined(outputs, layout), _in_order(weights, layout)
+        outputs.append(dropped @ bucket.value.take(value))
+    return layout.join_outputs(outputs), layout.join_weights(weights)
 
 
 def as_bias(mask, like):
@@ -225,17 +265,6 @@ def _of_heads(bias, heads):
     if bias is None or bias.shape[1] == 1:
         return bias
     return bias[:, heads]
-
-
-def _joined(outputs, layout):
-    """Joins the outputs (B, heads, L, width) of all buckets to (B, L, V)."""
-    flat = [output.transpose(1, 2).flatten(2) for output in outputs]
-    return torch.cat(flat, dim=-1).index_select(-1, layout.order)
-
-
-def _in_order(weights, layout):
-    """Joins the attention weights of all buckets to (B, H, L, S)."""
-    return torch.cat(weights, dim=1).index_select(1, layout.head_order)
 
 
 class UnequalHeads:
@@ -492,11 +521,9 @@ class UnequalRelPosMHAXL(UnequalHeads, RelPosMHAXL):
         with_v = (q + self.pos_bias_v.reshape(-1)) * self.scale
         weights, outputs = [], []
         for bucket in self.layout.buckets:
-            index = bucket.query_key
-            content = take(with_u, index) @ take(k, index).transpose(-2, -1)
-            relative = take(with_v, index) @ take(positions, index).transpose(
-                -2, -1
-            )
+            take = bucket.query_key.take
+            content = take(with_u) @ take(k).transpose(-2, -1)
+            relative = take(with_v) @ take(positions).transpose(-2, -1)
             scores = content + self.rel_shift(relative) + hidden
             found_weights = F.softmax(scores, dim=-1, dtype=torch.float32)
             # in chunked training a frame may have nothing to attend to
@@ -504,11 +531,11 @@ class UnequalRelPosMHAXL(UnequalHeads, RelPosMHAXL):
                 hidden == -torch.inf, 0.0
             )
             weights.append(found_weights)
-            outputs.append(found_weights @ take(v, bucket.value))
-        output = self.out_proj(_joined(outputs, self.layout))
+            outputs.append(found_weights @ bucket.value.take(v))
+        output = self.out_proj(self.layout.join_outputs(outputs))
         if not return_attn_weights:
             return output
-        return output, _in_order(weights, self.layout)
+        return output, self.layout.join_weights(weights)
 
     def _project(self, x):
         """q and k (B, L, Q), v (B, L, V)."""

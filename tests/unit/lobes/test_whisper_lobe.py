@@ -178,11 +178,21 @@ def test_generate(load, wav):
         ({"context": 2}, "context: 2; write more than the margin of 2 s"),
         ({"margin": -1}, "margin: -1; write a number, 0 or more"),
         ({"min_context": 40}, "min_context: 40; Whisper hears 30 s"),
+        ({"attn_implementation": "eagre"}, 'attn_implementation="eagre"'),
     ],
 )
 def test_wrong_options(load, options, message):
     with pytest.raises(ValueError, match=message):
         load(**options)
+
+
+@torch.no_grad()
+def test_eager_attention_hears_the_same(load, wav, prefix):
+    lobe = load(attn_implementation="eager")
+    attention = lobe.model.encoder.layers[0].self_attn
+    assert attention.config._attn_implementation == "eager"
+    for found, expected in zip(lobe(wav, prefix)[:2], load()(wav, prefix)):
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 @torch.no_grad()

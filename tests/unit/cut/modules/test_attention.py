@@ -93,10 +93,22 @@ def test_unequal_heads_are_those_computed_one_by_one(boolean, per_head):
     assert torch.allclose(found[1], weights, atol=1e-6)
 
 
-def test_equal_heads_without_bias():
+@pytest.mark.parametrize(
+    "widths",
+    [
+        ((4,) * 4, (4,) * 4),  # padded
+        ((8, 8), (8, 8)),  # nothing is sorted or padded
+        ((8, 8), (8, 5)),  # padded at the end alone
+        ((8, 8), (5, 8)),
+        ((16, 8), (16, 8)),  # two widths, the narrow one first
+    ],
+)
+def test_heads_without_bias(widths):
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 6, 16)
-    widths = ((4,) * 4, (4,) * 4)
-    output, _ = one_by_one(q, k, v, widths, 0.5, torch.zeros(1, 4, 1, 1))
+    q, k = torch.randn(2, 2, 6, sum(widths[0]))
+    v = torch.randn(2, 6, sum(widths[1]))
+    output, _ = one_by_one(
+        q, k, v, widths, 0.5, torch.zeros(1, len(widths[0]), 1, 1)
+    )
     found = attend(q, k, v, HeadLayout(*widths), 0.5)
     assert torch.allclose(found, output, atol=1e-6)
