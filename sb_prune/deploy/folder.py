@@ -15,7 +15,12 @@ import torch
 from sb_prune.deploy.graphs import OPSET
 from sb_prune.deploy.integers import Graph
 from sb_prune.deploy.manifests import calibration_audio, labelled_audio
-from sb_prune.deploy.quantize import MAX_KL, Quantizer, word_error_rate
+from sb_prune.deploy.quantize import (
+    MAX_KL,
+    Quantizer,
+    word_error_rate,
+    words_compared,
+)
 from sb_prune.deploy.recognisers import recogniser
 from sb_prune.deploy.runtime.asr import OnnxASR
 from sb_prune.deploy.runtime.settings import FILE, DeployError, write_settings
@@ -253,6 +258,7 @@ def _quantize_(folder, settings, wanted, audio, labelled, half):
             [f"{label}: word error rate, %", f"{rate:.2f}"]
             for label, rate in rates.items()
         ]
+        rows += [["normaliser of words", words_compared(asr.model)[1]]]
     products = len(choice.integers) + len(choice.floats)
     return [
         [f"int8: matrix products, of {products}", f"{len(choice.integers)}"],

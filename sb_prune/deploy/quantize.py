@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy
 
 from sb_prune.deploy.integers import Graph
+from sb_prune.deploy.runtime.kinds import Whisper
 from sb_prune.deploy.runtime.search import log_softmax
 from sb_prune.deploy.runtime.settings import DeployError
-from sb_prune.support.words import word_errors, words_of
+from sb_prune.support.words import normaliser, word_errors
 
 MAX_KL = 0.01  # nats
 
@@ -223,6 +224,11 @@ def _shown(file, name):
     return f"{file.removesuffix('.onnx')}: {name}"
 
 
+def words_compared(model):
+    """The `normaliser` for what a deployed model writes."""
+    return normaliser(isinstance(model, Whisper))
+
+
 def word_error_rate(model, labelled):
     """Word error rate of a deployed model, as it is now.
 
@@ -237,6 +243,7 @@ def word_error_rate(model, labelled):
     float
         In %.
     """
+    words_of, _ = words_compared(model)
     counts = [
         word_errors(words_of(words), words_of(model.long(wav)))
         for wav, words in labelled

@@ -14,9 +14,9 @@ from sb_prune.deploy.runtime.settings import DeployError
 from sb_prune.report.models import processes
 from sb_prune.support.words import (
     error_rate,
+    normaliser,
     rate_difference,
     word_errors,
-    words_of,
 )
 
 LONGEST = 30.0  # seconds of an utterance
@@ -184,7 +184,7 @@ def compare(folders, found, count, threads=1):
         for name, process in running.items():
             rows[name].facts = {**process.facts, **process.costs()}
     rows = list(rows.values())
-    words, normaliser = _words(rows)
+    words, style = normaliser(any(row.facts["is_whisper"] for row in rows))
     has_labels = all(text is not None for _, text in chosen)
     right = [text for _, text in chosen] if has_labels else rows[0].texts
     said = [words(text) for text in right]
@@ -206,22 +206,9 @@ def compare(folders, found, count, threads=1):
         heard,
         has_labels,
         threads,
-        normaliser,
+        style,
         too_long,
     )
-
-
-def _words(rows):
-    """Function: text -> words that are compared; and its name."""
-    if any(row.facts["is_whisper"] for row in rows):
-        try:
-            from whisper_normalizer.english import EnglishTextNormalizer
-        except ImportError:
-            pass
-        else:
-            normalise = EnglishTextNormalizer()
-            return lambda text: normalise(text).split(), "Whisper's, of English"
-    return words_of, "small letters, without punctuation"
 
 
 def table(comparison):

@@ -31,6 +31,37 @@ def words_of(text):
     return re.findall(r"[\w']+", text.lower())
 
 
+def normaliser(of_whisper):
+    """How texts are made comparable, word by word.
+
+    Arguments
+    ---------
+    of_whisper : bool
+        Whether one is Whisper's, which writes numbers in digits: then as
+        OpenAI compares English, if `whisper-normalizer` is installed.
+
+    Returns
+    -------
+    (callable, str)
+        Text -> list of str; and what to call this beside a figure.
+
+    Example
+    -------
+    >>> words, name = normaliser(of_whisper=False)
+    >>> words("Mr. Brown"), name
+    (['mr', 'brown'], 'small letters, without punctuation')
+    """
+    if of_whisper:
+        try:
+            from whisper_normalizer.english import EnglishTextNormalizer
+        except ImportError:
+            pass
+        else:
+            normalise = EnglishTextNormalizer()
+            return lambda text: normalise(text).split(), "Whisper's, of English"
+    return words_of, "small letters, without punctuation"
+
+
 def word_errors(said, heard):
     """Counts the word errors of an utterance.
 

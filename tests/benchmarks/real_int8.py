@@ -11,7 +11,8 @@ every utterance with both, in turns and one thread: word error rates with 95%
 intervals of a bootstrap over utterances, the interval of their difference, file
 sizes, and how much faster integers are. How long loading takes, and the peak of
 memory after an utterance, are those of a fresh process. Whisper's texts are
-normalised as in its paper, others compared as they are.
+normalised as in its paper, others compared in small letters, without
+punctuation.
 
 What is finished is kept in real_int8.json: a cell is NAME, the model, or
 NAME/MANIFEST/N, what it hears of 500 utterances from the Nth on. A benchmark
@@ -128,13 +129,11 @@ def hear(folder, utterances):
 
 def word_counts(asr, said, heard):
     """(errors, words) of an utterance."""
-    from whisper_normalizer.english import EnglishTextNormalizer
-
+    from sb_prune.deploy.quantize import words_compared
     from sb_prune.support.words import word_errors
 
-    if asr.model.settings["kind"] == "whisper":
-        said, heard = (EnglishTextNormalizer()(text) for text in (said, heard))
-    return word_errors(said.split(), heard.split())
+    words_of, _ = words_compared(asr.model)
+    return word_errors(words_of(said), words_of(heard))
 
 
 def summarise(cells):

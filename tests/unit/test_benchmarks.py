@@ -761,8 +761,8 @@ def test_whisper_methods_differ_in_what_their_names_say(real, whisper_block):
         blocks = {name: whisper_block(name, size) for name in real.METHODS}
         for name, block in blocks.items():
             PruningSettings(**block)
-            is_refitted = name.endswith(
-                ("_refit", "_reselected", "once", "short", "final")
+            is_refitted = name in real.EPOCHS or name.endswith(
+                ("_refit", "_reselected")
             )
             assert is_refitted == (block.get("refit") is not None)
             if is_refitted:
@@ -786,6 +786,22 @@ def test_whisper_variants_differ_from_the_preset(real, whisper_block):
         PruningSettings(**block)
         assert (described(block) != same) == bool(lines)
         assert lines or options
+
+
+def test_a_longer_training_goes_on_from_a_finished_one(real, tmp_path):
+    cells = object.__new__(real.Cells)
+    cells.runs = real.Runs(tmp_path)
+    finished = tmp_path / "final-encoder-0.5"
+    (finished / "save").mkdir(parents=True)
+    (finished / "save/epochs").write_text("4")
+    (finished / "wer_valid.txt").write_text("of the fourth epoch")
+    cells._start_from(finished, "longer/encoder-0.5")
+    went_on = tmp_path / "longer-encoder-0.5"
+    assert [path.name for path in went_on.iterdir()] == ["save"]
+    (went_on / "save/epochs").write_text("5")
+    cells._start_from(finished, "longer/encoder-0.5")  # after it was killed
+    assert (went_on / "save/epochs").read_text() == "5"
+    assert (finished / "save/epochs").read_text() == "4"
 
 
 def test_intervals_of_word_errors(real, tmp_path):

@@ -8,7 +8,12 @@ import torch
 
 from sb_prune.deploy.graphs import Input, write_graph
 from sb_prune.deploy.integers import Graph
-from sb_prune.deploy.quantize import Quantizer, kl_divergence
+from sb_prune.deploy.quantize import (
+    Quantizer,
+    kl_divergence,
+    word_error_rate,
+)
+from sb_prune.deploy.runtime.kinds import CTC, Whisper
 from sb_prune.deploy.runtime.settings import DeployError
 
 WORDS = 1200
@@ -199,6 +204,13 @@ def test_word_errors_decide_where_there_are_words(quantizer, tokens):
     assert len(whole.integers) == 4 and whole.cost > 0
     choice = quantizer(labelled).choose(max_wer_loss=whole.cost / 2)
     assert choice.cost <= whole.cost / 2 and choice.floats
+
+
+@pytest.mark.parametrize("kind, wrong", [(Whisper, 0), (CTC, 100)])
+def test_words_of_whisper_are_compared_as_in_its_paper(kind, wrong):
+    model = object.__new__(kind)
+    model.long = lambda wav: "Mister 21"
+    assert word_error_rate(model, [(None, "MR TWENTY ONE")] * 2) == wrong
 
 
 def test_what_was_chosen_is_written(quantizer, tmp_path, tokens):
