@@ -7,9 +7,9 @@ System 1 (Jiang et al., 2023) on train-clean-5: the recipe's Conformer with
 CTC (train_ctc.yaml) is trained once, then pruned (prune_ctc.yaml) by every
 method, with equal steps of pruning and of fine-tuning, the same distillation
 and the same data. `small_dense` is a dense encoder of the size that is left,
-trained from scratch for the steps of all phases together. Word errors are those
-of greedy CTC, with 95% intervals of a bootstrap over utterances; methods are
-chosen on dev.
+trained from scratch for the steps of all phases together. All start from one
+dense model; seeds are those of pruning. Word errors are those of greedy CTC,
+with 95% intervals of a bootstrap over utterances; methods are chosen on dev.
 
 A cell is METHOD/LEVEL/SEED, LEVEL the share of the encoder's parameters that
 goes. `cut:METHOD/LEVEL/SEED` is the same just after the cut, before any
@@ -36,7 +36,7 @@ from real_speech import (
 
 TABLE = Path(__file__).with_suffix(".json")
 BATCHES = {"max_batch_length": 100, "max_batch_ex": 64, "num_buckets": 50}
-DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 24, 2, 4
+DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 24, 2, 3
 SCORE_STEPS = 32  # of measuring, where all goes at once
 CUT_EVERY = 15  # training utterances of which one measures, in `cut:` cells
 DENSE = {"d_model": 144, "d_ffn": 1024}
@@ -68,8 +68,9 @@ AT_ONCE = {  # of `cut:` cells
     **{f"{name}_refit": lines + REFIT for name, lines in SCORES.items()},
     "taylor_reselect": RESELECT,
 }
-BEST = ("l0_soft", "taylor_reselect", "magnitude")  # at the other level
-SEEDED = ("l0_soft", "taylor", "magnitude")  # with more seeds
+FIRST = ("l0_soft", "l0_straight", "taylor", "magnitude", "random")
+FIRST += ("taylor_reselect",)
+BEST = ("l0_soft", "taylor_reselect", "magnitude")  # all levels, more seeds
 QUICK = ["dense/1", "cut:taylor_reselect/0.2/1"]
 
 
@@ -80,11 +81,11 @@ def plan_cells(full):
     cuts = [f"cut:{m}/{level}/1" for level in CUT_LEVELS for m in AT_ONCE]
     first, second = LEVELS
     keys = ["dense/1", *cuts]
-    keys += [f"{method}/{first}/1" for method in (*METHODS, "small_dense")]
+    keys += [f"{method}/{first}/1" for method in (*FIRST, "small_dense")]
     keys += [f"{method}/{second}/1" for method in (*BEST, "small_dense")]
-    keys += [f"{m}/{first}/{seed}" for seed in SEEDS[1:] for m in SEEDED]
-    keys += [f"dense/{seed}" for seed in SEEDS[1:]]  # are trained by then
-    return keys
+    keys += [f"{m}/{first}/{seed}" for seed in SEEDS[1:] for m in BEST]
+    keys += [f"{method}/{first}/1" for method in METHODS]
+    return list(dict.fromkeys(keys))
 
 
 # --------------------------------------------------------------------- runs
@@ -187,7 +188,7 @@ class Cells:
         return path
 
     def _pruned(self, name, yaml, train, level, seed, scored, options):
-        dense = {"dense_folder": self._dense(seed), "target": level, **DENSE}
+        dense = {"dense_folder": self._dense("1"), "target": level, **DENSE}
         options = {**dense, **options}
         return self._run(name, yaml, train, seed, scored, options)
 
