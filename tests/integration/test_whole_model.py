@@ -1,8 +1,10 @@
-"""The README's block for the whole model: front-end, encoder and decoder."""
+"""Front-end, encoder and decoder: the README's block, and deployment."""
 
 import re
 
+import numpy
 import pytest
+import torch
 from documents import blocks
 from recipe_runs import (
     JOINT,
@@ -13,6 +15,9 @@ from recipe_runs import (
     run_python,
 )
 
+from speechbrain.inference.ASR import EncoderDecoderASR
+
+from sb_prune.deploy import OnnxASR, deploy
 from sb_prune.export.loading import load_export
 
 COMPARE = """
@@ -49,28 +54,34 @@ def whole_yaml(tmp_path_factory):
     return path
 
 
-def test_the_whole_model_is_pruned(whole_yaml, corpus, tmp_path):
-    dense, pruned = tmp_path / "dense", tmp_path / "pruned"
-    for yaml, folder, sizes in (
-        ("hparams/train.yaml", dense, {**JOINT, "number_of_epochs": 1}),
-        (whole_yaml, pruned, {**JOINT_PRUNE, "number_of_epochs": 2}),
-    ):
-        more = {"dense_folder": dense} if folder == pruned else {}
-        run_python(
-            RECIPE / "train.py",
-            yaml,
-            *options(
-                sizes,
-                data_folder=corpus,
-                output_folder=folder,
-                test_csv=f"[{folder}/test-clean.csv]",
-                **more,
-            ),
-        )
-    export = load_export(pruned / "export")
+@pytest.fixture(scope="module")
+def prune(corpus, tmp_path_factory):
+    """Function: YAML -> export of a model that is trained once."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(yaml, sizes, name, **more):
+        output = folder / name
+        more |= {"data_folder": corpus, "output_folder": output}
+        more["test_csv"] = f"[{output}/test-clean.csv]"
+        run_python(RECIPE / "train.py", yaml, *options(sizes, **more))
+        return output
+
+    sizes = {**JOINT, "number_of_epochs": 1}
+    dense = run("hparams/train.yaml", sizes, "dense")
+    sizes = {**JOINT_PRUNE, "number_of_epochs": 2}
+
+    def pruned(yaml, name):
+        return run(yaml, sizes, name, dense_folder=dense) / "export"
+
+    return pruned
+
+
+def test_the_whole_model_is_pruned(prune, whole_yaml, corpus, tmp_path):
+    export = prune(whole_yaml, "whole")
+    plan = load_export(export).steps[-1].plan
     gone = {
         name.split(".")[0] + "." + name.split(".")[1]
-        for name, kept in export.steps[-1].plan.keep.items()
+        for name, kept in plan.keep.items()
         if not kept.all()
     }
     assert {"Transformer.encoder", "Transformer.decoder"} <= gone
@@ -78,5 +89,21 @@ def test_the_whole_model_is_pruned(whole_yaml, corpus, tmp_path):
     script = tmp_path / "load.py"
     script.write_text(COMPARE)
     audio = next(corpus.rglob("test-clean/**/*.flac"))
-    done = run_python(script, pruned / "export", audio, cwd=tmp_path)
+    done = run_python(script, export, audio, cwd=tmp_path)
     assert "HEARD:" in done.stdout
+
+
+def test_it_is_deployed_with_its_features_apart(prune, corpus, tmp_path):
+    """The encoder was cut; all of the decoder listens to it."""
+    export = prune("hparams/prune.yaml", "encoder")
+    asr = EncoderDecoderASR.from_hparams(str(export), savedir=str(tmp_path))
+    folder = tmp_path / "deployed"
+    deploy(export, folder, features_apart=True)
+    runtime = OnnxASR(folder)
+    assert (folder / "features.onnx").is_file()
+    for path in sorted(corpus.rglob("test-clean/**/*.flac"))[:3]:
+        wav = asr.load_audio(str(path))[None]
+        words, tokens = asr.transcribe_batch(wav, torch.ones(1))
+        found = runtime.transcribe_batch(wav.numpy(), numpy.ones(1, "float32"))
+        assert len(tokens[0]) > 3
+        assert found == (words, tokens)
