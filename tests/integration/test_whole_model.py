@@ -14,7 +14,6 @@ from recipe_runs import (
     options,
     run_python,
 )
-
 from speechbrain.inference.ASR import EncoderDecoderASR
 
 from sb_prune.deploy import OnnxASR, deploy
