@@ -71,7 +71,9 @@ def assert_same(computed, module):
 @torch.no_grad()
 def test_torch_compile(module):
     torch.compiler.reset()
-    assert_same(torch.compile(module, backend="aot_eager"), module)
+    assert_same(
+        torch.compile(module, backend="aot_eager", fullgraph=True), module
+    )
 
 
 @torch.no_grad()
