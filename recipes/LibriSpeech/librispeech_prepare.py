@@ -224,7 +224,7 @@ def read_split(data_folder, split):
         raise FileNotFoundError(
             f"No transcripts in {Path(data_folder, split)}: set data_folder "
             f"to the folder that holds {split}, or download that split from "
-            "http://www.openslr.org/12"
+            "http://www.openslr.org/12 (train-clean-5: openslr.org/31)"
         )
     utterances = [
         (path.parent, *[*line.split(maxsplit=1), ""][:2])
