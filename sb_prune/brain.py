@@ -204,6 +204,14 @@ class PruningMixin:
         if should_step:
             self.pruning.steps.end_step_(self, batch)
 
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        """No checkpoint holds the gradients of a step that has begun."""
+        return self.step % self.grad_accumulation_factor == 0 and (
+            super()._should_save_intra_epoch_ckpt(
+                last_ckpt_time, steps_since_ckpt
+            )
+        )
+
     def on_stage_start(self, stage, epoch=None):
         """Sets the gates to the current plan before evaluation."""
         self.pruning.steps.begin_stage_(stage)

@@ -63,23 +63,45 @@ def joined_structures(root, parts):
         blocks=all_of("blocks"),
         output_frames=partial(_frames_behind, declarations),
         usual_frames=declarations[0].usual_frames,
+        time_axis=declarations[0].time_axis,
     )
 
 
 def _frames_behind(declarations, frames):
-    for declaration in declarations:
-        frames = declaration.output_frames(frames)
-    return frames
+    *_, entering = _frames_before(declarations, frames)
+    return declarations[-1].output_frames(entering)
+
+
+def _frames_before(declarations, frames):
+    """Frames that enter each part, after those before it.
+
+    Parts of one scope get the same, and so do those of Whisper, whose decoder
+    counts the frames of the log-mel, too.
+    """
+    entering, given = [], frames
+    for place, part in enumerate(declarations):
+        for other, known in zip(declarations[:place], entering):
+            if _read_the_same(part, other):
+                given = known
+                break
+        entering.append(given)
+        given = part.output_frames(given)
+    return entering
+
+
+def _read_the_same(part, other):
+    is_log_mel = part.time_axis == other.time_axis != 1
+    return is_log_mel or not set(part.scope).isdisjoint(other.scope)
 
 
 def _in_series(declarations, frames):
     """Lists the operations of all parts, each once."""
     found = []
-    for declaration in declarations:
+    entering = _frames_before(declarations, frames)
+    for declaration, given in zip(declarations, entering):
         known = set(found)
-        listed = declaration.operations(frames)
+        listed = declaration.operations(given)
         found += [operation for operation in listed if operation not in known]
-        frames = declaration.output_frames(frames)
     return found
 
 

@@ -231,7 +231,8 @@ class LayerwiseDistillation:
         ------
         RuntimeError
             If the layers of the student did not run, or not as often as those
-            of the teacher, or if the teacher could not replay an output.
+            of the teacher, or if the teacher could not replay an output, as
+            what feeds a module is no output of another one.
         ValueError
             If student and teacher have different sizes, or a module that
             returns one tensor is said to return several.
@@ -328,11 +329,16 @@ def _check_followed(teacher, name):
             f"distillation: outputs: {name} did not run in this batch; leave "
             "it out"
         )
+    _check_fed(teacher, name, "leave it out")
+
+
+def _check_fed(teacher, name, otherwise):
+    """Refuses a module that the teacher would feed what is the student's."""
     if name in teacher.unpaired:
         raise RuntimeError(
-            f"distillation: outputs: {name} is not fed by the output of "
-            "another entry of `modules`, so the teacher cannot follow; leave "
-            "it out, or put what lies between into a module"
+            f"distillation: {name} is not fed by the output of another entry "
+            f"of `modules`, so the teacher cannot follow; {otherwise}, or put "
+            "what lies between into a module"
         )
 
 
@@ -346,6 +352,8 @@ def _check_shapes(name, own, goal):
 
 
 def _check_layers_ran(teacher):
+    for name in teacher.entries:
+        _check_fed(teacher, name, "write hidden_weight: 0")
     student, goals = (
         {stack: len(layers) for stack, layers in hidden.items()}
         for hidden in (teacher.student_hidden, teacher.hidden)

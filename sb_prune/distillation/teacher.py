@@ -95,6 +95,11 @@ class Teacher:
         self.pads = {}  # stack, of these layers or others -> (B, T) bool
 
     @property
+    def entries(self):
+        """Names of the modules whose layers are listened to."""
+        return list(self._layers)
+
+    @property
     def stacks(self):
         """Stack -> positions of its layers among all layers."""
         layers = [

@@ -63,8 +63,9 @@ def cost_table(export, seconds=10):
     list of list of str
         The header, then the rows. The parts outside of the pruned scope are
         the same in both models and are counted in the export. MACs are those
-        of one call of the encoder; decoding is not counted. The last rows
-        give the MACs of the scope for short and long audio.
+        of one call of the encoder; decoding is not counted, but for a decoder
+        in the scope, as long as the declaration says. The last rows give the
+        MACs of the scope for short and long audio.
     """
     dense, last = declared_alike(export.history)[0], export.steps[-1]
     sample_rate = export.hparams.get("sample_rate", 16000)
@@ -73,14 +74,15 @@ def cost_table(export, seconds=10):
     size = count_parameters(export.hparams["modules"].values())
     done = count_macs(export.encoder, wavs) / seconds
     scope = ", ".join(filter(None, dense.scope)) or export.key
+    of_scope = f"MACs per second, {scope}"
 
     def macs(seconds):
         wavs = noise(seconds, sample_rate)
-        frames = _frames(export, wavs)
+        frames = _frames(export, export.scope[0], wavs)
         now = float(mac_cost(last.declaration, frames).of_kept(kept))
         return now / seconds, mac_cost(dense, frames).dense() / seconds
 
-    return [
+    rows = [
         ["cost", "pruned", "dense", "left"],
         *_cost_rows(
             (f"parameters, {scope}", "parameters, whole model"),
@@ -88,22 +90,25 @@ def cost_table(export, seconds=10):
             parameter_cost(dense).dense(),
             size,
         ),
-        *_cost_rows(
-            (f"MACs per second, {scope}", "MACs per second, from the audio"),
-            *macs(seconds),
-            done,
-        ),
-        *(
-            _cost_row(f"MACs per second, {scope}, of {length} s", *macs(length))
-            for length in LENGTHS
-        ),
+    ]
+    hears = [_frames(export, part, wavs) is not None for part in export.scope]
+    names = (of_scope, "MACs per second, from the audio")
+    if not hears[0]:  # a decoder alone
+        return [*rows, _cost_row(names[1], done, done)]
+    if all(hears):
+        rows += _cost_rows(names, *macs(seconds), done)
+    else:  # the decoder's are in those of the scope alone
+        rows += [_cost_row(of_scope, *macs(seconds))]
+    return rows + [
+        _cost_row(f"{of_scope}, of {length} s", *macs(length))
+        for length in LENGTHS
     ]
 
 
-def _frames(export, wavs):
-    """Number of frames at the input of the modules that were cut."""
+def _frames(export, module, wavs):
+    """Frames at the input of a module that was cut; None if it hears none."""
     axis = export.steps[-1].declaration.time_axis
-    return count_frames(export.encoder, export.scope[0], wavs, axis)
+    return count_frames(export.encoder, module, wavs, axis)
 
 
 def _cost_rows(names, now, dense, whole):
@@ -240,7 +245,7 @@ def _unit_parts(export, seconds):
         return [format_table(table) for _, table in tables]
     sample_rate = export.hparams.get("sample_rate", 16000)
     wavs = noise(seconds, sample_rate)
-    frames = _frames(export, wavs)
+    frames = _frames(export, export.scope[0], wavs)
     parts = ["Size after each cut:", format_table(size_table(export, frames))]
     for heading, table in tables:
         parts += [f"{heading}:", format_table(table)]

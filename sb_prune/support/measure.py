@@ -104,7 +104,8 @@ def count_frames(encoder, module, wavs, axis=1):
 
     Returns
     -------
-    int
+    int or None
+        None if the encoder does not run the module.
 
     Example
     -------

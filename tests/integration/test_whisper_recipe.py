@@ -32,6 +32,7 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from sb_prune import lobes
 from sb_prune.export.loading import load_export
+from sb_prune.report.command import cost_table, main
 from sb_prune.support.measure import count_parameters
 
 TRAIN = RECIPE / "train_with_whisper.py"
@@ -263,6 +264,9 @@ def test_encoder_and_decoder_at_once_refitted_past_a_milestone(run, tmp_path):
         assert cut_difference(tmp_path / name) <= 1e-5
         sizes.append(count_parameters([export.hparams["whisper"]]))
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[1]
+    names = [row[0] for row in cost_table(export)]
+    assert "MACs per second, model.encoder, model.decoder" in names
+    assert "MACs per second, from the audio" not in names
 
 
 def cut_difference(export):
@@ -360,6 +364,16 @@ def test_a_student_learns_from_labels_and_teacher(distilled):
     assert "distill_hidden" not in log
     with open(distilled / "pseudo_labels.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 24
+
+
+def test_the_report_of_a_decoder_that_was_cut(distilled):
+    """It hears no audio, so what hears it costs as much as before."""
+    rows = {r[0]: r[1:] for r in cost_table(load_export(distilled / "export"))}
+    pruned, dense, _ = rows["parameters, model.decoder"]
+    assert int(pruned.replace(",", "")) < int(dense.replace(",", ""))
+    assert rows["MACs per second, from the audio"][2] == "100.0%"
+    assert not any("s of" in name for name in rows)
+    main([str(distilled / "export")])
 
 
 @pytest.mark.parametrize("decoder_learns", [True, False])

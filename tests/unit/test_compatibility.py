@@ -368,6 +368,21 @@ def test_debugging_runs_every_phase(tmp_path):
     assert brain.pruning.plan is not None
 
 
+def test_checkpoints_are_between_steps(tmp_path, monkeypatch):
+    """They hold no gradients, of which a step may need those of before."""
+    brain = make_published(tmp_path, SavesWithinEpochs, target=0.5)
+    brain.grad_accumulation_factor = 2
+    save, saved = brain._save_intra_epoch_ckpt, []
+
+    def note():
+        saved.append(brain.step)
+        save()
+
+    monkeypatch.setattr(brain, "_save_intra_epoch_ckpt", note)
+    fit(brain)
+    assert saved and all(step % 2 == 0 for step in saved)
+
+
 # ------------------------------------------------------------------ lengths
 
 

@@ -4,11 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+from tiny_whisper import write_tiny_whisper
+from transformers import WhisperModel
 
 from sb_prune import (
     conformer_structures,
     front_end_structures,
     joined_structures,
+    whisper_structures,
 )
 from sb_prune.declare.structure import Declaration, Structure
 
@@ -67,6 +70,30 @@ def test_joined_parts_count_shared_operations_once(make_asr):
     assert joined_structures(model, parts).operations(9) == (
         part()(model).operations(9)
     )
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [("encoder", "heads"), ("encoder", "ffn_units")],
+        [("encoder", "heads"), ("decoder", "ffn_units")],
+    ],
+)
+def test_joined_parts_of_whisper_all_count_its_log_mel(tmp_path, parts):
+    write_tiny_whisper(tmp_path)
+    model = WhisperModel.from_pretrained(tmp_path)
+    joined = joined_structures(
+        model,
+        [
+            partial(whisper_structures, sides=[side], kinds=[kind])
+            for side, kind in parts
+        ],
+    )
+    sides = list(dict.fromkeys(side for side, _ in parts))
+    whole = whisper_structures(model, sides=sides)
+    assert joined.time_axis == 2 and joined.scope == whole.scope
+    assert joined.output_frames(300) == whole.output_frames(300)
+    assert joined.operations(300) == whole.operations(300)
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,26 @@ class ReadsOfSingleValues(TorchDispatchMode):
         return op(*args, **kwargs or {})
 
 
+@pytest.mark.parametrize("between", [False, True])
+def test_an_encoder_fed_past_the_modules_is_refused(dense, layers, between):
+    """Its teacher would hear what the student's front-end makes."""
+    dense = {"CNN": torch.nn.Linear(6, 6), **dense}
+    student = copy.deepcopy(dense)
+    with torch.no_grad():
+        student["CNN"].weight.mul_(0.1)
+    teacher = Teacher(dense, layers={"Transformer": layers})
+    teacher.listen_(student)
+    teacher.begin_()
+    heard = student["CNN"](torch.randn(2, 13, 6))
+    student["Transformer"](heard * 2 if between else heard, TOKENS, LENGTHS)
+    losses = LayerwiseDistillation(output_weight=0).losses
+    if between:
+        with pytest.raises(RuntimeError, match="Transformer is not fed by"):
+            losses(teacher)
+    else:
+        assert losses(teacher)["distill_hidden"] > 0
+
+
 def test_matching_reads_all_distances_at_once():
     generator = torch.Generator().manual_seed(0)
     student = list(torch.randn(5, 2, 3, 4, generator=generator))
