@@ -64,9 +64,15 @@ class History:
         several = made.func is side_by_side
         return list(made.keywords) if several else self.key
 
-    def rebuild(self):
-        """Builds the edited module, on the meta device."""
-        return rebuild(self.factory, self.edits)
+    def rebuild(self, count=None):
+        """Builds the module after the first edits, on the meta device.
+
+        Arguments
+        ---------
+        count : int, optional
+            How many edits; by default all.
+        """
+        return rebuild(self.factory, self.edits[:count])
 
     def original(self):
         """Builds the dense module before the first cut, on the meta device."""
@@ -74,7 +80,7 @@ class History:
 
     def stock(self):
         """Builds the stock module, on the meta device."""
-        return rebuild(self.factory, [])
+        return self.rebuild(0)
 
     def steps(self):
         """Lists the cuts among the edits, as `steps_of` does."""

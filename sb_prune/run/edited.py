@@ -52,8 +52,8 @@ class Edited:
     def adopt_(self, history, told):
         """Takes over what an earlier run did to the modules, without weights.
 
-        Modules that are stock are edited. Those that the recipe made in the
-        edited shape already, from a lobe's `source`, stay as they are.
+        Modules that the recipe made in an edited shape already, from a lobe's
+        `source`, have had the first edits, or all of them; they get the rest.
 
         Arguments
         ---------
@@ -67,10 +67,8 @@ class Edited:
             If it is that of other modules.
         """
         path, live = self._place_of(history.module, told)
-        if shapes(live) != shapes(history.rebuild()):
-            _check_stock(history.stock(), live, told)
-            for edit in history.edits:
-                edit.apply_(live)
+        for edit in history.edits[_edits_of(history, live, told) :]:
+            edit.apply_(live)
         others = [e for e in self._edits if not below(e.module, path)]
         self._edits = others + [edit.within(path) for edit in history.edits]
         dense, several = history.original(), not isinstance(history.module, str)
@@ -145,7 +143,16 @@ def shapes(module):
     return {n: tuple(t.shape) for n, t in module.state_dict().items()}
 
 
-def _check_stock(stock, live, told):
+def _edits_of(history, live, told):
+    """How many of the edits a module has had, by its shapes."""
+    known = shapes(live)
+    for count in range(len(history.edits), -1, -1):
+        if shapes(history.rebuild(count)) == known:
+            return count
+    _refuse(history.stock(), live, told)
+
+
+def _refuse(stock, live, told):
     """Refuses the history of a module with other tensors."""
     theirs, ours = shapes(stock), shapes(live)
     for name in [*theirs, *ours]:

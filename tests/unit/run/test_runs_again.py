@@ -211,6 +211,22 @@ def _twice(tmp_path, source, family, way, first, second, **block):
     assert model.predictions(brain.modules).isfinite().all()
 
 
+def test_the_source_stays_while_runs_start_from_one_another(
+    tmp_path, dense_folder
+):
+    """A lobe has the first cut from its source, and gets the second."""
+    model = encoder(dense_folder())
+    prune(tmp_path / "first", model, 0.2)
+
+    def modules():
+        return {**model.build(), "wav2vec2": swapped(tmp_path / "first/export")}
+
+    prune(tmp_path / "second", model, 0.35, modules())
+    start = {"start_from": str(tmp_path / "second/export")}
+    third = prune(tmp_path / "third", model, 0.5, modules(), **start)
+    check(third, model, 0.5, 3)
+
+
 def test_layers_left_out_then_pruned_then_pruned_again(tmp_path, dense_folder):
     model = encoder(dense_folder(layers=3))
     layers = {
