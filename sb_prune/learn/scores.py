@@ -93,7 +93,12 @@ def taylor_score(pruner):
         (N,)
     """
     largest = float(pruner.saliency.max()) ** 0.5
-    if pruner.step and largest < NOISE:
+    if not pruner.step and pruner.rises():
+        logger.warning_once(
+            "taylor_score: units are chosen before a step has measured them; "
+            "write a schedule that does not rise at once, e.g. LinearSchedule"
+        )
+    elif pruner.step and largest < NOISE:
         logger.warning_once(
             "taylor_score: the loss depends on no unit (largest gradient "
             f"{largest:.1e}), so their order is noise. A distillation from an "

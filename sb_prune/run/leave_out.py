@@ -60,8 +60,8 @@ class LeaveOut(Phase):
         declared(settings.structures, edited.root, block=self.block)
         declaration = self._structures(edited.root)
         _check_stack(declaration)
+        settings.publication.check(run.brain, edited, run.folder)
         if anew:
-            settings.publication.check(run.brain, edited, run.folder)
             # all take the choice of one process, as rounding may differ
             choice = ddp_broadcast(
                 self._choose(run.brain, declaration, run.data.dataset)

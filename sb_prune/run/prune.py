@@ -58,14 +58,15 @@ class Prune(Phase):
         if run.counter is not None:
             self._check_lengths(run)
         modules = saved_modules(brain)
-        if anew:  # refuse now what would otherwise fail after hours
+        # refuse now what would otherwise fail after hours
+        if anew:
             groups = settings.budget.groups(
                 run.declaration, settings.min_keep, run.original
             )
             settings.milestones.check_above_gone(groups)
-            settings.publication.check(
-                brain, run.edited, run.folder, settings.milestones.folders
-            )
+        settings.publication.check(
+            brain, run.edited, run.folder, settings.milestones.folders
+        )
         if not run.has_start:
             save_snapshot(run.folder / "dense", modules, {})
         load_snapshot(run.folder / "dense", modules)

@@ -168,6 +168,11 @@ class PruningSettings:
         self.schedule = SCHEDULE.make(
             "pruning", "schedule", schedule, steps=schedule_steps
         )
+        if milestones and self.schedule.fraction(0) > 0:
+            raise ValueError(
+                "pruning: milestones: the schedule does not pass them, as it "
+                "begins above 0; leave them out, or write another schedule"
+            )
         self.refit = refit and REFIT.make("pruning", "refit", refit)
         self.distillation = distillation and DISTILLATION.make(
             "pruning", "distillation", distillation

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sb_prune import (
+    ConstantSchedule,
     HardConcrete,
     LinearSchedule,
     MACBudget,
@@ -221,6 +222,20 @@ def test_a_loss_that_depends_on_no_unit_is_noticed(
     pruner.scores()
     assert len(said) == (scale < 1)
     assert all("the loss depends on no unit" in text for text in said)
+
+
+def test_units_that_are_chosen_before_a_step_are_noticed(
+    make_pruner, monkeypatch
+):
+    said = []
+    monkeypatch.setattr(scores.logger, "warning_once", said.append)
+    pruner = make_pruner()
+    pruner.sample_()
+    assert not said
+    pruner.schedule = ConstantSchedule()
+    pruner.sample_()
+    (text,) = said
+    assert "before a step has measured them" in text
 
 
 def test_a_step_that_is_not_finite_is_left_out(make_pruner, backward_gates):

@@ -175,6 +175,11 @@ SPARSITY = "write a number between 0 and 1, e.g. 0.5 to cut half"
         ("milestones: ['0.3']", "milestones: '0.3'; write a number between 0"),
         ("milestones: [0.3]", "write `inference` and `export_folder` too"),
         (
+            "milestones: [0.3]\ninference: a.yaml\nexport_folder: export\n"
+            "schedule: !name:sb_prune.ConstantSchedule",
+            "milestones: the schedule does not pass them",
+        ),
+        (
             "milestones: [0.3]\ntarget: {encoder: 0.5}",
             "`target` names several; leave `milestones` out",
         ),
