@@ -160,18 +160,6 @@ def folded(edits, root):
     return list(edits)
 
 
-def apply_(edits, root):
-    """Changes a model in place by a list of edits, one after another.
-
-    Arguments
-    ---------
-    edits : list of Edit
-    root : torch.nn.Module
-    """
-    for edit in edits:
-        edit.apply_(root)
-
-
 def rebuild(factory, edits, format=FORMAT):
     """Builds an edited module without memory for what was cut.
 

@@ -18,8 +18,8 @@ from torchaudio.functional import resample
 from tqdm import tqdm
 
 from sb_prune.demo.espeak import Speaker, speak_all
+from sb_prune.support.audio import SAMPLE_RATE
 
-SAMPLE_RATE = 16000
 MARKER = "synthesis.json"
 
 SPEAKERS = {

@@ -7,8 +7,8 @@ import numpy
 
 from sb_prune.deploy.runtime.audio import read_audio
 from sb_prune.deploy.runtime.settings import DeployError
+from sb_prune.support.audio import SUFFIXES
 
-AUDIO = (".flac", ".mp3", ".ogg", ".wav")
 UTTERANCES = 8  # that are enough to see how far the scores move
 SECONDS = 10.0  # of each
 
@@ -59,10 +59,10 @@ def audio_files(folder):
     DeployError
         If there are none.
     """
-    paths = [p for p in Path(folder).rglob("*") if p.suffix.lower() in AUDIO]
+    paths = [p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES]
     if not paths:
         raise DeployError(
-            f"--audio: {folder} has no audio files ({', '.join(AUDIO)})"
+            f"--audio: {folder} has no audio files ({', '.join(SUFFIXES)})"
         )
     return sorted(paths)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy
 
 from sb_prune.deploy.integers import Graph
-from sb_prune.deploy.runtime.kinds import Whisper
 from sb_prune.deploy.runtime.search import log_softmax
 from sb_prune.deploy.runtime.settings import DeployError
 from sb_prune.support.words import normaliser, word_errors
@@ -226,7 +225,7 @@ def _shown(file, name):
 
 def words_compared(model):
     """The `normaliser` for what a deployed model writes."""
-    return normaliser(isinstance(model, Whisper))
+    return normaliser(getattr(model, "language", None))
 
 
 def word_error_rate(model, labelled):

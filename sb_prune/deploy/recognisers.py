@@ -25,9 +25,9 @@ from sb_prune.deploy.front_end import InOrder, begin_graph
 from sb_prune.deploy.graphs import write_graph
 from sb_prune.deploy.runtime.settings import DeployError
 from sb_prune.deploy.searches import beam_of, check_search, scorers_of
+from sb_prune.support.audio import SAMPLE_RATE
 from sb_prune.support.context import (
     FRAME,
-    SAMPLE_RATE,
     longest_utterance,
 )
 
@@ -337,6 +337,7 @@ class Whisper(Recogniser):
         self.lobe.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
         return {
             "kind": "whisper",
+            "language": self.lobe.language or "en",
             "heard": self._heard(),
             "samples_per_frame": FRAME,
             "past": past,

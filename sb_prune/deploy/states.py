@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from sb_prune.deploy.features import LogMel
+from sb_prune.support.audio import SAMPLE_RATE
 from sb_prune.support.context import (
     FRAME,
-    SAMPLE_RATE,
     UTTERANCE,
     frames_of_end,
     samples_heard,

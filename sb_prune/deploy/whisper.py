@@ -15,7 +15,8 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention
 from sb_prune.deploy.graphs import Input, write_graph
 from sb_prune.deploy.runtime.settings import FEATURES
 from sb_prune.deploy.states import States
-from sb_prune.support.context import FRAME, SAMPLE_RATE
+from sb_prune.support.audio import SAMPLE_RATE
+from sb_prune.support.context import FRAME
 
 SAMPLES = 2 * SAMPLE_RATE + FRAME  # of the noise that graphs are traced with
 

@@ -181,7 +181,7 @@ class SimilarBlock:
                 f"{np.shape(found)}; write a function that gives one number, "
                 "e.g. !name:sb_prune.depth.linear_cka"
             )
-        return found
+        return float(found)
 
 
 class RandomLayers:

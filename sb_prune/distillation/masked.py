@@ -63,29 +63,6 @@ def draw_spans(batch, frames, fraction, length, generator=None):
     return mask
 
 
-class ScaledGradient(torch.autograd.Function):
-    """The identity function, whose gradient is multiplied by a factor.
-
-    Example
-    -------
-    >>> x = torch.ones(1, requires_grad=True)
-    >>> ScaledGradient.apply(x, 0.5).sum().backward()
-    >>> x.grad
-    tensor([0.5000])
-    """
-
-    @staticmethod
-    def forward(ctx, x, scale):
-        """Returns x unchanged."""
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        """Multiplies the gradient of x; the scale has no gradient."""
-        return gradient * ctx.scale, None
-
-
 class MaskingDistillation(nn.Module):
     """Squared errors of all layers, each through a linear head of its own.
 

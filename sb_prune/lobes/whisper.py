@@ -14,10 +14,10 @@ from sb_prune.cut.modules.whisper import drop_decoder_
 from sb_prune.export.hugging_face import assign
 from sb_prune.export.tokens import SpecialTokens
 from sb_prune.lobes.pruned import PrunedLobe
+from sb_prune.support.audio import SAMPLE_RATE
 from sb_prune.support.context import (
     FRAME,
     LONGEST,
-    SAMPLE_RATE,
     UTTERANCE,
     frames_of_end,
     longest_utterance,

@@ -6,11 +6,9 @@ from pathlib import Path
 import soundfile
 from speechbrain.utils.logger import get_logger
 
-from sb_prune.recipe.manifests import SAMPLE_RATE
+from sb_prune.support.audio import SAMPLE_RATE, SUFFIXES
 
 logger = get_logger(__name__)
-
-SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
 
 
 def read_folder(data_folder, folder, shortest=1.0):
@@ -44,7 +42,7 @@ def read_folder(data_folder, folder, shortest=1.0):
     files = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise FileNotFoundError(
-            f"No audio ({' '.join(sorted(SUFFIXES))}) in {place}: set "
+            f"No audio ({' '.join(SUFFIXES)}) in {place}: set "
             f"data_folder to the folder that holds {folder}, or name other "
             "splits"
         )

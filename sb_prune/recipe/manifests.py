@@ -2,16 +2,15 @@
 
 import csv
 import json
-import os
-from contextlib import contextmanager
 from pathlib import Path
 
 import soundfile
 from speechbrain.utils.logger import get_logger
 
-logger = get_logger(__name__)
+from sb_prune.support.audio import SAMPLE_RATE
+from sb_prune.support.disk import whole_file
 
-SAMPLE_RATE = 16000  # Hz, of every corpus and model in the recipes
+logger = get_logger(__name__)
 
 
 def write_once(save_folder, name, settings, columns, read):
@@ -57,19 +56,11 @@ def write_once(save_folder, name, settings, columns, read):
     save_folder.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
     for table, rows in tables.items():
-        with _whole(save_folder / f"{table}.csv") as partial:
-            with open(partial, "w", newline="", encoding="utf-8") as fout:
+        with whole_file(save_folder / f"{table}.csv") as aside:
+            with open(aside, "w", newline="", encoding="utf-8") as fout:
                 csv.writer(fout).writerows([columns, *rows])
-    with _whole(marker) as partial:
-        partial.write_text(json.dumps(settings))
-
-
-@contextmanager
-def _whole(path):
-    """Context with a temporary path, renamed to `path` at the end."""
-    partial = path.with_name(path.name + ".partial")
-    yield partial
-    os.replace(partial, path)
+    with whole_file(marker) as aside:
+        aside.write_text(json.dumps(settings), encoding="utf-8")
 
 
 def seconds_of(path, remedy):

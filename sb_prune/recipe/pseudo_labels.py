@@ -18,7 +18,7 @@ from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from sb_prune.support.disk import naming_what_fails, rename_
+from sb_prune.support.disk import naming_what_fails, whole_file
 from sb_prune.support.parallel import process_count
 from sb_prune.support.random_state import generators_untouched
 
@@ -266,8 +266,6 @@ def _csv(fout):
 
 def _write(path, write):
     """Writes a file that is there when it is whole."""
-    aside = path.with_suffix(".incomplete")
-    with naming_what_fails(path):
+    with whole_file(path) as aside:
         with open(aside, "w", newline="", encoding="utf-8") as fout:
             write(fout)
-        rename_(aside, path)

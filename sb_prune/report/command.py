@@ -33,7 +33,8 @@ from sb_prune.export.lineage import (
 )
 from sb_prune.export.loading import ExportError, load_export
 from sb_prune.report.pictures import draw_curves, draw_structure, read_log
-from sb_prune.support.disk import rename_
+from sb_prune.support.audio import SAMPLE_RATE
+from sb_prune.support.disk import whole_file
 from sb_prune.support.measure import (
     count_frames,
     count_macs,
@@ -68,7 +69,7 @@ def cost_table(export, seconds=10):
         MACs of the scope for short and long audio.
     """
     dense, last = declared_alike(export.history)[0], export.steps[-1]
-    sample_rate = export.hparams.get("sample_rate", 16000)
+    sample_rate = export.hparams.get("sample_rate", SAMPLE_RATE)
     wavs = noise(seconds, sample_rate)
     kept = last.plan.kept_counts(last.declaration)
     size = count_parameters(export.hparams["modules"].values())
@@ -149,7 +150,7 @@ def measurement_table(folder, export, seconds=10):
     list of list of str
         The header, then the rows.
     """
-    sample_rate = export.hparams.get("sample_rate", 16000)
+    sample_rate = export.hparams.get("sample_rate", SAMPLE_RATE)
     speed = measure_speed({"": export.encoder}, seconds, sample_rate)[""]
     memory = measure_memory(folder, seconds) or (GONE, GONE)
     threads = torch.get_num_threads()
@@ -185,7 +186,7 @@ def measure_memory(folder, seconds=10):
 @torch.no_grad()
 def _forward_memory(folder, seconds):
     export = load_export(folder)
-    wavs = noise(seconds, export.hparams.get("sample_rate", 16000))
+    wavs = noise(seconds, export.hparams.get("sample_rate", SAMPLE_RATE))
     before = resident_memory("VmRSS")
     export.encoder(wavs, torch.ones(1))
     peak = resident_memory("VmHWM")
@@ -243,7 +244,7 @@ def _unit_parts(export, seconds):
     tables = unit_tables(export)
     if len(tables) == 1:
         return [format_table(table) for _, table in tables]
-    sample_rate = export.hparams.get("sample_rate", 16000)
+    sample_rate = export.hparams.get("sample_rate", SAMPLE_RATE)
     wavs = noise(seconds, sample_rate)
     frames = _frames(export, export.scope[0], wavs)
     parts = ["Size after each cut:", format_table(size_table(export, frames))]
@@ -359,9 +360,8 @@ def write_comparison(given):
     comparison = compare(folders, found, given.utterances, given.threads)
     print(format_table(table(comparison)), flush=True)
     page = render(comparison, f"{len(folders)} models side by side")
-    aside = output.with_name(f"{output.name}.incomplete")
-    aside.write_text(page, encoding="utf-8")
-    rename_(aside, output)
+    with whole_file(output) as aside:
+        aside.write_text(page, encoding="utf-8")
 
 
 def _named(models):

@@ -184,7 +184,8 @@ def compare(folders, found, count, threads=1):
         for name, process in running.items():
             rows[name].facts = {**process.facts, **process.costs()}
     rows = list(rows.values())
-    words, style = normaliser(any(row.facts["is_whisper"] for row in rows))
+    spoken = {row.facts["language"] for row in rows} - {None}
+    words, style = normaliser(spoken.pop() if len(spoken) == 1 else None)
     has_labels = all(text is not None for _, text in chosen)
     right = [text for _, text in chosen] if has_labels else rows[0].texts
     said = [words(text) for text in right]

@@ -35,7 +35,7 @@ class Deployed:
         self._asr = OnnxASR(folder, threads)
         self.sample_rate = self._asr.sample_rate
         self._settings = self._asr.model.settings
-        self.is_whisper = self._settings["kind"] == "whisper"
+        self.language = getattr(self._asr.model, "language", None)
         self.files = [Path(folder, name) for name in self._settings["files"]]
 
     def transcribe(self, wav):
@@ -86,8 +86,9 @@ class Process:
     Attributes
     ----------
     facts : dict
-        runtime; is_whisper; longest: seconds that it hears at a time, or None;
-        bytes of its files; load_s: without what starts its libraries.
+        runtime; language: in which Whisper writes, else None; longest: seconds
+        that it hears at a time, or None; bytes of its files; load_s: without
+        what starts its libraries.
 
     Raises
     ------
@@ -189,7 +190,7 @@ def _open(folder, threads):
     _opened["model"] = model
     return {
         "runtime": model.runtime,
-        "is_whisper": model.is_whisper,
+        "language": model.language,
         "longest": model.longest,
         "bytes": sum(f.stat().st_size for f in model.files if f.is_file()),
         "load_s": seconds,

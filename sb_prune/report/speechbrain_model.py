@@ -9,7 +9,8 @@ from sb_prune.declare.tables import kept_units
 from sb_prune.deploy.recognisers import kind_of
 from sb_prune.deploy.sources import cost_of, load_source
 from sb_prune.export.lineage import originals
-from sb_prune.support.context import SAMPLE_RATE, longest_utterance
+from sb_prune.support.audio import SAMPLE_RATE
+from sb_prune.support.context import longest_utterance
 
 
 class SpeechBrain:
@@ -49,6 +50,13 @@ class SpeechBrain:
         context = getattr(lobe, "context", None)
         samples = longest_utterance(context, getattr(lobe, "margin", 0.0))
         return samples / SAMPLE_RATE
+
+    @property
+    def language(self):
+        """In which Whisper writes; of other models None."""
+        if not self.is_whisper:
+            return None
+        return self._hparams["modules"]["whisper"].language or "en"
 
     @torch.inference_mode()
     def transcribe(self, wav):

@@ -22,7 +22,7 @@ from sb_prune.report.pictures import draw_layers
 from sb_prune.run.checks import declared
 from sb_prune.run.edited import whole_layers
 from sb_prune.run.phases import Phase
-from sb_prune.support.disk import naming_what_fails, rename_
+from sb_prune.support.disk import naming_what_fails, whole_file
 
 logger = get_logger(__name__)
 
@@ -121,8 +121,8 @@ class LeaveOut(Phase):
             "curves": {
                 key: {
                     "points": len(found[key][1]),
-                    "scores": c.scores,
-                    "errors": c.errors,
+                    "scores": [*map(float, c.scores)],
+                    "errors": [*map(float, c.errors)],
                     "depth": c.depth,
                 }
                 for key, c in curves.items()
@@ -226,6 +226,5 @@ def _write(folder, choice):
         folder.mkdir(parents=True, exist_ok=True)
         if choice["curves"]:
             draw_layers(folder / PICTURE, choice)
-        aside = folder / f"{CHOICE}.incomplete"
+    with whole_file(folder / CHOICE) as aside:
         aside.write_text(json.dumps(choice, indent=1) + "\n", encoding="utf-8")
-        rename_(aside, folder / CHOICE)

@@ -7,7 +7,7 @@ change the result, and how the model that the run started from was made.
 import json
 
 from sb_prune.run.descriptions import described
-from sb_prune.support.disk import naming_what_fails, rename_
+from sb_prune.support.disk import whole_file
 
 RECORD = "run.json"
 VERSION = 1  # of the record
@@ -68,10 +68,8 @@ def write_record(folder, blocks, units, history, checkpoints):
         "history": history,
         "checkpoints": checkpoints,
     }
-    aside = folder / f"{RECORD}.incomplete"
-    with naming_what_fails(folder):
+    with whole_file(folder / RECORD) as aside:
         aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        rename_(aside, folder / RECORD)
 
 
 def read_record(folder):

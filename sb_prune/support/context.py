@@ -4,7 +4,8 @@ A lobe that trains (`sb_prune.lobes.Whisper`) and a runtime that transcribes
 (`sb_prune.deploy`) must pad an utterance to the same length.
 """
 
-SAMPLE_RATE = 16000
+from sb_prune.support.audio import SAMPLE_RATE
+
 FRAME = 320  # samples in a frame of the encoder
 LONGEST = 30.0  # seconds
 UTTERANCE = "utterance"

@@ -191,6 +191,37 @@ def rename_(source, target):
     _flush_one(target.parent)
 
 
+@contextmanager
+def whole_file(path):
+    """Context with a path beside another one, which it becomes at the end.
+
+    Arguments
+    ---------
+    path : Path
+        Of the file, which is there only when it is whole.
+
+    Raises
+    ------
+    OSError
+        As `naming_what_fails` has it.
+
+    Example
+    -------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "words.txt")
+    ...     with whole_file(path) as aside:
+    ...         _ = aside.write_text("some")
+    ...         before = path.exists()
+    ...     before, path.read_text()
+    (False, 'some')
+    """
+    aside = path.with_name(f"{path.name}.incomplete")
+    with naming_what_fails(path):
+        yield aside
+        rename_(aside, path)
+
+
 def reason(error):
     """The message of an error, without the stack frames that torch appends.
 

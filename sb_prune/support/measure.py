@@ -12,8 +12,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from sb_prune.support.audio import SAMPLE_RATE
 
-def noise(seconds, sample_rate=16000):
+
+def noise(seconds, sample_rate=SAMPLE_RATE):
     """Makes one utterance of white noise, the same at every call.
 
     Arguments
@@ -137,7 +139,7 @@ class _Reached(Exception):
 
 
 @torch.no_grad()
-def measure_speed(encoders, seconds=10, sample_rate=16000, runs=9):
+def measure_speed(encoders, seconds=10, sample_rate=SAMPLE_RATE, runs=9):
     """Measures the real-time factor of several encoders.
 
     The encoders take turns, so that other load on the machine affects all of

@@ -31,14 +31,15 @@ def words_of(text):
     return re.findall(r"[\w']+", text.lower())
 
 
-def normaliser(of_whisper):
+def normaliser(language=None):
     """How texts are made comparable, word by word.
 
     Arguments
     ---------
-    of_whisper : bool
-        Whether one is Whisper's, which writes numbers in digits: then as
-        OpenAI compares English, if `whisper-normalizer` is installed.
+    language : str, optional
+        Of a Whisper that wrote one of them, with numbers in digits: English
+        ("en") is then compared as OpenAI does, if `whisper-normalizer` is
+        installed.
 
     Returns
     -------
@@ -47,11 +48,11 @@ def normaliser(of_whisper):
 
     Example
     -------
-    >>> words, name = normaliser(of_whisper=False)
+    >>> words, name = normaliser()
     >>> words("Mr. Brown"), name
     (['mr', 'brown'], 'small letters, without punctuation')
     """
-    if of_whisper:
+    if language in ("en", "english"):
         try:
             from whisper_normalizer.english import EnglishTextNormalizer
         except ImportError:

@@ -263,6 +263,11 @@ class Whisper(EncoderDecoder):
     """Hears an utterance in a context of up to 30 s."""
 
     @property
+    def language(self):
+        """In which it writes."""
+        return self.settings.get("language", "en")
+
+    @property
     def longest(self):
         """Samples of the longest utterance that it hears."""
         heard = self.settings["heard"]

@@ -206,9 +206,15 @@ def test_word_errors_decide_where_there_are_words(quantizer, tokens):
     assert choice.cost <= whole.cost / 2 and choice.floats
 
 
-@pytest.mark.parametrize("kind, wrong", [(Whisper, 0), (CTC, 100)])
-def test_words_of_whisper_are_compared_as_in_its_paper(kind, wrong):
+@pytest.mark.parametrize(
+    "kind, language, wrong",
+    [(Whisper, "en", 0), (Whisper, "de", 100), (CTC, None, 100)],
+)
+def test_words_of_english_are_compared_as_in_whispers_paper(
+    kind, language, wrong
+):
     model = object.__new__(kind)
+    model.settings = {"language": language}
     model.long = lambda wav: "Mister 21"
     assert word_error_rate(model, [(None, "MR TWENTY ONE")] * 2) == wrong
 

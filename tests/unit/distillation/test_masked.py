@@ -3,11 +3,7 @@
 import pytest
 import torch
 
-from sb_prune.distillation.masked import (
-    MaskingDistillation,
-    ScaledGradient,
-    draw_spans,
-)
+from sb_prune.distillation.masked import MaskingDistillation, draw_spans
 
 
 def tiny():
@@ -103,11 +99,3 @@ def test_spans_longer_than_the_utterance():
 def test_bad_spans(fraction, length, message):
     with pytest.raises(ValueError, match=message):
         draw_spans(1, 10, fraction, length)
-
-
-def test_gradient_is_scaled():
-    x = torch.tensor([2.0, 3.0], requires_grad=True)
-    y = ScaledGradient.apply(x, 0.25)
-    assert torch.equal(x, y)
-    (y * torch.tensor([1.0, 4.0])).sum().backward()
-    assert x.grad.tolist() == [0.25, 1.0]
