@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sb_prune.cut.exactness import exact_arithmetic
 from sb_prune.cut.selection import keep_best
 from sb_prune.declare.plan import Plan
+from sb_prune.support.arithmetic import exact_arithmetic
 from sb_prune.support.values import Number, Whole, YesNo, checked
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)

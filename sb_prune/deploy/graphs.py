@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from sb_prune.cut.exactness import exact_arithmetic
 from sb_prune.deploy.adapters import traceable_functions
 from sb_prune.deploy.runtime.settings import DeployError
+from sb_prune.support.arithmetic import exact_arithmetic
 from sb_prune.support.disk import reason
 
 OPSET = 20  # the first with an operator for GELU

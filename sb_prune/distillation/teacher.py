@@ -13,9 +13,9 @@ from collections.abc import Mapping
 
 import torch
 
-from sb_prune.cut.exactness import first_tensor
 from sb_prune.distillation.calls import Call
 from sb_prune.distillation.copies import FrozenCopy
+from sb_prune.support.outputs import first_tensor
 from sb_prune.support.parallel import unwrap
 
 

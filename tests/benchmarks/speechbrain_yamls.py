@@ -47,9 +47,9 @@ from speechbrain.lobes.models.wav2vec import (
 from speechbrain.nnet.attention import RelPosMHAXL
 
 import sb_prune
-from sb_prune.cut.exactness import first_tensor
 from sb_prune.export.yaml_nodes import tag_of
 from sb_prune.learn.fitting import fit_plan
+from sb_prune.support.outputs import first_tensor
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
