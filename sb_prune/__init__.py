@@ -22,6 +22,7 @@ _ROOMS = {
     "cut.edits": ["Cut", "Fold", "rebuild"],
     "cut.masking": ["attach_", "detach_"],
     "cut.refit": ["LeastSquares"],
+    "cut.student_shape": ["StudentShape"],
     "cut.surgery": ["cut_"],
     "declare.cost": ["mac_cost", "parameter_cost"],
     "declare.joined": ["joined_structures"],
@@ -52,7 +53,6 @@ _ROOMS = {
     "run.layer_settings": ["LayerSettings"],
     "run.resume": ["make_resumable_"],
     "run.settings": ["PruningSettings"],
-    "students": ["StudentShape"],
     "support.parallel": ["end_with_idle_threads"],
 }
 _WHERE = {name: room for room, names in _ROOMS.items() for name in names}

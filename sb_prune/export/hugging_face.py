@@ -40,11 +40,11 @@ from sb_prune.cut.edits import (
 )
 from sb_prune.cut.folding import folded_state
 from sb_prune.cut.modules.whisper import drop_decoder_
+from sb_prune.cut.student_shape import StudentShape
 from sb_prune.declare.plan import Plan, full_plan
 from sb_prune.declare.structure import below, dotted
 from sb_prune.export.old_configs import OLD_KEYS, old_entry
 from sb_prune.export.tokens import SpecialTokens
-from sb_prune.students import StudentShape
 from sb_prune.support.disk import reason
 from sb_prune.support.hashes import check_hash, file_hash
 
