@@ -241,6 +241,45 @@ def attend_with_weights(
     return layout.join_outputs(outputs), layout.join_weights(weights)
 
 
+def attend_in_heads(query, key, value, heads, scale, bias, dropout=0.0):
+    """Scaled dot-product attention over heads of one width.
+
+    Arguments
+    ---------
+    query : torch.Tensor
+        (B, L, H k), head after head.
+    key, value : torch.Tensor
+        (B, S, H k)
+    heads : int
+        H.
+    scale, dropout : float
+        As for `attend`.
+    bias : torch.Tensor
+        Broadcastable to (B, H, L, S), added to the scores.
+
+    Returns
+    -------
+    output : torch.Tensor
+        (B, L, H k)
+    weights : torch.Tensor
+        (B, H, L, S), before dropout.
+
+    Example
+    -------
+    >>> x, bias = torch.rand(1, 5, 6), torch.zeros(1, 1, 1, 1)
+    >>> output, weights = attend_in_heads(x, x, x, 3, 0.5, bias)
+    >>> output.shape, weights.shape
+    (torch.Size([1, 5, 6]), torch.Size([1, 3, 5, 5]))
+    """
+    q, k, v = (
+        x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        for x in (query * scale, key, value)
+    )
+    weights = (q @ k.transpose(-2, -1) + bias).softmax(-1)
+    dropped = F.dropout(weights, dropout, training=dropout > 0)
+    return (dropped @ v).transpose(1, 2).flatten(2), weights
+
+
 def as_bias(mask, like):
     """Turns a mask of transformers into a bias that is added to the scores.
 
@@ -424,14 +463,9 @@ class FewerHeads(torch.nn.MultiheadAttention):
         weights : torch.Tensor
             (B, H, L, S)
         """
-        q, k, v = (
-            x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-            for x in (q, k, v)
-        )
-        scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5 + bias
-        weights = scores.softmax(-1)
-        dropped = F.dropout(weights, self.dropout, self.training)
-        return (dropped @ v).transpose(1, 2).flatten(2), weights
+        dropout = self.dropout if self.training else 0.0
+        scale = self.head_dim**-0.5
+        return attend_in_heads(q, k, v, self.num_heads, scale, bias, dropout)
 
     def project(self, **inputs):
         """Makes queries, keys or values, head after head.

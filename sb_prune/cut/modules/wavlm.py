@@ -10,10 +10,13 @@ k head width.
 """
 
 import torch
-from torch.nn import functional as F
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from sb_prune.cut.modules.attention import UnequalHeads, attend_with_weights
+from sb_prune.cut.modules.attention import (
+    UnequalHeads,
+    attend_in_heads,
+    attend_with_weights,
+)
 from sb_prune.cut.surgery import Absent
 
 
@@ -67,14 +70,10 @@ class FewerBiasedHeads(WavLMAttention):
 
     def _attend(self, q, k, v, bias):
         """(B, T, Hk) and the weights (B, H, T, T)."""
-        q, k, v = (
-            x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-            for x in (q, k, v)
+        dropout = self.dropout if self.training else 0.0
+        return attend_in_heads(
+            q, k, v, self.num_heads, self.scaling, bias, dropout
         )
-        scores = q * self.scaling @ k.transpose(2, 3) + bias
-        weights = scores.softmax(-1)
-        dropped = F.dropout(weights, self.dropout, self.training)
-        return (dropped @ v).transpose(1, 2).flatten(2), weights
 
 
 class UnequalBiasedHeads(UnequalHeads, FewerBiasedHeads):
