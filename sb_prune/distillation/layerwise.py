@@ -358,7 +358,9 @@ def _check_layers_ran(teacher):
         {stack: len(layers) for stack, layers in hidden.items()}
         for hidden in (teacher.student_hidden, teacher.hidden)
     )
-    if student != goals or not any(student.values()):
+    once = {stack: len(places) for stack, places in teacher.stacks.items()}
+    is_once = all(ran in (0, once[stack]) for stack, ran in student.items())
+    if student != goals or not any(student.values()) or not is_once:
         raise RuntimeError(
             f"distillation: layers of the student ran {student}, of the "
             f"teacher {goals}; call encoder and decoder through their entry "

@@ -211,6 +211,30 @@ def test_an_encoder_called_past_its_module_is_refused(student, teacher):
         LayerwiseDistillation().losses(teacher)
 
 
+class Twice(torch.nn.Module):
+    """Runs its model on both halves of what it gets."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, source, *rest):
+        halves = source.chunk(2, dim=1)
+        return [self.model(half, *rest)[0] for half in halves]
+
+
+def test_layers_that_run_twice_are_refused(dense, layers):
+    """Those of one half would be matched with those of the other."""
+    dense = {"Twice": Twice(dense["Transformer"])}
+    student = copy.deepcopy(dense)
+    teacher = Teacher(dense, layers={"Twice": [f"model.{n}" for n in layers]})
+    teacher.listen_(student)
+    teacher.begin_()
+    student["Twice"](torch.randn(2, 12, 6), TOKENS, LENGTHS)
+    with pytest.raises(RuntimeError, match="once per batch"):
+        LayerwiseDistillation(output_weight=0).losses(teacher)
+
+
 class ReadsOfSingleValues(TorchDispatchMode):
     """Counts what makes a program wait for the device, e.g. `.item()`."""
 
