@@ -167,11 +167,15 @@ LAYERS = """layer_pruning:
     inference: {recipe}/hparams/inference_whisper.yaml
     export_folder: !ref <output_folder>/export
 """
-FINAL = [f"final/{size}" for size in SIZES]
+FINAL = [
+    f"{method}/{size}"
+    for method in ("final", "longer")
+    for size in EPOCHS[method]
+]
 IN_README = {  # what it calls a model -> the row
     "dense": ("dense", "utterance-2.0"),
     "a quarter of the encoder gone": ("final", "encoder-0.25"),
-    "half of the encoder gone": ("final", "encoder-0.5"),
+    "half of the encoder gone": ("longer", "encoder-0.5"),
     "30% of encoder and decoder gone": ("final", "whole-0.3"),
 }
 QUICK = ["dense/utterance-2.0", "fisher_reselected/encoder-0.25"]
