@@ -11,7 +11,7 @@ times MACs left. The top level repeats `all_kinds`.
 
 `loop_over_buckets` is one attention of unequal heads (768 dims, 500 frames,
 one thread): time of a loop over heads, over that of
-`sb_prune.cut.modules.attention`.
+`sb_prune.cut.modules.heads`.
 """
 
 from statistics import median
@@ -24,7 +24,7 @@ from transformers import HubertConfig, HubertModel
 
 from sb_prune.architectures.parts import INSIDE_HEADS
 from sb_prune.architectures.wav2vec2 import KINDS
-from sb_prune.cut.modules.attention import HeadLayout, attend
+from sb_prune.cut.modules.heads import HeadLayout, attend
 
 SLICES = ("front_end_channels", "heads", "ffn_units")
 APART = {"feature_extractor": 0.61, "encoder": 0.73}

@@ -36,7 +36,7 @@ from sb_prune.architectures import (
 )
 from sb_prune.architectures.parts import INSIDE_HEADS
 from sb_prune.cut.masking import attach_, detach_
-from sb_prune.cut.modules import attention as unequal_heads
+from sb_prune.cut.modules import heads as unequal_heads
 from sb_prune.cut.surgery import cut_
 from sb_prune.declare.cost import mac_cost, parameter_cost
 from sb_prune.declare.plan import Plan, full_plan

@@ -19,7 +19,7 @@ from sb_prune.architectures.whole_layers import (
     layer_structures,
     stack_of,
 )
-from sb_prune.cut.modules import attention as unequal_heads
+from sb_prune.cut.modules import heads as unequal_heads
 from sb_prune.cut.modules.attention import UnequalHeads
 from sb_prune.cut.surgery import cut_
 from sb_prune.declare.cost import mac_cost, parameter_cost

@@ -12,7 +12,7 @@ from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2Attention
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
-from sb_prune.cut.modules.attention import as_bias
+from sb_prune.cut.modules.heads import as_bias
 from sb_prune.cut.modules.wavlm import dense_bias, gated_bias
 
 

@@ -12,11 +12,8 @@ k head width.
 import torch
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
-from sb_prune.cut.modules.attention import (
-    UnequalHeads,
-    attend_in_heads,
-    attend_with_weights,
-)
+from sb_prune.cut.modules.attention import UnequalHeads
+from sb_prune.cut.modules.heads import attend_in_heads, attend_with_weights
 from sb_prune.cut.surgery import Absent
 
 

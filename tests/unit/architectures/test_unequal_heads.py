@@ -20,7 +20,7 @@ from sb_prune import (
 )
 from sb_prune.architectures import conformer, wav2vec2
 from sb_prune.architectures.parts import INSIDE_HEADS
-from sb_prune.cut.modules import attention as attention_module
+from sb_prune.cut.modules import heads
 from sb_prune.declare.cost import mac_cost, parameter_cost
 from sb_prune.declare.plan import full_plan
 from sb_prune.declare.structure import Declaration, Structure
@@ -37,7 +37,7 @@ BUDGETS = {
 @pytest.fixture
 def many_buckets(monkeypatch):
     """Heads of every width are computed apart."""
-    monkeypatch.setattr(attention_module, "WIDTH_STEP", 1)
+    monkeypatch.setattr(heads, "WIDTH_STEP", 1)
 
 
 def declare(model, kinds=wav2vec2.KINDS):

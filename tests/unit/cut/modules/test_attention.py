@@ -3,12 +3,8 @@
 import pytest
 import torch
 
-from sb_prune.cut.modules.attention import (
-    FewerHeads,
-    HeadLayout,
-    attend,
-    attend_with_weights,
-)
+from sb_prune.cut.modules.attention import FewerHeads
+from sb_prune.cut.modules.heads import HeadLayout, attend, attend_with_weights
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
