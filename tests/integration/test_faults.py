@@ -228,9 +228,9 @@ def test_a_variant_killed_anywhere_continues(
 @pytest.mark.parametrize(
     "name, event, named",
     [
-        ("again", r"\w+ save/run.json", "save"),
-        ("layers", r"\w+ save/layers.json", "save"),
-        ("layers alone", r"\w+ save/layers.json", "save"),
+        ("again", r"\w+ save/run.json", "save/run.json"),
+        ("layers", r"\w+ save/layers.json", "save/layers.json"),
+        ("layers alone", r"\w+ save/layers.json", "save/layers.json"),
         ("layers alone", rf"save save{CHECKPOINT}", "save"),
         ("layers alone", "open export", "export"),
     ],
