@@ -92,6 +92,10 @@ METHODS = {  # name -> lines beside the preset whisper_score, or whisper_l0
     "final": [],
     "longer": [],
 }
+TUNED = {  # not cut, only fine-tuned in the short context -> options
+    "tuned": {},
+    "tuned_slower": {"lr_encoder": 1e-6, "freeze_decoder": True},
+}
 _KINDS = "structures: {{kinds: [front_end_channels, ffn_units, heads{}]}}"
 _AND_TASK = ["distillation: {task_weight: 1.0}"]
 VARIANTS = {  # of fisher_reselected, for encoders: name -> (lines, options)
@@ -201,7 +205,8 @@ def all_cells():
         for size in EPOCHS.get(method, SIZES)
     ]
     variants = [f"{name}/encoder-0.5" for name in VARIANTS]
-    keys = ["dense/30s", *dense, *FINAL, "tuned/utterance-2.0", *pruned]
+    tuned = [f"{method}/utterance-2.0" for method in TUNED]
+    keys = ["dense/30s", *dense, *FINAL, *tuned, *pruned]
     keys += [*variants, *CUTS]
     return list(dict.fromkeys(keys))
 
@@ -275,7 +280,7 @@ class Cells:
 
     def _model(self, key):
         """Folder of the model of a cell."""
-        if key.startswith(("dense/", "tuned/")):
+        if _method(key) in ("dense", *TUNED):
             return self.whisper
         return str(self.runs.folder / _name(key) / "export")
 
@@ -286,7 +291,7 @@ class Cells:
         options |= {n: "null" if v is None else v for n, v in heard.items()}
         files = []
         for part in self._csv[split]:
-            if key.startswith("tuned/"):  # is not exported: the run itself
+            if _method(key) in TUNED:  # is not exported: the run itself
                 output = self._train(key, part)
             else:
                 name = f"{_name(key)}-{part.stem}"
@@ -307,9 +312,9 @@ class Cells:
             "train_csv": self._csv[train][0],
             "number_of_epochs": epochs,
         }
-        if method == "tuned":
+        if method in TUNED:
             yaml = DENSE
-            options["pseudo_labels"] = True
+            options |= {"pseudo_labels": True, **TUNED[method]}
         else:
             yaml = self.runs.folder / f"{_name(key)}.yaml"
             yaml.write_text(pruning_yaml(method, size), encoding="utf-8")
@@ -402,6 +407,10 @@ class Cells:
             f"wer_{scored.stem}.txt",
             options,
         )
+
+
+def _method(key):
+    return key.partition("/")[0]
 
 
 def _name(key):
