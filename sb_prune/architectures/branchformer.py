@@ -15,12 +15,12 @@ from speechbrain.lobes.models.transformer.Branchformer import (
     BranchformerEncoder,
 )
 
+from sb_prune.architectures.activations import refused_activation
+from sb_prune.architectures.attention import attention
+from sb_prune.architectures.indices import consecutive
 from sb_prune.architectures.parts import (
     NotCut,
     Part,
-    attention,
-    consecutive,
-    refused_activation,
     weight_operations,
     whole_linear,
 )

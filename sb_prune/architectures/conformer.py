@@ -13,12 +13,12 @@ from functools import partial
 import torch
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 
+from sb_prune.architectures.activations import refused_activation
+from sb_prune.architectures.attention import attention
+from sb_prune.architectures.feed_forward import feed_forward
+from sb_prune.architectures.indices import consecutive
 from sb_prune.architectures.parts import (
     Part,
-    attention,
-    consecutive,
-    feed_forward,
-    refused_activation,
     unless_gone,
     weight_operations,
     whole_linear,

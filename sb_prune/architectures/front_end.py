@@ -20,7 +20,7 @@ from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.nnet.CNN import Conv2d, get_padding_elem
 from speechbrain.nnet.normalization import LayerNorm
 
-from sb_prune.architectures.parts import refused_activation
+from sb_prune.architectures.activations import refused_activation
 from sb_prune.architectures.stacks import check_no_adapters
 from sb_prune.cut.modules.speechbrain import FewerChannels
 from sb_prune.declare.structure import (

@@ -1,47 +1,71 @@
 """Attention of transformers: four Linears of the names q, k, v and out_proj.
 
-Functions here describe the heads of such a module, the dims inside them and its
-operations, for all families. Projections may lack a bias.
+Projections may lack a bias. The classes of transformers can run with fewer
+heads.
 
 Shapes: L queries, S keys and values.
 """
 
 from dataclasses import replace
 
-from sb_prune.architectures.parts import (
+from sb_prune.architectures.heads import (
+    absent_self_attention,
     already_unequal,
-    consecutive,
     dims_of_heads,
-    of_widths,
     pair_operations,
-    same_length,
+    whole_attention,
     widths_of_heads,
 )
+from sb_prune.architectures.indices import consecutive, of_widths
+from sb_prune.architectures.parts import Part, same_length
 from sb_prune.declare.structure import Operation, Slices, Structure
 
 
-def heads_of_projections(name, module, kind="heads"):
-    """Structure of the heads.
+def attention_of_projections(
+    name,
+    module,
+    norm=None,
+    steps=same_length,
+    memory=None,
+    absent=absent_self_attention,
+):
+    """Describes such a module and its heads.
 
     Arguments
     ---------
     name : str
         Name of the module from the root.
     module : torch.nn.Module
-        The attention; its own class can run with fewer heads.
-    kind : str
-        Kind of the structure.
+        The attention.
+    norm : str, optional
+        Norm before the module, if nothing else reads it; removed with it.
+    steps : callable
+        frames -> L.
+    memory : callable, optional
+        frames -> S, for cross-attention; None for self-attention.
+    absent : callable
+        Makes what takes its place when it is removed.
 
     Returns
     -------
-    Structure
+    Part
     """
+    cross = memory is not None
+    out_proj = f"{name}.out_proj", module.out_proj
+    return Part(
+        whole_attention(name, out_proj, absent, norm, cross),
+        _heads(name, module, cross),
+        _operations(name, module, steps, memory or steps),
+    )
+
+
+def _heads(name, module, cross):
     query_key, value = map(of_widths, widths_of_heads(module))
     out = Slices(f"{name}.out_proj.weight", 1, value)
     made = _made(name, module, query_key, value)
     heads = Structure(
         name=f"{name}.heads",
-        kind=kind,
+        kind="cross_heads" if cross else "heads",
         units=module.num_heads,
         masks=(out,),
         cuts=(out, *made["q"], *made["k"], *made["v"]),
@@ -93,26 +117,8 @@ def _made(name, module, query_key, value):
     return found
 
 
-def projection_operations(name, module, steps=same_length, memory=None):
-    """Makes the function frames -> operations of L queries over S keys.
-
-    Arguments
-    ---------
-    name : str
-        Name of the module from the root.
-    module : torch.nn.Module
-        The attention.
-    steps : callable
-        frames -> L.
-    memory : callable, optional
-        frames -> S, for cross-attention; None for self-attention.
-
-    Returns
-    -------
-    callable
-        frames (int) -> list of Operation.
-    """
-    memory = memory or steps
+def _operations(name, module, steps, memory):
+    """Makes the function frames -> operations of L queries over S keys."""
     sizes = {
         f"{p}_proj": module.get_submodule(f"{p}_proj").weight.numel()
         for p in ("q", "k", "v", "out")

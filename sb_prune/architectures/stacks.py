@@ -6,12 +6,8 @@ from typing import Callable
 
 from speechbrain.nnet.adapters import AdaptedModel, HoulsbyAdapterLinear, LoRA
 
-from sb_prune.architectures.parts import (
-    INSIDE_HEADS,
-    NotCut,
-    Part,
-    no_operations,
-)
+from sb_prune.architectures.heads import INSIDE_HEADS
+from sb_prune.architectures.parts import NotCut, Part, no_operations
 from sb_prune.cut.surgery import Absent, FewerLayers
 from sb_prune.declare.structure import Declaration, Structure, dotted
 from sb_prune.support.values import ListOf, Text

@@ -13,7 +13,8 @@ from speechbrain.lobes.models.transformer.Transformer import (
     TransformerEncoder,
 )
 
-from sb_prune.architectures.parts import attention, feed_forward
+from sb_prune.architectures.attention import attention
+from sb_prune.architectures.feed_forward import feed_forward
 from sb_prune.architectures.stacks import NAMES, Layer, declare
 from sb_prune.support.values import Number, Pattern, checked
 

@@ -27,21 +27,17 @@ from speechbrain.lobes.models.wav2vec import (
     W2VTargetQuantiser,
 )
 
+from sb_prune.architectures.feed_forward import two_linears
+from sb_prune.architectures.heads import INSIDE_HEADS, absent_self_attention
+from sb_prune.architectures.indices import consecutive
 from sb_prune.architectures.parts import (
-    INSIDE_HEADS,
     NotCut,
-    Part,
-    consecutive,
-    identity,
-    two_linears,
     unless_gone,
     weight_operations,
-    whole_linear,
 )
 from sb_prune.architectures.projections import (
+    attention_of_projections,
     dims_of_projections,
-    heads_of_projections,
-    projection_operations,
 )
 from sb_prune.architectures.stacks import (
     NAMES,
@@ -51,7 +47,6 @@ from sb_prune.architectures.stacks import (
     chosen_structures,
 )
 from sb_prune.architectures.transformer import encoder_layer
-from sb_prune.cut.surgery import Absent
 from sb_prune.declare.structure import (
     Declaration,
     Operation,
@@ -488,33 +483,26 @@ def _layer(name, layer, attention, norms_first):
     )
 
 
-_absent_attention = partial(Absent, extra_outputs=1)
-
-
 @unless_gone
-def _attention(name, module, norm, absent=_absent_attention, more=0):
+def _attention(name, module, norm, absent=absent_self_attention, more=0):
     """Describes attention of wav2vec 2.0 and HuBERT.
 
-    Their own classes can run with fewer heads. `more` are further MACs per
-    frame, which are spread evenly over the heads.
+    `more` are further MACs per frame, which are spread evenly over the heads.
     """
     from sb_prune.cut.modules.wav2vec2 import unequal
 
     if hasattr(module, "attention_map"):
         return _shares_map(name, module, more)
-    whole = Structure(
-        name=name,
-        kind="attention_modules",
-        units=1,
-        masks=whole_linear(f"{name}.out_proj", module.out_proj),
-        removes=((name, absent), *identity(norm)),
-    )
-    return Part(
-        whole,
-        heads_of_projections(name, module),
-        _attention_operations(name, module, more),
-        dims_of_projections(name, module, unequal(module)),
-        _refused_dims(module),
+    part = attention_of_projections(name, module, norm, absent=absent)
+    of_heads = {"structures": (f"{name}.heads",)}
+    return replace(
+        part,
+        operations=lambda frames: [
+            *part.operations(frames),
+            Operation(more * frames, name, **of_heads),
+        ],
+        inside=dims_of_projections(name, module, unequal(module)),
+        refused=_refused_dims(module),
     )
 
 
@@ -594,12 +582,3 @@ def _biased_attention(name, module, norm):
             for dims in part.inside
         ),
     )
-
-
-def _attention_operations(name, module, more):
-    """Makes the function frames -> operations (`more`: see `_attention`)."""
-    shared = projection_operations(name, module)
-    return lambda frames: [
-        *shared(frames),
-        Operation(more * frames, name, structures=(f"{name}.heads",)),
-    ]

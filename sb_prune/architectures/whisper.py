@@ -14,24 +14,20 @@ Shapes: S frames of the encoder, T tokens, d model width, h hidden units.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Callable
 
+from sb_prune.architectures.feed_forward import two_linears
+from sb_prune.architectures.heads import INSIDE_HEADS, absent_self_attention
+from sb_prune.architectures.indices import consecutive
 from sb_prune.architectures.parts import (
-    INSIDE_HEADS,
-    Part,
-    consecutive,
     identity,
     no_operations,
-    two_linears,
     unless_gone,
     weight_operations,
-    whole_linear,
 )
 from sb_prune.architectures.projections import (
+    attention_of_projections,
     dims_of_projections,
-    heads_of_projections,
-    projection_operations,
 )
 from sb_prune.architectures.stacks import (
     NAMES,
@@ -320,9 +316,7 @@ def _encoder_layer(name, layer):
             f"{att}: several layers share its attention map; to prune a "
             "student of Whisper, make it without `reuse`"
         )
-    part = _attention(
-        att, layer.self_attn, "attention_modules", "heads", encoder_frames
-    )
+    part = _attention(att, layer.self_attn, encoder_frames)
     if part is not None:
         inside = dims_of_projections(
             att, layer.self_attn, UnequalWhisperAttention
@@ -339,16 +333,12 @@ def _decoder_layer(name, layer, tokens):
             _attention(
                 f"{name}.self_attn",
                 layer.self_attn,
-                "attention_modules",
-                "heads",
                 tokens,
                 absent=AbsentCachedAttention,
             ),
             _attention(
                 f"{name}.encoder_attn",
                 layer.encoder_attn,
-                "cross_attention_modules",
-                "cross_heads",
                 tokens,
                 memory=encoder_frames,
             ),
@@ -376,32 +366,11 @@ def _feed_forward(name, layer, steps):
     )
 
 
-_absent_attention = partial(Absent, extra_outputs=1)
-
-
 @unless_gone
-def _attention(
-    name,
-    module,
-    kind,
-    kind_of_heads,
-    steps,
-    memory=None,
-    absent=_absent_attention,
-):
+def _attention(name, module, steps, memory=None, absent=absent_self_attention):
     """Describes attention; `memory` is that of cross-attention (frames -> S).
 
-    Transformers' own class can run with fewer heads.
+    Its norm comes before it.
     """
-    whole = Structure(
-        name=name,
-        kind=kind,
-        units=1,
-        masks=whole_linear(f"{name}.out_proj", module.out_proj),
-        removes=((name, absent), *identity(f"{name}_layer_norm")),
-    )
-    return Part(
-        whole,
-        heads_of_projections(name, module, kind_of_heads),
-        projection_operations(name, module, steps, memory),
-    )
+    norm = f"{name}_layer_norm"
+    return attention_of_projections(name, module, norm, steps, memory, absent)

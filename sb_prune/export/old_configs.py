@@ -4,7 +4,7 @@
 2   in version 0.2: the plan and the kinds of its structures
 """
 
-from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.heads import INSIDE_HEADS
 from sb_prune.architectures.wav2vec2 import KINDS
 from sb_prune.architectures.whole_layers import ENDING, KIND
 from sb_prune.cut.edits import ENTRY

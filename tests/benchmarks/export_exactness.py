@@ -31,7 +31,7 @@ from sb_prune import (
     whisper_structures,
 )
 from sb_prune.architectures import conformer, wav2vec2, whisper
-from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.heads import INSIDE_HEADS
 from sb_prune.cut.masking import detach_
 from sb_prune.learn.fitting import fit_plan
 

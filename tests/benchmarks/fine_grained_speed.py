@@ -22,7 +22,7 @@ from common import compare_speed, random_cut, run
 from torch.nn import functional as F
 from transformers import HubertConfig, HubertModel
 
-from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.heads import INSIDE_HEADS
 from sb_prune.architectures.wav2vec2 import KINDS
 from sb_prune.cut.modules.heads import HeadLayout, attend
 

@@ -45,7 +45,7 @@ from sb_prune import (
     transformer_structures,
     wav2vec2_structures,
 )
-from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.heads import INSIDE_HEADS
 from sb_prune.cut.edits import folded
 from sb_prune.cut.folding import folded_state
 from sb_prune.cut.masking import attach_, detach_

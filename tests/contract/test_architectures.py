@@ -34,7 +34,7 @@ from sb_prune.architectures import (
     wav2vec2,
     whisper,
 )
-from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.heads import INSIDE_HEADS
 from sb_prune.cut.masking import attach_, detach_
 from sb_prune.cut.modules import heads as unequal_heads
 from sb_prune.cut.surgery import cut_

@@ -15,7 +15,7 @@ from torchao.quantization import (
 from torchao.utils import TorchAOBaseTensor
 
 from sb_prune import cut_
-from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.heads import INSIDE_HEADS
 from sb_prune.deploy.adapters import traceable, traceable_functions
 
 TOLERANCE = 1e-4  # relative to the largest output

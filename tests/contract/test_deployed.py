@@ -25,7 +25,7 @@ from test_architectures import BUILDS
 from tiny_whisper import write_tiny_whisper
 
 from sb_prune import cut_, lobes
-from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.heads import INSIDE_HEADS
 from sb_prune.deploy import OnnxASR
 from sb_prune.deploy.adapters import traceable
 from sb_prune.deploy.graphs import Input, write_graph

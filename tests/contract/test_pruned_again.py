@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rounding import assert_exact
 from test_architectures import BUILDS, ROWS, count, counted_macs, each_build
 
-from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.heads import INSIDE_HEADS
 from sb_prune.architectures.whole_layers import (
     layer_plan,
     layer_structures,

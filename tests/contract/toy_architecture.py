@@ -6,7 +6,7 @@ For users it would be `sb_prune/architectures/toy.py`, and one line in
 
 from torch import nn
 
-from sb_prune.architectures.parts import two_linears
+from sb_prune.architectures.feed_forward import two_linears
 from sb_prune.architectures.stacks import Layer, declare
 
 KINDS = ("layers", "ffn_modules", "ffn_units")

@@ -31,7 +31,7 @@ from sb_prune import (
     wav2vec2_structures,
     whisper_structures,
 )
-from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.heads import INSIDE_HEADS
 from sb_prune.architectures.wav2vec2 import KINDS
 from sb_prune.demo.encoder import encoder_shape, write_untrained
 from sb_prune.run.descriptions import described

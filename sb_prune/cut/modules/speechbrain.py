@@ -1,6 +1,8 @@
-"""Convolutions with fewer channels, where SpeechBrain's class cannot run."""
+"""Modules of SpeechBrain for cut models, where its own cannot run."""
 
 from speechbrain.nnet.CNN import Conv2d
+
+from sb_prune.cut.surgery import Absent
 
 
 class FewerChannels(Conv2d):
@@ -28,3 +30,18 @@ class FewerChannels(Conv2d):
         """
         convolved = super().forward(x)
         return convolved.unsqueeze(-1) if convolved.dim() == 3 else convolved
+
+
+class AbsentCrossAttention(Absent):
+    """Takes the place of a removed cross-attention.
+
+    It returns attention weights too, since searchers read those of the last
+    layer. They are zero.
+    """
+
+    def forward(self, query, key, *args, **kwargs):
+        """Returns a scalar zero and zero weights (B, L, S), which are expanded
+        and take no memory.
+        """
+        zero = query.new_zeros(())
+        return zero, zero.expand(*query.shape[:2], key.shape[1])

@@ -11,7 +11,7 @@ from sb_prune import (
     front_end_structures,
     transformer_structures,
 )
-from sb_prune.architectures.parts import acts_per_unit
+from sb_prune.architectures.activations import acts_per_unit
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sb_prune import (
     wav2vec2_structures,
 )
 from sb_prune.architectures import conformer, wav2vec2
-from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.heads import INSIDE_HEADS
 from sb_prune.cut.modules import heads
 from sb_prune.declare.cost import mac_cost, parameter_cost
 from sb_prune.declare.plan import full_plan

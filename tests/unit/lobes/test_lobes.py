@@ -16,7 +16,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from sb_prune import LayerwiseDistillation, lobes, pruned, wav2vec2_structures
-from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.heads import INSIDE_HEADS
 from sb_prune.cut.edits import FORMAT
 from sb_prune.cut.modules.attention import UnequalHeads
 from sb_prune.export.loading import ExportError, load_export

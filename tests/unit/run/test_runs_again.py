@@ -28,7 +28,7 @@ from sb_prune import (
     lobes,
     wav2vec2_structures,
 )
-from sb_prune.architectures.parts import INSIDE_HEADS
+from sb_prune.architectures.heads import INSIDE_HEADS
 from sb_prune.depth import LastLayers
 from sb_prune.export.loading import load_export
 from sb_prune.report.command import write_report
