@@ -24,14 +24,16 @@ SPECIAL = [
 ]
 
 
-def write_tiny_whisper(folder, seed=0, mels=80, english=False, **shape):
+def write_tiny_whisper(
+    folder, seed=0, mels=80, english=False, merges=(), **shape
+):
     """Writes a model of random weights, its preprocessor and its tokenizer.
 
-    Text is read as bytes; what the model writes is made of bytes and of some
-    50,000 words. The vocabulary is as large as a real one, by which SpeechBrain
-    knows how many languages there are.
+    Text is read as bytes, of which some may be merged; what the model writes is
+    made of these and of some 50,000 words. The vocabulary is as large as a real
+    one, by which SpeechBrain knows how many languages there are.
     """
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer(list(merges))
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
     settings = {
@@ -75,13 +77,14 @@ def write_tiny_whisper(folder, seed=0, mels=80, english=False, **shape):
     path.write_text(json.dumps(generation))
 
 
-def _tokenizer():
+def _tokenizer(merges):
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters += [one + other for one, other in merges]
     words = [f"\u0120word{chr(97 + i % 26)}{i}" for i in range(WORDS)]
     vocabulary = {
         token: i for i, token in enumerate(letters + words[len(letters) :])
     }
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(SPECIAL)

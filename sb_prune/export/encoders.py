@@ -133,7 +133,7 @@ def _save_beside(document, entry, lobe, folder):
     from sb_prune.export import generation
     from sb_prune.export import tokens as tokenizers
 
-    settings = tokenizers.save_tokenizer(lobe, folder)
+    settings = tokenizers.save_tokenizer(lobe.tokenizer, folder)
     pretrainer = document["pretrainer"]
     files = {tokenizers.TOKENIZER: ("tokenizer", {"settings": settings})}
     if (folder / tokenizers.SPELLING).is_file():

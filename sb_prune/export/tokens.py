@@ -28,6 +28,10 @@ SPECIAL = (  # what lobe and searchers of SpeechBrain ask for
 )
 
 
+MULTILINGUAL = "is_multilingual"  # key of a config with fewer tokens
+FEWEST_OF_ALL = 51865  # tokens, by which SpeechBrain knows all languages
+
+
 class SpecialTokens:
     """Stands in for Whisper's tokenizer until its file is loaded.
 
@@ -68,6 +72,43 @@ class SpecialTokens:
         """Does nothing, as the prefix is known."""
 
 
+def is_multilingual(config):
+    """Whether a Whisper has tokens of languages and tasks.
+
+    Arguments
+    ---------
+    config : transformers.WhisperConfig
+
+    Returns
+    -------
+    bool
+    """
+    many = config.vocab_size >= FEWEST_OF_ALL
+    return getattr(config, MULTILINGUAL, many)
+
+
+def never_written(tokenizer):
+    """Finds tokens that no text is split into, for want of a merge.
+
+    Arguments
+    ---------
+    tokenizer : transformers.PreTrainedTokenizerFast
+        Of bytes and merges (BPE), as Whisper's.
+
+    Returns
+    -------
+    list of str
+        In the order of ids. Empty if there are no merges at all: such a
+        tokenizer splits into bytes.
+    """
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if not model["merges"]:
+        return []
+    written = {one + other for one, other in model["merges"]}
+    written |= tokenizer.get_added_vocab().keys()
+    return [t for t in model["vocab"] if len(t) > 1 and t not in written]
+
+
 def describe_tokens(lobe):
     """The arguments of `SpecialTokens` for the tokenizer of a lobe.
 
@@ -90,13 +131,12 @@ def describe_tokens(lobe):
     }
 
 
-def save_tokenizer(lobe, folder):
-    """Writes the tokenizer of a lobe beside its weights.
+def save_tokenizer(tokenizer, folder):
+    """Writes a tokenizer beside the weights.
 
     Arguments
     ---------
-    lobe : torch.nn.Module
-        A Hugging Face lobe with a tokenizer.
+    tokenizer : transformers.WhisperTokenizer
     folder : Path
 
     Returns
@@ -104,8 +144,8 @@ def save_tokenizer(lobe, folder):
     dict
         Its settings, for `load_tokenizer`.
     """
-    lobe.tokenizer.save_pretrained(folder)
-    spelling = lobe.tokenizer.english_spelling_normalizer
+    tokenizer.save_pretrained(folder)
+    spelling = tokenizer.english_spelling_normalizer
     if spelling is not None:  # fast tokenizers do not write it
         text = json.dumps(spelling, indent=2, ensure_ascii=False)
         (folder / SPELLING).write_text(text + "\n", "utf-8")

