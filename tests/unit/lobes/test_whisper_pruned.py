@@ -22,6 +22,7 @@ from sb_prune import lobes, mac_cost, pruned, whisper_structures
 from sb_prune.depth import EvenlySpaced
 from sb_prune.export.loading import ExportError, load_export
 from sb_prune.report.command import write_report
+from sb_prune.vocabulary import trim_vocabulary
 
 ROOT = Path(__file__).parents[3]
 INFERENCE = (
@@ -151,6 +152,23 @@ def test_it_transcribes_as_before(small, tmp_path):
         encoded = ours.forward_encoder(ours._get_mel(wav))
         expected, *_ = search(encoded, torch.ones(2))
     assert [list(t) for t in tokens] == [list(t) for t in expected]
+
+
+def test_a_trimmed_vocabulary_is_exported(source, tmp_path):
+    """Languages are known by the config then, not by how many tokens."""
+    words = tmp_path / "words.txt"
+    words.write_text("some words")
+    trimmed = trim_vocabulary(str(tmp_path / "few"), str(source), [words])
+    brain = prune(tmp_path, trimmed, structures=NARROW, target=0.1)
+    ours = brain.modules.whisper
+    assert ours.model.config.vocab_size < ours.eos + 2_000 < 10_000
+    export = str(tmp_path / "export")
+    model = WhisperASR.from_hparams(source=export, savedir=str(tmp_path / "s"))
+    swapped = lobes.Whisper(export, str(tmp_path), **OPTIONS)
+    for lobe in (model.mods.whisper, swapped):
+        assert lobe.is_multilingual and lobe.bos == ours.bos
+        assert lobe.tokenizer.prefix_tokens == ours.tokenizer.prefix_tokens
+        assert_same_but_for_rounding(speak(lobe), speak(ours))
 
 
 def test_words_are_normalised_as_before(small, tmp_path):
