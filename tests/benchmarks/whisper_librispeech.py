@@ -129,6 +129,7 @@ WHOLE = [
 OF_WHOLE = {
     "freeze_decoder": False,
     "lr_encoder": 0.0001,
+    "lr_decoder": 0.0001,
     "pseudo_labels": True,  # a decoder keeps the words that it writes
 }
 SIZES = {  # that learn: name -> (target, lines of the block, options)
