@@ -10,7 +10,8 @@ context alone, `cut_speedup` that of the cut at the same context; its efficiency
 is the speed-up times the MACs left, with those of the logits, which stay.
 `encoder` and `decoder` are that cut alone. For each token of one utterance all
 weights of the decoder are read once, with the embeddings, and few numbers
-multiplied by each: `weights_left` bounds its speed-up, not the MACs.
+multiplied by each: `weights_left` bounds its speed-up, not the MACs. `english`
+is the cut one with the tokens that English needs (`sb_prune.vocabulary`).
 """
 
 import torch
@@ -21,7 +22,7 @@ from sb_prune.learn.fitting import fit_plan
 from sb_prune.support.measure import measure_speed
 
 SECONDS, MARGIN, TOKENS = 10, 2, 40
-VOCABULARY = 51865
+VOCABULARY, ENGLISH = 51865, 36_940  # of which the words of cmudict are made
 TARGETS = {"encoder": 0.5, "decoder": 0.2}  # embeddings are half of these
 KINDS = ["front_end_channels", "ffn_units", "heads", "cross_heads"]
 
@@ -62,6 +63,7 @@ def measure(full):
         "30 s": whisper(vocabulary=VOCABULARY),
         "dense": whisper(vocabulary=VOCABULARY, context=context),
         "cut": whisper(vocabulary=VOCABULARY, context=context),
+        "english": whisper(vocabulary=ENGLISH, context=context),
     }
     frames = 2 * context
     declaration = whisper_structures(
@@ -69,19 +71,29 @@ def measure(full):
     )
     groups = ParameterBudget(TARGETS).groups(declaration)
     plan = fit_plan(declaration, groups, random_scores(declaration, 0, 0.0))
-    cost, logits = mac_cost(declaration, frames), TOKENS * 512 * VOCABULARY
-    left = float(cost.of_kept(plan.kept_counts(declaration))) + logits
-    macs = left / (cost.dense() + logits)
+    cost = mac_cost(declaration, frames)
+    dense = cost.dense() + TOKENS * 512 * VOCABULARY
+    kept = float(cost.of_kept(plan.kept_counts(declaration)))
+    macs = (kept + TOKENS * 512 * VOCABULARY) / dense
+    english_macs = (kept + TOKENS * 512 * ENGLISH) / dense
     before, after = (_count_and_cut(models["cut"], p) for p in (None, plan))
+    english = _count_and_cut(models["english"], plan)
     runs = 25 if full else 5
     speed = _taking_turns(transcribe, models, runs)
     speedup = speed["dense"] / speed["cut"]
+    english_speedup = speed["dense"] / speed["english"]
     return {
         "context_speedup": round(speed["30 s"] / speed["dense"], 3),
         "cut_speedup": round(speedup, 3),
         "params_reduction": round(1 - after / before, 4),
         "macs_ratio": round(macs, 4),
         "efficiency": round(speedup * macs, 3),
+        "english": {
+            "speedup": round(english_speedup, 3),
+            "params_reduction": round(1 - english / before, 4),
+            "macs_ratio": round(english_macs, 4),
+            "efficiency": round(english_speedup * english_macs, 3),
+        },
         **_of_each_side(models, frames, runs),
     }
 
