@@ -25,6 +25,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from sb_prune.cut.edits import ENTRY
 from sb_prune.export.tokens import (
     MULTILINGUAL,
     SETTINGS,
@@ -67,8 +68,8 @@ def trim_vocabulary(folder, source, texts):
     Raises
     ------
     ValueError
-        If the source has no tokenizer of Whisper or is itself the folder, or
-        there is no text.
+        If the source has no tokenizer of Whisper, is pruned or is itself the
+        folder, or there is no text.
     """
     run_on_main(_write, [Path(folder), str(source), texts])
     return folder
@@ -80,6 +81,11 @@ def _write(folder, source, texts):
     words = _read_words(texts)
     tokenizer = _load_tokenizer(source)
     first = tokenizer.get_vocab()[FIRST_SPECIAL]
+    if hasattr(AutoConfig.from_pretrained(source), ENTRY):
+        raise ValueError(
+            f"source: {source} is pruned; trim the model that it was made of, "
+            "and prune that"
+        )
     model = WhisperForConditionalGeneration.from_pretrained(source)
     forbidden = model.generation_config.suppress_tokens or ()
     kept = needed_tokens(tokenizer, words, forbidden)

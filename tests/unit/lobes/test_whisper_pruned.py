@@ -169,6 +169,8 @@ def test_a_trimmed_vocabulary_is_exported(source, tmp_path):
         assert lobe.is_multilingual and lobe.bos == ours.bos
         assert lobe.tokenizer.prefix_tokens == ours.tokenizer.prefix_tokens
         assert_same_but_for_rounding(speak(lobe), speak(ours))
+    with pytest.raises(ValueError, match="is pruned; trim the model that it"):
+        trim_vocabulary(str(tmp_path / "fewer"), export, [words])
 
 
 def test_words_are_normalised_as_before(small, tmp_path):
