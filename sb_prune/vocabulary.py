@@ -14,6 +14,10 @@ makes a Hugging Face folder with fewer rows of weights and other token ids.
 
 import argparse
 import json
+import os
+import re
+import shutil
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -28,7 +32,6 @@ from transformers import (
 from sb_prune.cut.edits import ENTRY
 from sb_prune.export.tokens import (
     MULTILINGUAL,
-    SETTINGS,
     TOKENIZER,
     is_multilingual,
     save_tokenizer,
@@ -36,18 +39,21 @@ from sb_prune.export.tokens import (
 from sb_prune.support.disk import reason
 
 FIRST_SPECIAL = "<|endoftext|>"  # behind it are the others and the timestamps
-LONGEST_PIECE = 2  # characters of the tokens that stay in any case
-SPACE = "\u0120"  # how a tokenizer of bytes writes it
+CONFIG = "config.json"
 OF_TEXTS = (".txt", ".csv", ".tsv")
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")  # letters, as in don't
+HALF_OF_CHARACTER = "\ufffd"  # what some bytes of a character are decoded to
+SHORT = 2  # ASCII characters of a piece, of which abbreviations are made
+AT_ONCE = 10_000  # forms of words that are split
 
 
 def trim_vocabulary(folder, source, texts):
     """Writes a Whisper that has only the tokens that some texts need.
 
     These are the tokens of each word as it stands, in lower case and
-    capitalised, with a space before it and without. Special tokens, numbers,
-    punctuation, what must not be generated, and pieces of up to two characters
-    stay as well.
+    capitalised, with a space before it and without, and those that differ from
+    them in case alone. Special tokens, numbers, punctuation, what must not be
+    generated, single bytes and pieces of up to two ASCII characters stay too.
 
     Arguments
     ---------
@@ -56,9 +62,10 @@ def trim_vocabulary(folder, source, texts):
     source : str
         Folder of a Whisper, or its name on the Hugging Face hub.
     texts : list of str
-        Text files, or folders of .txt, .csv or .tsv files, with all words that
-        will be said: a dictionary of the language, or all sentences of a small
-        domain. A word of which the token is gone is mostly misspelled.
+        Text files in UTF-8, or folders of .txt, .csv or .tsv files, with all
+        words that will be said: a dictionary of the language, or all sentences
+        of a small domain. A word of which the token is gone is mostly
+        misspelled. Languages without spaces need sentences.
 
     Returns
     -------
@@ -80,25 +87,41 @@ def _write(folder, source, texts):
         raise ValueError(f"folder: {folder} is the source; write another one")
     words = _read_words(texts)
     tokenizer = _load_tokenizer(source)
-    first = tokenizer.get_vocab()[FIRST_SPECIAL]
     if hasattr(AutoConfig.from_pretrained(source), ENTRY):
         raise ValueError(
             f"source: {source} is pruned; trim the model that it was made of, "
             "and prune that"
         )
     model = WhisperForConditionalGeneration.from_pretrained(source)
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"source: {source} has a tokenizer of {len(tokenizer)} tokens and "
+            f"a model of {model.config.vocab_size}"
+        )
     forbidden = model.generation_config.suppress_tokens or ()
     kept = needed_tokens(tokenizer, words, forbidden)
     vocabulary = tokenizer.get_vocab()
-    of_text = sorted(vocabulary[token] for token in kept)
-    special = range(first, model.config.vocab_size)
-    stay = [i for i in of_text if i < first] + list(special)
+    special = range(vocabulary[FIRST_SPECIAL], model.config.vocab_size)
+    of_text = sorted({vocabulary[token] for token in kept} - {*special})
+    stay = of_text + list(special)
     setattr(model.config, MULTILINGUAL, is_multilingual(model.config))
     trim_(model, stay)
-    model.save_pretrained(folder)
-    WhisperFeatureExtractor.from_pretrained(source).save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
-    _trim_tokenizer(folder, kept, {old: new for new, old in enumerate(stay)})
+    aside = folder.with_name(f"{folder.name}.incomplete")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    WhisperFeatureExtractor.from_pretrained(source).save_pretrained(aside)
+    save_tokenizer(tokenizer, aside)
+    _trim_tokenizer(aside, kept, {old: new for new, old in enumerate(stay)})
+    _move(aside, folder)
+
+
+def _move(aside, folder):
+    """Moves files; the one without which nothing loads is there at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    for file in sorted(aside.iterdir(), key=lambda file: file.name == CONFIG):
+        os.replace(file, folder / file.name)
+    aside.rmdir()
 
 
 def _load_tokenizer(source):
@@ -133,10 +156,19 @@ def needed_tokens(tokenizer, words, ids=()):
     """
     backend = tokenizer.backend_tokenizer
     model = json.loads(backend.to_str())["model"]
-    forms = sorted(set(_forms(words)))
-    split = backend.encode_batch(forms, add_special_tokens=False)
-    ids = set(ids).union(*(form.ids for form in split))
-    kept = {t for t, i in model["vocab"].items() if i in ids or _is_basic(t)}
+    ids, forms = set(ids), sorted(set(_forms(words)))
+    for start in range(0, len(forms), AT_ONCE):
+        split = backend.encode_batch(
+            forms[start : start + AT_ONCE], add_special_tokens=False
+        )
+        ids.update(*(form.ids for form in split))
+    texts = {token: backend.decoder.decode([token]) for token in model["vocab"]}
+    said = {texts[t].lower() for t, i in model["vocab"].items() if i in ids}
+    kept = {
+        token
+        for token, text in texts.items()
+        if text.lower() in said or _is_basic(token, text)
+    }
     parts = {}
     for one, other in model["merges"]:
         parts.setdefault(one + other, []).extend((one, other))
@@ -155,12 +187,14 @@ def _forms(words):
             yield from (form, f" {form}")
 
 
-def _is_basic(token):
-    """Whether a token stays whatever the texts: bytes, pieces and numbers."""
-    piece = token.removeprefix(SPACE)
-    if len(piece) <= LONGEST_PIECE:
+def _is_basic(token, text):
+    """Whether a token stays whatever is said: bytes, pieces, no letters."""
+    if len(token) == 1 or text.isascii() and len(text.strip()) <= SHORT:
         return True
-    return piece.isascii() and not any(c.isalpha() for c in piece)
+    return not any(
+        unicodedata.category(c)[0] in "LM" or c == HALF_OF_CHARACTER
+        for c in text
+    )
 
 
 @torch.no_grad()
@@ -194,8 +228,9 @@ def trim_(model, ids):
     >>> model.config.eos_token_id, model.generation_config.suppress_tokens
     (2, [0])
     """
-    rows = model.get_input_embeddings().weight
-    rows[: len(ids)] = rows[ids]  # a copy: it is made before it is written
+    read, written = model.get_input_embeddings(), model.get_output_embeddings()
+    for weight in {read.weight, written.weight}:  # mostly the same one
+        weight[: len(ids)] = weight[ids]
     model.resize_token_embeddings(len(ids))
     new = {old: i for i, old in enumerate(ids)}
     for config in (model.config, model.generation_config):
@@ -235,18 +270,10 @@ def _trim_tokenizer(folder, kept, new):
     for token in processor.get("special_tokens", {}).values():
         token["ids"] = [new[i] for i in token["ids"]]
     path.write_text(json.dumps(spec, ensure_ascii=False), "utf-8")
-    path = folder / SETTINGS
-    settings = json.loads(path.read_text("utf-8"))
-    if "added_tokens_decoder" in settings:
-        settings["added_tokens_decoder"] = {
-            str(new[int(i)]): token
-            for i, token in settings["added_tokens_decoder"].items()
-        }
-        path.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def _read_words(texts):
-    """The words of text files, also of those in folders."""
+    """The words of text files, also of those in folders, as they stand."""
     if isinstance(texts, (str, Path)):
         texts = [texts]
     words = set()
@@ -256,10 +283,12 @@ def _read_words(texts):
             files = [f for f in given.rglob("*") if f.suffix in OF_TEXTS]
         for file in sorted(files):
             try:
-                words.update(file.read_text("utf-8").split())
+                with open(file, encoding="utf-8-sig") as lines:
+                    words.update(*map(_words_of, lines))
             except (OSError, UnicodeDecodeError) as error:
                 raise ValueError(
-                    f"texts: {file} is not a text in UTF-8 ({reason(error)})"
+                    f"texts: {file} cannot be read as text in UTF-8 "
+                    f"({reason(error)})"
                 ) from error
     if not words:
         raise ValueError(
@@ -267,6 +296,18 @@ def _read_words(texts):
             f"name text files, or folders of {', '.join(OF_TEXTS)} files"
         )
     return words
+
+
+def _words_of(line):
+    """What stands between spaces, and the words in that.
+
+    Example
+    -------
+    >>> sorted(_words_of("id,1.5,Don\u2019t! re-do"))
+    ["Don't", 'do', 'id', "id,1.5,Don't!", 're', 're-do']
+    """
+    line = unicodedata.normalize("NFC", line).replace("\u2019", "'")
+    return {*line.split(), *WORD.findall(line)}
 
 
 def main(arguments=None):

@@ -2,14 +2,19 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
 from speechbrain.decoders.seq2seq import S2SWhisperGreedySearcher
 from tiny_whisper import write_tiny_whisper
-from transformers import AutoTokenizer, WhisperForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
-from sb_prune import lobes
+from sb_prune import lobes, vocabulary
 from sb_prune.vocabulary import main, trim_vocabulary
 
 MERGES = [
@@ -122,6 +127,25 @@ def test_rows_behind_the_tokenizer_stay(dense, trimmed):
     assert counts[0] == counts[1] > 0
 
 
+@torch.no_grad()
+def test_logits_of_their_own():
+    """A model whose embeddings are not also those of its logits."""
+    config = WhisperConfig(
+        vocab_size=20,
+        tie_word_embeddings=False,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 19),
+        decoder_start_token_id=19,
+        **{"d_model": 8, "encoder_layers": 1, "decoder_layers": 1},
+        **{"encoder_attention_heads": 1, "decoder_attention_heads": 1},
+    )
+    model = WhisperForConditionalGeneration(config).eval()
+    heard = torch.randn(1, 80, 3000)
+    before = model(heard, decoder_input_ids=torch.tensor([[9, 19]])).logits
+    vocabulary.trim_(model, [3, 9, 19])
+    after = model(heard, decoder_input_ids=torch.tensor([[1, 2]])).logits
+    assert torch.allclose(after, before[..., [3, 9, 19]], atol=1e-6)
+
+
 def test_ids_in_the_settings(dense, trimmed, new):
     before, after = (
         json.loads((folder / "generation_config.json").read_text())
@@ -187,8 +211,8 @@ def test_command(dense, tmp_path, capsys):
     "name, content, why",
     [
         ("empty.txt", b" \n", "no words in"),
-        ("binary.txt", b"\xff\xfe\x00", "is not a text in UTF-8"),
-        ("missing.txt", None, "missing.txt is not a text in UTF-8"),
+        ("binary.txt", b"\xff\xfe\x00", "cannot be read as text in UTF-8"),
+        ("missing.txt", None, "missing.txt cannot be read"),
     ],
 )
 def test_texts_that_say_nothing(dense, tmp_path, capsys, name, content, why):
@@ -199,6 +223,45 @@ def test_texts_that_say_nothing(dense, tmp_path, capsys, name, content, why):
         main([str(dense), str(tmp_path / "new"), "--texts", str(path)])
     assert why in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "u1,1.0,$data_root/a.wav,s,Cat on it",  # a row of a manifest
+        '"Cat!" (it-said)',
+        "\ufeffcat",  # of an editor that marks its files
+        "CAT",
+    ],
+)
+def test_words_are_found_wherever_they_stand(dense, tmp_path, text):
+    path = tmp_path / "some.csv"
+    path.write_text(text, encoding="utf-8")
+    folder = trim_vocabulary(str(tmp_path / "new"), str(dense), [path])
+    assert {"cat", "Ġcat"} <= AutoTokenizer.from_pretrained(folder).vocab.keys()
+
+
+def test_a_run_that_is_stopped_leaves_nothing(dense, tmp_path, monkeypatch):
+    text = tmp_path / "some.txt"
+    text.write_text(TEXT)
+    with monkeypatch.context() as broken:
+        broken.setattr(vocabulary, "_trim_tokenizer", None)
+        with pytest.raises(TypeError):
+            trim_vocabulary(str(tmp_path / "new"), str(dense), [text])
+    assert not (tmp_path / "new").exists()
+    trim_vocabulary(str(tmp_path / "new"), str(dense), [text])
+    assert not list(tmp_path.glob("*.incomplete"))
+
+
+def test_a_tokenizer_that_knows_more_than_the_model(dense, tmp_path):
+    shutil.copytree(dense, tmp_path / "more")
+    tokenizer = AutoTokenizer.from_pretrained(dense)
+    tokenizer.add_tokens([f"<{i}>" for i in range(2_000)])
+    tokenizer.save_pretrained(tmp_path / "more")
+    text = tmp_path / "some.txt"
+    text.write_text(TEXT)
+    with pytest.raises(ValueError, match="and a model of 51865"):
+        trim_vocabulary(str(tmp_path / "new"), str(tmp_path / "more"), [text])
 
 
 def test_sources_that_cannot_be_trimmed(dense, trimmed, tmp_path):
