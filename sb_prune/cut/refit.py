@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb_prune.cut.selection import keep_best
+from sb_prune.cut.settled import Settled
 from sb_prune.declare.plan import Plan
 from sb_prune.support.arithmetic import exact_arithmetic
 from sb_prune.support.values import Number, Whole, YesNo, checked
@@ -110,7 +111,9 @@ class LeastSquares:
         with exact_arithmetic():
             binarise(plan)
             readers = _readers(declaration, plan)
-            for layer in _in_order(readers, forwards[0]):
+            order = _in_order(readers, forwards[0])
+            settled = Settled(declaration.root, order)
+            for layer in order:
                 weight, read = readers[layer]
                 chosen = self._chosen_anew(declaration, plan, weight, read)
                 problem = _NormalEquations(
@@ -122,9 +125,10 @@ class LeastSquares:
                 read = _and_inside(declaration, read)
                 is_read_elsewhere = _is_read_elsewhere(read, weight)
                 opened = _with_open(plan, read)
-                for forward in forwards:
+                for number, forward in enumerate(forwards):
                     binarise(plan)
-                    given, _ = _heard(layer, forward)
+                    with settled.replaying(number):
+                        given, _ = _heard(layer, forward)
                     binarise(opened)
                     if is_read_elsewhere:  # so the layer was given other values
                         _, wanted = _heard(layer, forward)
@@ -139,6 +143,7 @@ class LeastSquares:
                     )
                     plan = Plan({**plan.keep, structure.name: kept})
                 fitted.append(problem.solve_(self.ridge))
+                settled.finish_(layer)
             binarise(plan)
         return plan, fitted
 
