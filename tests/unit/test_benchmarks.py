@@ -769,7 +769,7 @@ def test_whisper_methods_differ_in_what_their_names_say(real, whisper_block):
                 reselects = block["refit"].keywords["reselect"]
                 assert reselects == (not name.endswith("_refit"))
             sides = block["structures"].keywords["sides"]
-            assert ("decoder" in sides) == size.startswith("whole")
+            assert ("decoder" in sides) == (not size.startswith("encoder"))
         assert blocks["fisher"]["score"] is taylor_score
         assert blocks["magnitude"]["score"] is magnitude_score
         layers = whisper_block("layers", size)
