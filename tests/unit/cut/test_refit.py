@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sb_prune import LeastSquares, Plan, attach_
+from sb_prune.cut.settled import Settled
 from sb_prune.declare.structure import Declaration, Slices, Structure
 
 UNITS = 6
@@ -119,8 +120,8 @@ def test_silent_units_leave_the_weights():
     assert torch.equal(layer._parameters["weight"], before)
 
 
-def test_layers_are_fitted_in_the_order_of_the_data():
-    """The second layer is fitted to what the first, fitted, feeds it."""
+def refit_chain(batches):
+    """Refits a chain of layers; returns them, and the weights in order."""
     torch.manual_seed(0)
     root = nn.Sequential(
         nn.Linear(UNITS, UNITS), nn.Linear(UNITS, UNITS), nn.Linear(UNITS, 3)
@@ -137,17 +138,30 @@ def test_layers_are_fitted_in_the_order_of_the_data():
     )
     declaration = Declaration(root, ("",), structures, None)
     gates = attach_(declaration)
-    x = correlated((80, UNITS))
     weights = {f"{n}": KEPT for n in (1, 2)}
     _, fitted = LeastSquares().refit_(
         declaration,
         Plan(weights),
         lambda plan: gates.set_(plan.values(declaration)),
-        [lambda: root(x)],
+        [lambda x=x: root(x) for x in batches],
     )
+    return root, fitted
+
+
+def test_layers_are_fitted_in_the_order_of_the_data():
+    """The second layer is fitted to what the first, fitted, feeds it."""
+    root, fitted = refit_chain([correlated((80, UNITS))])
     assert [id(w) for w in fitted] == [
         id(root[n]._parameters["weight"]) for n in (1, 2)
     ]
+
+
+def test_what_is_finished_gives_what_it_would_give_again(monkeypatch):
+    batches = [correlated((80, UNITS), seed) for seed in (0, 1)]
+    _, kept = refit_chain(batches)
+    monkeypatch.setattr(Settled, "finish_", lambda *args: None)
+    _, again = refit_chain(batches)
+    assert all(map(torch.equal, kept, again))
 
 
 def test_a_norm_over_the_units_is_that_of_all_in_what_is_wanted():
