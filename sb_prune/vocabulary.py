@@ -14,7 +14,6 @@ makes a Hugging Face folder with fewer rows of weights and other token ids.
 
 import argparse
 import json
-import os
 import re
 import shutil
 import unicodedata
@@ -36,7 +35,7 @@ from sb_prune.export.tokens import (
     is_multilingual,
     save_tokenizer,
 )
-from sb_prune.support.disk import reason
+from sb_prune.support.disk import reason, rename_
 
 FIRST_SPECIAL = "<|endoftext|>"  # behind it are the others and the timestamps
 CONFIG = "config.json"
@@ -105,13 +104,13 @@ def _write(folder, source, texts):
     of_text = sorted({vocabulary[token] for token in kept} - {*special})
     stay = of_text + list(special)
     setattr(model.config, MULTILINGUAL, is_multilingual(model.config))
-    trim_(model, stay)
+    new = trim_(model, stay)
     aside = folder.with_name(f"{folder.name}.incomplete")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     WhisperFeatureExtractor.from_pretrained(source).save_pretrained(aside)
     save_tokenizer(tokenizer, aside)
-    _trim_tokenizer(aside, kept, {old: new for new, old in enumerate(stay)})
+    _trim_tokenizer(aside, kept, new)
     _move(aside, folder)
 
 
@@ -120,7 +119,7 @@ def _move(aside, folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     for file in sorted(aside.iterdir(), key=lambda file: file.name == CONFIG):
-        os.replace(file, folder / file.name)
+        rename_(file, folder / file.name)
     aside.rmdir()
 
 
@@ -208,6 +207,11 @@ def trim_(model, ids):
     ids : list of int
         (K,) the tokens that stay, in their new order.
 
+    Returns
+    -------
+    dict
+        Old id -> new id.
+
     Example
     -------
     >>> from transformers import WhisperConfig
@@ -220,6 +224,7 @@ def trim_(model, ids):
     >>> heard = torch.randn(1, 80, 3000)
     >>> before = model(heard, decoder_input_ids=torch.tensor([[91, 3, 7]]))
     >>> trim_(model, [3, 7, 90, 91])
+    {3: 0, 7: 1, 90: 2, 91: 3}
     >>> after = model(heard, decoder_input_ids=torch.tensor([[3, 0, 1]]))
     >>> after.logits.shape
     torch.Size([1, 3, 4])
@@ -237,6 +242,7 @@ def trim_(model, ids):
         for key, value in vars(config).items():
             if key.endswith(("_token_id", "_tokens", "_to_id", "_decoder_ids")):
                 setattr(config, key, _renumbered(value, new))
+    return new
 
 
 def _renumbered(value, new):

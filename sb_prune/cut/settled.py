@@ -102,17 +102,13 @@ class Settled:
 @contextmanager
 def _giving(module, output):
     """A module that computes nothing, but gives copies of an output."""
-    own = {"forward": vars(module)["forward"]} if _is_patched(module) else {}
+    own = {name: f for name, f in vars(module).items() if name == "forward"}
     module.forward = lambda *args, **kwargs: copy.deepcopy(output)
     try:
         yield
     finally:
         del module.forward
         vars(module).update(own)
-
-
-def _is_patched(module):
-    return "forward" in vars(module)
 
 
 @contextmanager

@@ -26,8 +26,6 @@ SPECIAL = (  # what lobe and searchers of SpeechBrain ask for
     "<|notimestamps|>",
     "<|0.00|>",
 )
-
-
 MULTILINGUAL = "is_multilingual"  # key of a config with fewer tokens
 FEWEST_OF_ALL = 51865  # tokens, by which SpeechBrain knows all languages
 

