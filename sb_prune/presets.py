@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 import yaml
 
-from sb_prune.support.values import check_arguments, closest, shown
+from sb_prune.support.messages import closest, shown
+from sb_prune.support.values import check_arguments
 
 FOLDER = importlib.resources.files("sb_prune") / "hparams"
 

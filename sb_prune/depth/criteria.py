@@ -17,13 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sb_prune.depth.convexity import graph_convexity
-from sb_prune.support.values import (
-    Function,
-    Whole,
-    call_named,
-    checked,
-    shown,
-)
+from sb_prune.support.messages import shown
+from sb_prune.support.values import Function, Whole, call_named, checked
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from speechbrain.utils.distributed import if_main_process
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from sb_prune.support.messages import shown
 from sb_prune.support.random_state import generators_untouched
-from sb_prune.support.values import call_named, shown
+from sb_prune.support.values import call_named
 
 UTTERANCE = "utterance"  # key of the result where no labels are asked for
 ROUNDING = 1e-3  # how far beyond 1 a segment may end, as times are rounded

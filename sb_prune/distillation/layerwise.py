@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from sb_prune.support.disk import reason
+from sb_prune.support.messages import shown
 from sb_prune.support.values import (
     Function,
     ListOf,
@@ -23,7 +24,6 @@ from sb_prune.support.values import (
     Text,
     Whole,
     checked,
-    shown,
 )
 
 OUTPUTS = ListOrMapping(

@@ -11,8 +11,9 @@ from sb_prune.learn.controllers import ExactBudget
 from sb_prune.learn.fitting import fit_plan
 from sb_prune.learn.gates import HardConcrete
 from sb_prune.learn.schedules import ConstantSchedule
+from sb_prune.support.messages import shown
 from sb_prune.support.parallel import mean_over_processes
-from sb_prune.support.values import call_named, shown
+from sb_prune.support.values import call_named
 
 
 def check_first_order(gates, first_score):

@@ -9,14 +9,8 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 
 from sb_prune.declare.roots import entries_of
 from sb_prune.declare.structure import Declaration
-from sb_prune.support.values import (
-    OneOrList,
-    Text,
-    call_named,
-    check_arguments,
-    closest,
-    shown,
-)
+from sb_prune.support.messages import closest, shown
+from sb_prune.support.values import OneOrList, Text, call_named, check_arguments
 
 ENTRIES = OneOrList(Text("a key of `modules`"), least=1)
 

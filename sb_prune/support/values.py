@@ -21,16 +21,13 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import partial, wraps
 from numbers import Integral, Real
 from os import PathLike
 from typing import get_args
 
 from sb_prune.support.disk import reason
-
-LONGEST = 60  # characters of a value that a message shows
-
+from sb_prune.support.messages import instead, shown
 
 # --------------------------------------------------------------------- kinds
 
@@ -519,7 +516,7 @@ def check_arguments(function, arguments, path, own=(), keys=None):
         elif inspect.Parameter.VAR_KEYWORD not in kinds:
             raise ValueError(
                 f"{where}: {shown(function)} has no such argument; "
-                f"{_instead(key, open_names)}"
+                f"{instead(key, open_names)}"
             )
 
 
@@ -640,80 +637,6 @@ def _taken_apart(value):
     if isinstance(value, partial):
         return value.func, value.args, value.keywords
     return value, (), {}
-
-
-# ------------------------------------------------------------------ messages
-
-
-def shown(*values):
-    """Returns how a message shows some values: in a few words.
-
-    Arguments
-    ---------
-    values : object
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> shown(partial(sorted, key=abs))
-    'sorted(key: abs)'
-    >>> shown(object())
-    'an object of object'
-    """
-    text = ", ".join(map(_text_of, values))
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
-
-
-def _text_of(value):
-    if isinstance(value, partial):
-        given = [f"{k}: {_text_of(v)}" for k, v in value.keywords.items()]
-        return f"{_text_of(value.func)}({', '.join(given)})"
-    if isinstance(value, Mapping):
-        items = [f"{k}: {_text_of(v)}" for k, v in value.items()]
-        return f"{{{', '.join(items)}}}"
-    if isinstance(value, (list, tuple)):
-        inside = ", ".join(map(_text_of, value))
-        return f"({inside})" if isinstance(value, tuple) else f"[{inside}]"
-    if isinstance(value, (str, Real, type(None))):
-        return repr(value)
-    name = getattr(value, "__name__", None)
-    return name or f"an object of {type(value).__name__}"
-
-
-def closest(key, known, cutoff=0.6):
-    """Returns the known name that is most like a misspelt one.
-
-    Arguments
-    ---------
-    key : str
-    known : list of str
-    cutoff : float
-        How alike they must be, up to 1.
-
-    Returns
-    -------
-    str or None
-
-    Example
-    -------
-    >>> closest("straight_trough", ["temperature", "straight_through"])
-    'straight_through'
-    """
-    return next(iter(get_close_matches(str(key), known, 1, cutoff)), None)
-
-
-def _instead(key, known):
-    meant = closest(key, list(known))
-    if meant is not None:
-        return f"write {meant}"
-    if not known:
-        return "leave it out"
-    if len(known) == 1:
-        return f"write {next(iter(known))}"
-    return f"write one of {', '.join(known)}"
 
 
 def _hint(value):

@@ -5,13 +5,13 @@ from typing import Literal
 
 import pytest
 
+from sb_prune.support.messages import shown
 from sb_prune.support.values import (
     Factory,
     Function,
     Whole,
     check_arguments,
     checked,
-    shown,
 )
 
 
