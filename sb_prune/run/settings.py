@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+from speechbrain.utils.logger import get_logger
 
 from sb_prune.declare.joined import joined_structures
 from sb_prune.learn.budgets import SPARSITIES, ParameterBudget
@@ -24,6 +25,8 @@ from sb_prune.support.values import (
     YesNo,
     checked,
 )
+
+logger = get_logger(__name__)
 
 # Which values the keys of the block accept; `keys` are passed on from others.
 STRUCTURES = Function("sb_prune.conformer_structures")
@@ -174,6 +177,13 @@ class PruningSettings:
                 "begins above 0; leave them out, or write another schedule"
             )
         self.refit = refit and REFIT.make("pruning", "refit", refit)
+        if refit and _learns_masked(self.schedule, prune_steps):
+            logger.warning(
+                "pruning: refit: weights learn to do without what is masked, "
+                "and a refit takes that back; remove all at once (prune_steps "
+                "that end before the schedule rises, as in whisper_score), or "
+                "leave it out"
+            )
         self.distillation = distillation and DISTILLATION.make(
             "pruning", "distillation", distillation
         )
@@ -214,6 +224,11 @@ class PruningSettings:
             min_keep=min_keep,
             seed=seed,
         )
+
+
+def _learns_masked(schedule, prune_steps):
+    """Whether a step of the prune phase trains with units masked."""
+    return prune_steps is None or schedule.fraction(prune_steps - 1) > 0
 
 
 def _gate_pruner(gates, controller, gate_optimizer, first_score):

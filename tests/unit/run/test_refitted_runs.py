@@ -9,13 +9,14 @@ import torch
 from small_runs import make, prune, pruning
 from speechbrain.dataio.dataloader import LoopedLoader
 
-from sb_prune import LeastSquares, taylor_score
+from sb_prune import LeastSquares, LinearSchedule, taylor_score
 from sb_prune.export.loading import load_export
 from sb_prune.run.snapshots import find_snapshot
 from sb_prune.run.steps import PruneSteps
 
 EPOCH = 4  # steps
 ONE_STEP = {"score": taylor_score, "prune_steps": 1, "schedule_steps": 1}
+AT_THE_END = {"schedule": partial(LinearSchedule, start=0.9)}
 
 
 def just_cut(folder):
@@ -65,6 +66,25 @@ def test_what_is_chosen_anew_is_what_is_cut(tmp_path):
     step = load_export(tmp_path / "export").steps[-1]
     assert step.plan.to_dict() == plan.to_dict()
     assert brain.pruning.facts["cut_max_abs_diff"] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "options, warns",
+    [
+        ({}, True),
+        ({"prune_steps": 4, "schedule_steps": 4}, True),
+        (ONE_STEP, False),
+        ({"prune_steps": 4, "schedule_steps": 4, **AT_THE_END}, False),
+    ],
+)
+def test_a_refit_of_what_has_learned_masked_is_warned_of(
+    options, warns, tmp_path, caplog
+):
+    refit = partial(LeastSquares, utterances=2)
+    model = small_runs.conformer()
+    block = pruning(tmp_path, model, 0.4, refit=refit, **options)
+    make(tmp_path, model, {"pruning": block})
+    assert ("a refit takes that back" in caplog.text) == warns
 
 
 def test_the_prune_phase_ends_after_its_steps(tmp_path):
