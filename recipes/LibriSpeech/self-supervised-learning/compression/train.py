@@ -73,8 +73,9 @@ class Compression(sb.Brain):
         ).to(self.device)
         student = self.modules.wav2vec2(wavs, wav_lens, mask)
         with torch.no_grad():
-            masked = self.hparams.teacher(wavs, wav_lens, mask)
-            unmasked = self.hparams.teacher(wavs, wav_lens)
+            masked = unmasked = self.hparams.teacher(wavs, wav_lens)
+            if mask.any():
+                masked = self.hparams.teacher(wavs, wav_lens, mask)
         return student[1:], masked[1:], unmasked[1:], mask
 
     def compute_objectives(self, predictions, batch, stage):
