@@ -155,15 +155,29 @@ class Table:
         run : callable
             key -> value of the cell.
         jobs : int
+
+        Raises
+        ------
+        Exception
+            The first of a cell that failed, once all others are there.
         """
 
+        failed = []
+
         def add(key):
-            self.add(key, run(key))
-            print(f"{key}: {self.cells[key]}", file=sys.stderr, flush=True)
+            try:
+                self.add(key, run(key))
+            except Exception as error:  # the others are worth running
+                failed.append(error)
+                print(f"{key} failed: {error}", file=sys.stderr, flush=True)
+            else:
+                print(f"{key}: {self.cells[key]}", file=sys.stderr, flush=True)
 
         missing = [key for key in keys if key not in self.cells]
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(add, missing))
+        if failed:
+            raise failed[0]
 
 
 def spread(values):

@@ -5,11 +5,25 @@
 
 System 1 (Jiang et al., 2023) on train-clean-5: the recipe's Conformer with
 CTC (train_ctc.yaml) is trained once, then pruned (prune_ctc.yaml) by every
-method, with equal steps of pruning and of fine-tuning, the same distillation
-and the same data. `small_dense` is a dense encoder of the size that is left,
-trained from scratch for the steps of all phases together. All start from one
-dense model; seeds are those of pruning. Word errors are those of greedy CTC,
-with 95% intervals of a bootstrap over utterances; methods are chosen on dev.
+method on every other utterance, with the same steps, pruning and fine-tuning
+together, the same distillation and the same data:
+
+    l0_taylor          learned gates, which start in the order of the loss
+    l0_soft            the same, which start in the order of the weights
+    l0_straight        the same, straight-through
+    l0_modules         the same as l0_soft, with whole modules and layers
+    taylor, magnitude, random    a score chooses while the model learns
+    fisher             taylor, all at once
+    fisher_reselected  the same; which units stay, and their readers' weights,
+                       follow from least squares
+    small_dense        a dense encoder of the size that is left, trained from
+                       scratch on all utterances for as many steps as all of
+                       the above together
+
+All start from one dense model; seeds are those of pruning. Word errors are
+those of greedy CTC, with 95% intervals of a bootstrap over utterances; methods
+are chosen on dev. The dense model has not learned for as long as they have, so
+only they compare with one another.
 
 A cell is METHOD/LEVEL/SEED, LEVEL the share of the encoder's parameters that
 goes. `cut:METHOD/LEVEL/SEED` is the same just after the cut, before any
@@ -17,6 +31,7 @@ training; `test:METHOD/LEVEL/SEED` its evaluation on test. `--cells` runs those
 alone; without data, what stands in the table is printed.
 """
 
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -26,8 +41,10 @@ from conformer_methods import STRAIGHT
 from real_speech import (
     ON_CPU,
     RECIPE,
+    SCORE_STEPS,
     manifests,
     methods_as_markdown,
+    phases,
     run_real,
     score,
     steps_in_epoch,
@@ -35,10 +52,11 @@ from real_speech import (
 )
 
 TABLE = Path(__file__).with_suffix(".json")
-BATCHES = {"max_batch_length": 100, "max_batch_ex": 64, "num_buckets": 50}
-DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 24, 2, 3
-SCORE_STEPS = 32  # of measuring, where all goes at once
-CUT_EVERY = 15  # training utterances of which one measures, in `cut:` cells
+BATCHES = {"max_batch_length": 36, "max_batch_ex": 64, "num_buckets": 20}
+DENSE_EPOCHS = 24
+PRUNE_EPOCHS, TUNE_EPOCHS = 2, 3  # of half the utterances
+HALF = 2
+CUT_EVERY = 8  # training utterances of which one measures, in `cut:` cells
 DENSE = {"d_model": 144, "d_ffn": 1024}
 LAYERS, KERNEL = 12, 31
 LEVELS = (0.5, 0.75)
@@ -47,45 +65,44 @@ SEEDS = (1, 2, 3)
 
 L0, SCORE = "conformer_l0", "conformer_score"
 SLICES = ["structures:", "    kinds: [ffn_units, heads, conv_channels]"]
+MEASURED = ["first_score: !name:sb_prune.taylor_score", "hold_weights: True"]
 REFIT = ["refit: !name:sb_prune.LeastSquares", "    utterances: 32"]
 RESELECT = [*REFIT, "    reselect: True"]
-SCORES = {
-    "taylor": [],
-    "magnitude": ["score: !name:sb_prune.magnitude_score"],
-    "random": ["score: !name:sb_prune.random_score"],
+BY_MAGNITUDE = ["score: !name:sb_prune.magnitude_score"]
+AT_ONCE = {  # name -> lines
+    "fisher": [],
+    "fisher_refit": REFIT,
+    "fisher_reselected": RESELECT,
+    "magnitude_at_once": BY_MAGNITUDE,
+    "magnitude_refit": BY_MAGNITUDE + REFIT,
 }
 METHODS = {  # name -> (preset, lines beside it)
+    "l0_taylor": (L0, SLICES + MEASURED),
     "l0_soft": (L0, SLICES),
     "l0_straight": (L0, SLICES + STRAIGHT),
-    "l0_taylor": (L0, [*SLICES, "first_score: !name:sb_prune.taylor_score"]),
     "l0_modules": (L0, []),
-    **{name: (SCORE, lines) for name, lines in SCORES.items()},
-    "taylor_refit": (SCORE, REFIT),
-    "taylor_reselect": (SCORE, RESELECT),
+    "taylor": (SCORE, []),
+    "magnitude": (SCORE, BY_MAGNITUDE),
+    "random": (SCORE, ["score: !name:sb_prune.random_score"]),
+    "fisher": (SCORE, AT_ONCE["fisher"]),
+    "fisher_reselected": (SCORE, AT_ONCE["fisher_reselected"]),
 }
-AT_ONCE = {  # of `cut:` cells
-    **SCORES,
-    **{f"{name}_refit": lines + REFIT for name, lines in SCORES.items()},
-    "taylor_reselect": RESELECT,
-}
-FIRST = ("l0_soft", "l0_straight", "taylor", "magnitude", "random")
-FIRST += ("taylor_reselect",)
-BEST = ("l0_soft", "taylor_reselect", "magnitude")  # all levels, more seeds
-QUICK = ["dense/1", "cut:taylor_reselect/0.2/1"]
+BEST = ("l0_taylor", "fisher_reselected")  # more levels and seeds
+QUICK = ["dense/1", "cut:fisher_reselected/0.2/1"]
 
 
 def plan_cells(full):
     """Keys of cells, the most worth first."""
     if not full:
         return QUICK
-    cuts = [f"cut:{m}/{level}/1" for level in CUT_LEVELS for m in AT_ONCE]
     first, second = LEVELS
-    keys = ["dense/1", *cuts]
-    keys += [f"{method}/{first}/1" for method in (*FIRST, "small_dense")]
-    keys += [f"{method}/{second}/1" for method in (*BEST, "small_dense")]
-    keys += [f"{m}/{first}/{seed}" for seed in SEEDS[1:] for m in BEST]
+    # small_dense needs no dense model, which the others wait for
+    keys = ["dense/1", f"small_dense/{first}/1"]
     keys += [f"{method}/{first}/1" for method in METHODS]
-    return list(dict.fromkeys(keys))
+    keys += [f"cut:{m}/{level}/1" for level in CUT_LEVELS for m in AT_ONCE]
+    others = (*BEST, "magnitude", "small_dense")
+    keys += [f"{method}/{second}/1" for method in others]
+    return keys + [f"{m}/{first}/{seed}" for seed in SEEDS[1:] for m in BEST]
 
 
 # --------------------------------------------------------------------- runs
@@ -105,9 +122,15 @@ class Cells:
     def __init__(self, folder, given):
         self.runs, self._data = Runs(folder), given.librispeech
         self._csv = manifests(
-            folder / "csv", self._data, given.splits, {"few": CUT_EVERY}
+            folder / "csv",
+            self._data,
+            given.splits,
+            {"half": HALF, "few": CUT_EVERY},
         )
-        self._steps = steps_in_epoch(self._csv["train"][0], **BATCHES)
+        self._steps = {  # of an epoch
+            name: steps_in_epoch(self._csv[name][0], **BATCHES)
+            for name in ("train", "half")
+        }
 
     def run(self, key):
         """Runs, or continues, one cell of the table.
@@ -134,7 +157,8 @@ class Cells:
             return self._dense(seed, scored)
         if method == "small_dense":
             model = small_model(float(level[0]))
-            epochs = DENSE_EPOCHS + PRUNE_EPOCHS + TUNE_EPOCHS
+            pruned = 1 + PRUNE_EPOCHS + TUNE_EPOCHS  # the first by scores alone
+            epochs = DENSE_EPOCHS + math.ceil(pruned / HALF)
             return self._train(name, seed, scored, epochs, model)
         if key.startswith("cut:"):
             return self._cut(name, method, float(level[0]), seed, scored)
@@ -145,7 +169,7 @@ class Cells:
         return self._train(f"dense-{seed}", seed, scored, DENSE_EPOCHS, DENSE)
 
     def _train(self, name, seed, scored, epochs, model):
-        steps = epochs * self._steps
+        steps = epochs * self._steps["train"]
         options = {
             "number_of_epochs": epochs,
             "total_steps": steps,
@@ -157,26 +181,19 @@ class Cells:
         return self._run(name, yaml, "train", seed, scored, options)
 
     def _prune(self, name, method, level, seed, scored):
+        at_once = method in AT_ONCE
         preset, lines = METHODS[method]
-        steps = self._steps
-        phase = max(PRUNE_EPOCHS, TUNE_EPOCHS) * steps
-        options = {
-            "number_of_epochs": PRUNE_EPOCHS + TUNE_EPOCHS,
-            "prune_epochs": PRUNE_EPOCHS,
-            "schedule_steps": round(0.8 * PRUNE_EPOCHS * steps),
-            "total_steps": phase,
-            "cooldown_steps": round(0.8 * phase),
-            "warmup_steps": 50,
-        }
+        lines = lines_at_once(method) if at_once else lines
+        epochs = PRUNE_EPOCHS, TUNE_EPOCHS
+        options = phases(at_once, *epochs, self._steps["half"])
         yaml = self._yaml(name, preset, lines)
-        return self._pruned(name, yaml, "train", level, seed, scored, options)
+        return self._pruned(name, yaml, "half", level, seed, scored, options)
 
     def _cut(self, name, method, level, seed, scored):
         options = {  # nothing is learned in the epoch after the cut
             "number_of_epochs": 2,
             "prune_epochs": 1,
             "schedule_steps": SCORE_STEPS,
-            "max_batch_length": 20,  # of more batches more is known
             "lr": 0.0,
         }
         yaml = self._yaml(name, SCORE, lines_at_once(method))
@@ -188,8 +205,14 @@ class Cells:
         return path
 
     def _pruned(self, name, yaml, train, level, seed, scored, options):
-        dense = {"dense_folder": self._dense("1"), "target": level, **DENSE}
-        options = {**dense, **options}
+        options = {
+            "dense_folder": self._dense("1"),
+            "target": level,
+            "loss_reduction": "mean",  # for each token, as distillation is
+            "dropout": 0.0,  # few epochs, and drawing it takes a quarter
+            **DENSE,
+            **options,
+        }
         return self._run(name, yaml, train, seed, scored, options)
 
     def _run(self, name, yaml, train, seed, scored, options):
@@ -201,6 +224,7 @@ class Cells:
             "valid_csv": self._csv["valid"][0],
             "test_csv": f"[{scored}]",
             **BATCHES,
+            "freq_drop_count": 2,  # half the bands are too many of 5 hours
             "seed": seed,
             **options,
         }

@@ -6,7 +6,7 @@
 Heterogeneous joint pruning (Peng et al., 2023, 2302.14132) of Whisper's
 encoder, a pretrained one that few can train themselves, on train-clean-5. It is
 fine-tuned with CTC (finetune_whisper.yaml), pruned and fine-tuned again
-(prune_whisper.yaml), on every other utterance. All methods cut the same kinds
+(prune_whisper.yaml), on every third utterance. All methods cut the same kinds
 of units, with the same distillation and, pruning and fine-tuning together, the
 same steps:
 
@@ -22,10 +22,13 @@ same steps:
                        first and a larger learning rate, on all utterances for
                        at least as many steps as all of the above
 
+`dense_longer` is fine-tuned for as many steps as `small_dense`, unpruned, so
+that what pruning gains or loses is told from what training gives.
+
 A cell is METHOD/LEVEL/SEED, LEVEL the share of the MACs that goes, or
-`dense/SEED`; `test:` before it is its evaluation on test. Checkpoints are
-chosen by a tenth of dev, which is scored with the rest. `--cells` runs some
-alone; without data, what stands in the table is printed.
+`dense/SEED`, `dense_longer/SEED`; `test:` before it is its evaluation on test.
+Checkpoints are chosen by a tenth of dev, which is scored with the rest.
+`--cells` runs some alone; without data, what stands in the table is printed.
 """
 
 import copy
@@ -38,8 +41,10 @@ import torch
 from cells import CTC, Runs, locked
 from real_speech import (
     ON_CPU,
+    SCORE_STEPS,
     manifests,
     methods_as_markdown,
+    phases,
     run_real,
     schedule,
     score,
@@ -53,10 +58,9 @@ from sb_prune import lobes, mac_cost, whisper_structures
 TABLE = Path(__file__).with_suffix(".json")
 FRAMES = 1000  # of the log-mel: 10 s
 BATCHES = {"max_batch_length": 32, "max_batch_ex": 64, "num_buckets": 10}
-DENSE_EPOCHS = 4
-PRUNE_EPOCHS, TUNE_EPOCHS = 1, 2  # of HALF the utterances
-HALF = 2
-SCORE_STEPS = 64  # of measuring, where all goes at once
+DENSE_EPOCHS = 3
+PRUNE_EPOCHS, TUNE_EPOCHS = 1, 2  # of a third of the utterances
+FEW = 3
 LEVELS = (0.4, 0.6, 0.2)
 SEED = 1
 KINDS = "structures: {kinds: [front_end_channels, ffn_units, heads]}"
@@ -66,6 +70,7 @@ PARTS = ("model.encoder.conv1", "model.encoder.layers")
 OF_PARAMETERS = {0.2: 0.19, 0.4: 0.385, 0.6: 0.58}
 L0, SCORE = "whisper_l0", "whisper_score"
 PLAIN = ["refit: null"]
+MEASURED = ["schedule: {start: 0.25}"]  # of gates: for about SCORE_STEPS
 BEHIND = KINDS.replace("front_end_channels, ", "")
 MAGNITUDE = ["score: !name:sb_prune.magnitude_score"]
 METHODS = {  # name -> (preset, lines beside it)
@@ -77,8 +82,8 @@ METHODS = {  # name -> (preset, lines beside it)
     "fisher_reselected": (SCORE, [KINDS, *MACS]),
     "magnitude": (SCORE, [KINDS, *MACS, *PLAIN, *MAGNITUDE]),
 }
-SMALL_RATE = 0.0005  # of random weights
-SECOND = ("mac", "fisher_reselected", "magnitude", "small_dense")
+SMALL_RATE, SMALL_WARMUP = 0.0005, 500  # of random weights
+SECOND = ("mac", "fisher_reselected", "small_dense")
 QUICK = ["dense/1", "fisher_reselected/0.4/1"]
 
 
@@ -87,8 +92,10 @@ def plan_cells(full):
     if not full:
         return QUICK
     first, *others = LEVELS
-    keys = [f"dense/{SEED}"]
-    keys += [f"{m}/{first}/{SEED}" for m in (*METHODS, "small_dense")]
+    # small_dense needs no dense model, which the others wait for
+    keys = [f"dense/{SEED}", f"small_dense/{first}/{SEED}"]
+    keys += [f"{method}/{first}/{SEED}" for method in METHODS]
+    keys.append(f"dense_longer/{SEED}")
     keys += [f"{m}/{level}/{SEED}" for level in others for m in SECOND]
     return keys
 
@@ -112,7 +119,7 @@ class Cells:
         self._data, self._whisper = given.librispeech, given.whisper
         self._config = WhisperConfig.from_pretrained(given.whisper)
         self._csv = manifests(
-            folder / "csv", self._data, given.splits, {"half": HALF}
+            folder / "csv", self._data, given.splits, {"few": FEW}
         )
 
     def run(self, key):
@@ -137,7 +144,7 @@ class Cells:
     def _encoder(self, key):
         """Folder with the encoder of a finished cell."""
         method, *level, _ = key.split("/")
-        if method == "dense":
+        if not level:
             return self._whisper
         if method == "small_dense":
             return self._small(float(level[0]))
@@ -149,17 +156,20 @@ class Cells:
         name = key.replace("/", "-")
         if method == "dense":
             return self._dense(seed, scored)
+        pruned = 1 + PRUNE_EPOCHS + TUNE_EPOCHS  # the first by scores alone
+        longer = DENSE_EPOCHS + math.ceil(pruned / FEW)
+        if method == "dense_longer":
+            return self._train(name, seed, scored, longer, self._whisper)
         level = float(level[0])
         if method == "small_dense":
             hub = self._small(level)
-            pruned = 1 + PRUNE_EPOCHS + TUNE_EPOCHS  # the first by scores alone
-            epochs = DENSE_EPOCHS + math.ceil(pruned / HALF)
             small = {
                 "encoder_dim": WhisperConfig.from_pretrained(hub).d_model,
                 "freeze_whisper_steps": 0,
                 "lr_whisper": SMALL_RATE,
+                "warmup_steps": SMALL_WARMUP,
             }
-            return self._train(name, seed, scored, epochs, hub, **small)
+            return self._train(name, seed, scored, longer, hub, **small)
         return self._prune(name, method, level, seed, scored)
 
     def _small(self, level):
@@ -183,15 +193,16 @@ class Cells:
     def _prune(self, name, method, level, seed, scored):
         yaml = self.runs.folder / f"{name}.yaml"
         yaml.write_text(pruning_yaml(method, level), encoding="utf-8")
-        steps = steps_in_epoch(self._csv["half"][0], **BATCHES)
+        steps = steps_in_epoch(self._csv["few"][0], **BATCHES)
         valid = self._csv["valid"][0]
         options = {
             "dense_folder": self._dense(seed, valid),
             "target": level,
-            **phases(METHODS[method][0], PRUNE_EPOCHS, TUNE_EPOCHS, steps),
+            "loss_reduction": "mean",  # for each token, as distillation is
+            **phases(is_at_once(method), PRUNE_EPOCHS, TUNE_EPOCHS, steps),
         }
         hub = self._whisper
-        return self._run(name, yaml, "half", seed, scored, hub, options)
+        return self._run(name, yaml, "few", seed, scored, hub, options)
 
     def _run(self, name, yaml, train, seed, scored, hub, options):
         options = {
@@ -203,6 +214,7 @@ class Cells:
             "valid_csv": self._csv["valid"][0],
             "test_csv": f"[{scored}]",
             **BATCHES,
+            "attn_implementation": "eager",
             "encoder_dim": self._config.d_model,
             "seed": seed,
             **options,
@@ -212,42 +224,18 @@ class Cells:
         return self.runs.run(name, script, yaml, last, options)
 
 
-def phases(preset, prune, tune, steps):
-    """Options that say how long a method prunes and fine-tunes.
-
-    Arguments
-    ---------
-    preset : str
-        `L0`, or `SCORE`: what this saves when all goes at once fine-tunes.
-    prune, tune : int
-        Epochs of the first.
-    steps : int
-        Of an epoch.
-
-    Returns
-    -------
-    dict
-    """
-    if preset == SCORE:
-        return {
-            "number_of_epochs": 1 + prune + tune,
-            "prune_epochs": 1,
-            "schedule_steps": SCORE_STEPS,
-            **schedule((prune + tune) * steps),
-        }
-    return {
-        "number_of_epochs": prune + tune,
-        "prune_epochs": prune,
-        "schedule_steps": round(0.6 * prune * steps),
-        **schedule(tune * steps),
-    }
+def is_at_once(method):
+    """Whether a method removes all after a few steps of measuring."""
+    return METHODS[method][0] == SCORE
 
 
 def pruning_yaml(method, level):
     """prune_whisper.yaml as another method at a level."""
     preset, lines = METHODS[method]
-    if preset == SCORE:
-        lines = [*lines, f"prune_steps: {SCORE_STEPS}"]
+    measured = MEASURED
+    if is_at_once(method):
+        measured = [f"prune_steps: {SCORE_STEPS}"]
+    lines = [*lines, *measured]
     text = (CTC / "hparams/prune_whisper.yaml").read_text("utf-8")
     text = text.replace("inference: hparams", f"inference: {CTC / 'hparams'}")
     text = text.replace(f"    name: {L0}\n", f"    name: {preset}\n")

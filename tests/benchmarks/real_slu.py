@@ -30,10 +30,12 @@ from pathlib import Path
 import numpy
 from cells import ROOT, Runs, locked
 from real_convexity import orders_data
+from real_hj import MEASURED, is_at_once, macs_gone, untrained
 from real_hj import METHODS as ALL_METHODS
-from real_hj import SCORE, SCORE_STEPS, macs_gone, phases, untrained
 from real_speech import (
     ON_CPU,
+    SCORE_STEPS,
+    phases,
     run_real,
     schedule,
     steps_in_epoch,
@@ -60,13 +62,13 @@ from slurp_prepare import (  # noqa: E402
 
 TABLE = Path(__file__).with_suffix(".json")
 BATCHES = {"max_batch_length": 32, "max_batch_ex": 64, "num_buckets": 10}
-LEVELS = (0.4, 0.2)
+LEVELS = (0.4, 0.6)
 SEED = 1
 METHODS = {
     name: ALL_METHODS[name]
     for name in ("mac", "fisher", "fisher_reselected", "magnitude")
 }
-DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 8, 1, 2
+DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 8, 2, 2
 RATES = {"lr": 0.0005, "lr_wav2vec2": 0.00005}
 SMALL_RATES = {"lr": 0.0005, "lr_wav2vec2": 0.0005}  # of random weights
 DECODER = {
@@ -179,8 +181,9 @@ class Cells:
             options |= schedule(epochs * self._each)
         else:
             options |= {"dense_folder": self._train("dense", None, seed)}
-            preset, epochs = METHODS[method][0], (PRUNE_EPOCHS, TUNE_EPOCHS)
-            options |= {"target": level, **phases(preset, *epochs, self._each)}
+            epochs = PRUNE_EPOCHS, TUNE_EPOCHS
+            options |= phases(is_at_once(method), *epochs, self._each)
+            options |= {"target": level}
         script = SLURP / "train_with_wav2vec2.py"
 
         def finished(output):
@@ -210,8 +213,10 @@ def recipe_yaml(method):
     if not pruned:
         return text
     preset, lines = METHODS[method]
-    if preset == SCORE:
-        lines = [*lines, f"prune_steps: {SCORE_STEPS}"]
+    measured = MEASURED
+    if is_at_once(method):
+        measured = [f"prune_steps: {SCORE_STEPS}"]
+    lines = [*lines, *measured]
     added = "".join(f"    {line}\n" for line in lines) + DISTILLATION
     budget = r"    budget: .*\n        frames: .*\n"
     text, count = re.subn(budget, lambda _: added, text)

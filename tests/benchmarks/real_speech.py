@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from cells import ROOT, Runs, Table
+from cells import ROOT, Runs, Table, locked
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 
@@ -17,7 +17,11 @@ from sb_prune.support.words import error_rate, rate_difference
 RECIPE = ROOT / "recipes/LibriSpeech/ASR/transformer"
 sys.path.insert(0, str(RECIPE))
 
-ON_CPU = {"num_workers": 0, "precision": "bf16"}  # of every training
+ON_CPU = {  # of every training
+    "num_workers": 0,
+    "precision": "bf16",
+    "ckpt_interval_minutes": 10,
+}
 WHISPER = (
     "!new:sb_prune.lobes.Whisper",
     "    encoder_only: True",
@@ -29,6 +33,7 @@ WHISPER = (
 KEPT = r"    (source|save_path|output_all_hiddens|freeze):"
 EVERY_VALID = 10  # utterances of dev of which one is for validation
 PART = 500  # utterances that are scored in one process
+SCORE_STEPS = 64  # of measuring, where all goes at once
 
 
 def manifests(folder, librispeech, splits, fewer=None):
@@ -53,6 +58,11 @@ def manifests(folder, librispeech, splits, fewer=None):
         for each `PART` utterances. `valid`, by which checkpoints are chosen,
         is a tenth of dev.
     """
+    with locked(folder.with_suffix(".lock")):
+        return _manifests(folder, librispeech, splits, fewer or {})
+
+
+def _manifests(folder, librispeech, splits, fewer):
     from librispeech_prepare import prepare_librispeech
 
     prepare_librispeech(
@@ -64,7 +74,7 @@ def manifests(folder, librispeech, splits, fewer=None):
     )
     files = {"train": [folder / "train.csv"]}
     head, *rows = files["train"][0].read_text("utf-8").splitlines()
-    for name, every in (fewer or {}).items():
+    for name, every in fewer.items():
         step = every if every > 0 else len(rows) // -every or 1
         path = folder / f"train-{name}.csv"
         files[name] = [_write(path, head, rows[::step])]
@@ -89,7 +99,9 @@ def table_of(path):
 
 
 def _write(path, head, rows):
-    path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    text = "\n".join([head, *rows]) + "\n"
+    if not path.is_file() or path.read_text("utf-8") != text:
+        path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -167,6 +179,38 @@ def schedule(steps):
         "warmup_steps": min(100, steps // 4),
         "cooldown_steps": steps // 2,
         "total_steps": steps,
+    }
+
+
+def phases(at_once, prune, tune, steps):
+    """Options that say how long a method prunes and fine-tunes.
+
+    Arguments
+    ---------
+    at_once : bool
+        Whether all goes after `SCORE_STEPS` of measuring. Such a method
+        fine-tunes for as long as the others prune and fine-tune.
+    prune, tune : int
+        Epochs of the others.
+    steps : int
+        Of an epoch.
+
+    Returns
+    -------
+    dict
+    """
+    if at_once:
+        return {
+            "number_of_epochs": 1 + prune + tune,
+            "prune_epochs": 1,
+            "schedule_steps": SCORE_STEPS,
+            **schedule((prune + tune) * steps),
+        }
+    return {
+        "number_of_epochs": prune + tune,
+        "prune_epochs": prune,
+        "schedule_steps": round(0.6 * prune * steps),
+        **schedule(tune * steps),
     }
 
 
@@ -288,7 +332,7 @@ def summarise_methods(cells):
         for name in ("valid_wer", "macs_gone"):
             if name in cell:
                 row[name] = cell[name]
-        dense = cells.get(f"dense/{seed}")
+        dense = cells.get(f"dense/{seed}", cells.get("dense/1"))
         if split == "dev" and level and dense is not None:
             row["behind"] = _difference(cell, dense)
     return result

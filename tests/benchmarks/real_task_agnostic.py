@@ -37,6 +37,7 @@ from cells import Runs, spread
 from real_convexity import keywords_data, orders_data
 from real_speech import (
     ON_CPU,
+    SCORE_STEPS,
     manifests,
     run_real,
     schedule,
@@ -66,10 +67,10 @@ PRUNED = (
     "reselected",
 )
 MODELS = ("teacher", *PRUNED, *STUDENTS)
+LAST = ("coarse_heads", "soft_gates", "maskhubert")  # of what is planned
 PROBES = ("pr", "sid", "ks", "ic", "asr")
 BATCHES = {"max_batch_length": 32, "num_buckets": 10}
 EPOCHS = 4  # of which the first half prunes
-SCORE_STEPS = 64
 PROBE = {**BATCHES, **ON_CPU}
 OF_PROBE = {
     "pr": {"number_of_epochs": 2, "lr": 0.003},
@@ -86,7 +87,7 @@ STRUCTURES = [
 ]
 INSIDE = ", query_key_dims, value_dims"
 GATE_STEP = ["gate_optimizer: !name:torch.optim.Adam", "    lr: 0.2"]
-SLICES = "[front_end_channels, ffn_units, heads, value_dims]"
+SLICES = "[front_end_channels, ffn_units, heads]"
 AT_ONCE = [  # distillation from an exact copy has no gradient to rank by
     "score: !name:sb_prune.random_score",
     "structures:",
@@ -100,7 +101,13 @@ def plan_cells(full):
     """Keys of cells, the most worth first."""
     if not full:
         return ["teacher/ic/1", "reselected/ic/1"]
-    return [f"{model}/{probe}/1" for probe in PROBES for model in MODELS]
+    first = [model for model in MODELS if model not in LAST]
+    return [
+        f"{model}/{probe}/1"
+        for models in (first, LAST)
+        for probe in PROBES
+        for model in models
+    ]
 
 
 # --------------------------------------------------------------------- runs
@@ -191,6 +198,7 @@ class Cells:
             "data_folder": self._given.librispeech,
             "train_splits": f"[{self._given.splits['train']}]",
             "valid_splits": f"[{self._given.splits['dev']}]",
+            "valid_csv": self._csv["valid"][0],
             **self._training(model),
         }
         last = "export/model.safetensors"

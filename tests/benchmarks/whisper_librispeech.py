@@ -32,6 +32,7 @@ from cells import Runs
 from real_speech import (
     ON_CPU,
     RECIPE,
+    SCORE_STEPS,
     manifests,
     run_real,
     shown,
@@ -63,9 +64,7 @@ TRAINING = {
     "max_batch_ex": 4,
     "warmup_steps": 50,
     "max_wer": 10.0,
-    "ckpt_interval_minutes": 10,
 }
-SCORE_STEPS = 64
 GATE_STEPS = 300  # from the dense model to the target, of learned gates
 FULL_WINDOWS = 16
 MOST_TOKENS = 0.15  # of the frames, max_decode_ratio of the recipe

@@ -160,6 +160,19 @@ def test_a_run_that_two_cells_start_from_runs_once(cells, tmp_path):
     assert table.cells == dict.fromkeys("ab", "my.yaml --device=cpu")
 
 
+def test_a_cell_that_fails_leaves_the_others(cells, tmp_path):
+    table = cells.Table(tmp_path / "table.json")
+
+    def run(key):
+        if key == "b":
+            raise OSError("no space")
+        return key
+
+    with pytest.raises(OSError, match="no space"):
+        table.fill(["a", "b", "c"], run, jobs=1)
+    assert cells.Table(table.path).cells == {"a": "a", "c": "c"}
+
+
 # -------------------------------------------------------------- hj_variants
 
 
@@ -892,21 +905,21 @@ def test_conformer_methods_differ_in_what_their_names_say(conformer):
     values = {"data_folder": "data", "dense_folder": "dense"}
     methods = dict(conformer.METHODS)
     for name in conformer.AT_ONCE:
-        lines = conformer.lines_at_once(name)
-        methods[f"cut:{name}"] = (conformer.SCORE, lines)
-    found = []
+        methods[name] = (conformer.SCORE, conformer.lines_at_once(name))
+    found = set()
     for name, (preset, lines) in methods.items():
         text = conformer.pruning_yaml(preset, lines)
         block = load_hyperpyyaml(text, values)["pruning"]
         PruningSettings(**block)
-        assert ("refit" in name or "reselect" in name) == bool(
+        assert name.endswith(("_refit", "_reselected")) == bool(
             block.get("refit")
         )
-        assert ("magnitude" in name) == (block.get("score") is magnitude_score)
-        found.append(described(block))
-    assert len(conformer.METHODS) == len(
-        {str(block) for block in found[: len(conformer.METHODS)]}
-    )
+        by_size = block.get("score") is magnitude_score
+        assert ("magnitude" in name) == by_size
+        ends = block.get("prune_steps")
+        assert (name in conformer.AT_ONCE) == (ends == conformer.SCORE_STEPS)
+        found.add(str(described(block)))
+    assert len(found) == len(methods)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.75])
