@@ -39,8 +39,10 @@ class LeastSquares:
     Arguments
     ---------
     utterances : int
-        How many of them, chosen at random from the training data. Their
-        frames should outnumber the inputs of the widest layer several times.
+        How many at most, chosen at random from the training data.
+    per_input : int
+        How many times as many frames as inputs (in a decoder, tokens) are
+        enough for a layer; it hears no more utterances then.
     ridge : float
         How much a weight must help before it changes.
     reselect : bool
@@ -76,11 +78,13 @@ class LeastSquares:
     @checked
     def __init__(
         self,
-        utterances: Whole(1) = 32,
+        utterances: Whole(1) = 256,
+        per_input: Whole(1) = 8,
         ridge: Number(least=0) = 1e-3,
         reselect: YesNo() = False,
     ):
         self.utterances = utterances
+        self.per_input = per_input
         self.ridge = ridge
         self.reselect = reselect
 
@@ -126,6 +130,8 @@ class LeastSquares:
                 is_read_elsewhere = _is_read_elsewhere(read, weight)
                 opened = _with_open(plan, read)
                 for number, forward in enumerate(forwards):
+                    if problem.rows >= self.per_input * problem.inputs:
+                        break
                     binarise(plan)
                     with settled.replaying(number):
                         given, _ = _heard(layer, forward)
@@ -178,6 +184,7 @@ class _NormalEquations:
         read, outputs = int(self._read.sum()), len(self._weight)
         self._gram = torch.zeros(read, read).double()
         self._moment = torch.zeros(read, outputs).double()
+        self.inputs, self.rows = read, 0  # the unknowns of an output, and rows
 
     def add_(self, given, wanted):
         """Adds what the layer is given, and what it shall give for it."""
@@ -186,6 +193,7 @@ class _NormalEquations:
         y = wanted.movedim(channels, -1).reshape(len(x), -1)
         if self._layer.bias is not None:
             y = y - self._layer.bias
+        self.rows += len(x)
         self._gram += (x.T @ x).cpu().double()
         self._moment += (x.T @ y).cpu().double()
 

@@ -1,5 +1,7 @@
 """Least squares of what layers read, against the plain solution."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from sb_prune.cut.settled import Settled
 from sb_prune.declare.structure import Declaration, Slices, Structure
 
 UNITS = 6
+ALL = 1000  # frames for each input, more than there are
 KEPT = torch.tensor([True, False, True, True, False, True])
 LAYERS = {
     "linear": (lambda: nn.Linear(UNITS, 3), (50, UNITS)),
@@ -58,9 +61,9 @@ def masked(layer):
     )
 
 
-def refitted(layer, batches, **options):
+def refitted(layer, batches, per_input=ALL, **options):
     root, declaration, binarise = masked(layer)
-    LeastSquares(**options).refit_(
+    LeastSquares(per_input=per_input, **options).refit_(
         declaration,
         Plan({"units": KEPT}),
         binarise,
@@ -120,6 +123,25 @@ def test_silent_units_leave_the_weights():
     assert torch.equal(layer._parameters["weight"], before)
 
 
+@pytest.mark.parametrize("per_input, heard", [(1, 1), (9, 5), (11, 6)])
+def test_no_more_is_heard_than_inputs_need(per_input, heard):
+    """Of 4 inputs that stay, and 8 frames in each utterance."""
+    root, declaration, binarise = masked(nn.Linear(UNITS, 3))
+    calls = set()
+
+    def forward(number):
+        calls.add(number)
+        root(correlated((8, UNITS), number))
+
+    LeastSquares(per_input=per_input).refit_(
+        declaration,
+        Plan({"units": KEPT}),
+        binarise,
+        [partial(forward, number) for number in range(6)],
+    )
+    assert calls == {*range(heard)}
+
+
 def refit_chain(batches):
     """Refits a chain of layers; returns them, and the weights in order."""
     torch.manual_seed(0)
@@ -139,7 +161,7 @@ def refit_chain(batches):
     declaration = Declaration(root, ("",), structures, None)
     gates = attach_(declaration)
     weights = {f"{n}": KEPT for n in (1, 2)}
-    _, fitted = LeastSquares().refit_(
+    _, fitted = LeastSquares(per_input=ALL).refit_(
         declaration,
         Plan(weights),
         lambda plan: gates.set_(plan.values(declaration)),
