@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from sb_prune.report.pictures import LABELS, MARKERS
 
@@ -45,12 +46,14 @@ def depth_of_whisper(figure, cells):
 def whisper(figure, cells):
     """Word errors on dev against parameters and MACs, a curve a method."""
     summary = whisper_librispeech.summarise(cells)
-    dense = summary["dense"][USUAL]
-    curves = {
-        name: [row for row in rows.values() if {"dev", "params"} <= row.keys()]
-        for name, rows in summary["table"].items()
-    }
-    curves = {name: rows for name, rows in curves.items() if rows}
+    dense, curves = summary["dense"], {}
+    for method, rows in summary["table"].items():
+        for size, row in rows.items():
+            if {"dev", "params"} <= row.keys() and size not in dense:
+                what = size.partition("-")[0]  # encoder, whole or english
+                name = method if what == "encoder" else f"{method}, {what}"
+                start = dense[what if what in dense else USUAL]
+                curves.setdefault(name, [start]).append(row)
     costs = {
         "parameters, M": lambda row: row["params"] / 1e6,
         "GMACs for a second of speech": lambda row: row["gmacs_per_second"],
@@ -58,10 +61,11 @@ def whisper(figure, cells):
     both = figure.subplots(1, 2, sharey=True)
     for axes, (label, cost) in zip(both, costs.items()):
         for style, (name, rows) in zip(cycle(STYLES), curves.items()):
-            rates(axes, [dense, *rows], cost, name, style)
+            rates(axes, rows, cost, name, style)
         axes.set(xlabel=label, yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     figure.axes[0].set_ylabel("dev WER, %")
 
 

@@ -127,8 +127,8 @@ WHOLE = [
 ]
 OF_WHOLE = {
     "freeze_decoder": False,
-    "lr_encoder": 0.0001,
-    "lr_decoder": 0.0001,
+    "lr_encoder": 0.00002,
+    "lr_decoder": 0.00002,
     "pseudo_labels": True,  # a decoder keeps the words that it writes
 }
 SIZES = {  # that learn: name -> (target, lines of the block, options)
@@ -184,7 +184,7 @@ IN_README = {  # what it calls a model -> the row
     "dense": ("dense", "utterance-2.0"),
     "a quarter of the encoder gone": ("final", "encoder-0.25"),
     "half of the encoder gone": ("longer", "encoder-0.5"),
-    "English alone, 30% gone": ("final", "english-0.3"),
+    "English alone, 30% gone": ("fisher_reselected", "english-0.3"),
 }
 QUICK = ["dense/utterance-2.0", "fisher_reselected/encoder-0.25"]
 CUTS = [
