@@ -229,13 +229,18 @@ def is_at_once(method):
     return METHODS[method][0] == SCORE
 
 
-def pruning_yaml(method, level):
-    """prune_whisper.yaml as another method at a level."""
+def preset_of(method):
+    """Preset of a method, and the lines of its block, also on measuring."""
     preset, lines = METHODS[method]
     measured = MEASURED
     if is_at_once(method):
         measured = [f"prune_steps: {SCORE_STEPS}"]
-    lines = [*lines, *measured]
+    return preset, [*lines, *measured]
+
+
+def pruning_yaml(method, level):
+    """prune_whisper.yaml as another method at a level."""
+    preset, lines = preset_of(method)
     text = (CTC / "hparams/prune_whisper.yaml").read_text("utf-8")
     text = text.replace("inference: hparams", f"inference: {CTC / 'hparams'}")
     text = text.replace(f"    name: {L0}\n", f"    name: {preset}\n")

@@ -30,11 +30,10 @@ from pathlib import Path
 import numpy
 from cells import ROOT, Runs, locked
 from real_convexity import orders_data
-from real_hj import MEASURED, is_at_once, macs_gone, untrained
 from real_hj import METHODS as ALL_METHODS
+from real_hj import is_at_once, macs_gone, preset_of, untrained
 from real_speech import (
     ON_CPU,
-    SCORE_STEPS,
     phases,
     run_real,
     schedule,
@@ -212,11 +211,7 @@ def recipe_yaml(method):
     text = with_whisper(text, "wav2vec2")
     if not pruned:
         return text
-    preset, lines = METHODS[method]
-    measured = MEASURED
-    if is_at_once(method):
-        measured = [f"prune_steps: {SCORE_STEPS}"]
-    lines = [*lines, *measured]
+    preset, lines = preset_of(method)
     added = "".join(f"    {line}\n" for line in lines) + DISTILLATION
     budget = r"    budget: .*\n        frames: .*\n"
     text, count = re.subn(budget, lambda _: added, text)
