@@ -42,6 +42,12 @@ CONFIG = "config.json"
 OF_TEXTS = (".txt", ".csv", ".tsv")
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")  # letters, as in don't
 HALF_OF_CHARACTER = "\ufffd"  # what some bytes of a character are decoded to
+OF_TOKENS = (  # how keys of configurations end whose values are tokens
+    "suppress_tokens",
+    "_token_id",
+    "_to_id",
+    "_decoder_ids",
+)
 SHORT = 2  # ASCII characters of a piece, of which abbreviations are made
 AT_ONCE = 10_000  # forms of words that are split
 
@@ -240,7 +246,7 @@ def trim_(model, ids):
     new = {old: i for i, old in enumerate(ids)}
     for config in (model.config, model.generation_config):
         for key, value in vars(config).items():
-            if key.endswith(("_token_id", "_tokens", "_to_id", "_decoder_ids")):
+            if key.endswith(OF_TOKENS):
                 setattr(config, key, _renumbered(value, new))
     return new
 

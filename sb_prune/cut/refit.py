@@ -20,6 +20,7 @@ from sb_prune.support.arithmetic import exact_arithmetic
 from sb_prune.support.values import Number, Whole, YesNo, checked
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+ROUNDING = 1e-6  # of sums in float32; a smaller ridge may leave them singular
 
 
 class LeastSquares:
@@ -245,8 +246,8 @@ class _NormalEquations:
         penalty = self._penalty(ridge)
         return self._gram + penalty * torch.eye(len(self._gram))
 
-    def _penalty(self, ridge):  # never singular
-        return (ridge + 1e-9) * self._gram.diagonal().mean()
+    def _penalty(self, ridge):
+        return (ridge + ROUNDING) * self._gram.diagonal().mean()
 
     def _solution(self, ridge):
         """(inputs, outputs), the best weights."""

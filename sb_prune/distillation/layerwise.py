@@ -264,12 +264,13 @@ class LayerwiseDistillation:
                 _check_shapes(stack, own, goal)
             alive = [surviving is None or surviving[i] for i in positions]
             pads = [teacher.pads.get(stack)]
+            heard = (_silenced(states, *pads) for states in (student, goals))
             errors += [
                 # in full precision, also in mixed-precision training
                 _mean_over_frames(
                     (student[s].float() - goals[t].float()).square(), pads
                 )
-                for s, t in self._pairs(student, goals, alive)
+                for s, t in self._pairs(*heard, alive)
             ]
         if not errors:  # no layer is open
             ran = next(filter(None, teacher.student_hidden.values()))
@@ -366,6 +367,14 @@ def _check_layers_ran(teacher):
             f"teacher {goals}; call encoder and decoder through their entry "
             "of `modules`, once per batch"
         )
+
+
+@torch.no_grad()
+def _silenced(states, pad):
+    """Hidden states in which padding is 0, so that no match depends on it."""
+    if pad is None or any(pad.shape != each.shape[:2] for each in states):
+        return states
+    return [each.masked_fill(pad[..., None], 0) for each in states]
 
 
 def _mean_over_frames(values, pads):

@@ -290,7 +290,8 @@ def _fewest(declaration, min_keep, prefix):
         holders = counts[holder.name] if holder else 1
         # whichever units of the holder stay, no more than the widest
         widest = sorted(declaration.inside(s))[-holders:] if holders else []
-        fewest = sum(min(min_keep, units) for units in widest)
+        block = -(-min_keep // s.multiple) * s.multiple
+        fewest = sum(min(block, units) for units in widest)
         counts[s.name] = fewest if alive[s.name] else 0
     return torch.tensor(list(counts.values())).double()
 

@@ -25,7 +25,15 @@ class ExactBudget:
     ---------
     tolerance : float
         Largest deviation of the expected sparsity from the target.
+
+    Attributes
+    ----------
+    shifts : bool
+        Whether the target is met wherever the logits begin. A pruner spreads
+        them out less for a controller that does not.
     """
+
+    shifts = True
 
     @checked
     def __init__(self, tolerance: Number(above=0) = 1e-5):
@@ -121,6 +129,8 @@ class AugmentedLagrangian:
     lr : float
         Learning rate of the multipliers (Adam).
     """
+
+    shifts = False
 
     @checked
     def __init__(self, lr: Number(above=0) = 0.02):

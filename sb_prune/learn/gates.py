@@ -31,8 +31,8 @@ class HardConcrete:
     upper : float
         Called zeta in the paper, above 1.
     initial : float or dict, optional
-        Keep probability at the start, 0.99 by default; a dict gives one per
-        kind, with the key `default` for the others.
+        Keep probability at the start, by default 0.99 or what the bound allows;
+        a dict gives one per kind, with the key `default` for the others.
     bound : float
         Logits are kept within +-bound, so that a closed gate can open again.
 
@@ -64,6 +64,9 @@ class HardConcrete:
         self.initial = initial
         self.bound = bound
         self._shift = temperature * math.log(-lower / upper)
+        given = initial.values() if isinstance(initial, dict) else [initial]
+        for probability in given:
+            self._logit(probability)  # is refused now, not after training
 
     def initial_logits(self, declaration):
         """Logits with which every gate has its initial keep probability.
@@ -81,11 +84,11 @@ class HardConcrete:
         Raises
         ------
         ValueError
-            If a probability is beyond the bound, or its kind not declared.
+            If the kind of a probability is not declared.
         """
         table = self.initial
         if not isinstance(table, dict):
-            table = {"default": table or INITIAL}
+            table = {"default": table}
         unknown = set(table) - {s.kind for s in declaration.structures}
         unknown -= {"default"}
         if unknown:
@@ -96,14 +99,17 @@ class HardConcrete:
         logits = [
             torch.full(
                 (s.units,),
-                self._logit(table.get(s.kind, table.get("default", INITIAL))),
+                self._logit(table.get(s.kind, table.get("default"))),
             )
             for s in declaration.structures
         ]
         return torch.cat(logits)
 
     def _logit(self, probability):
-        logit = math.log(probability / (1 - probability)) + self._shift
+        given = INITIAL if probability is None else probability
+        logit = math.log(given / (1 - given)) + self._shift
+        if probability is None:
+            return min(logit, self.bound)
         if abs(logit) > self.bound:
             raise ValueError(
                 f"initial: {probability} lies beyond bound: {self.bound}; "

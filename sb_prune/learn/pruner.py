@@ -491,7 +491,12 @@ class Pruner(BasePruner):
         self._source = self._penalty = None
 
     def scores(self):
-        """(N,) logits of the gates, by which units are ranked."""
+        """(N,) logits of the gates, by which units are ranked.
+
+        Until these are spread out, the scores that they will be spread by.
+        """
+        if self._first_score is not None:
+            return scored(self, self._first_score, "first_score")
         return self.logits.detach()
 
     def expected_sparsity(self, logits):
@@ -534,12 +539,25 @@ class Pruner(BasePruner):
         """Sets the logits by ranks of the first score, once, at the start."""
         if self._first_score is None:
             return
-        scores = scored(self, self._first_score, "first_score")
-        ranks = scores.argsort().argsort()
-        position = ranks / (len(ranks) - 1)  # 0 to 1
+        ranks = self.scores().argsort().argsort()
+        behind = 1 - ranks / max(len(ranks) - 1, 1)  # 0: the best, 1: the last
+        bound, width = self.gates.bound, 2 * self.gates.bound
+        if not getattr(self.controller, "shifts", False):
+            width = self._widest(behind)
         with torch.no_grad():
-            self.logits.copy_(self.gates.bound * (2 * position - 1))
+            self.logits.copy_(bound - width * behind)
         self._first_score = None
+
+    @torch.no_grad()
+    def _widest(self, behind):
+        """How far logits may be spread without exceeding what is asked for."""
+        low, high = 0.0, 2 * self.gates.bound
+        for _ in range(50):
+            middle = (low + high) / 2
+            found = self.expected_sparsity(self.gates.bound - middle * behind)
+            exceeds = bool((found > self.targets()).any())
+            low, high = (low, middle) if exceeds else (middle, high)
+        return low
 
     def _step_seed(self):
         return (self.seed * 1_000_003 + self.step) % 2**63
@@ -570,11 +588,10 @@ class Pruner(BasePruner):
 
         Arguments and returns as in `BasePruner`.
         """
-        with torch.no_grad():
-            logits = self.logits
-        if self.rises():
+        expected = torch.tensor([group.gone for group in self.groups])
+        if self.rises():  # else all gates are open
             logits, _ = self._control()
-        expected = self.expected_sparsity(logits).detach()
+            expected = self.expected_sparsity(logits).detach()
         return {
             **self._per_group("expected_sparsity", expected),
             **super().statistics(plan),

@@ -150,7 +150,7 @@ class ScorePruner(BasePruner):
     score : callable
         Pruner -> (N,) scores.
     every : int
-        Number of optimizer steps from one plan to the next.
+        Number of optimizer steps from one plan to the next, once there is one.
     decay : float
         Decay of the running mean of squared gate gradients (`saliency`).
     min_keep : int
@@ -205,7 +205,8 @@ class ScorePruner(BasePruner):
 
     def sample_(self):
         """Applies the current plan, which is made anew every few steps."""
-        if self.rises() and self.step % self.every == 0:
+        is_due = self.step % self.every == 0 or bool(self._chosen.all())
+        if self.rises() and is_due:
             self._chosen = self.plan().values(self.declaration)
         self._apply(self._chosen, learn=True)
 

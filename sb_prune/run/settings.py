@@ -176,6 +176,11 @@ class PruningSettings:
                 "pruning: milestones: the schedule does not pass them, as it "
                 "begins above 0; leave them out, or write another schedule"
             )
+        if hold_weights and self.schedule.fraction(0) > 0:
+            raise ValueError(
+                "pruning: hold_weights: nothing is measured, as the schedule "
+                "begins above 0; leave it out, or write another schedule"
+            )
         self.refit = refit and REFIT.make("pruning", "refit", refit)
         if refit and _learns_masked(self.schedule, prune_steps):
             logger.warning(

@@ -40,6 +40,7 @@ def dense(tmp_path_factory):
         "begin_suppress_tokens": [220, 50257],
         "lang_to_id": {"<|en|>": 50259},
         "forced_decoder_ids": [[1, 50259], [2, 50359]],
+        "max_new_tokens": 220,  # a number of them, and one of them
     }
     path.write_text(json.dumps(generation))
     return folder
@@ -157,6 +158,7 @@ def test_ids_in_the_settings(dense, trimmed, new):
         new[i] for i in before["suppress_tokens"]
     ]
     assert after["lang_to_id"] == {"<|en|>": new[50259]}
+    assert after["max_new_tokens"] == before["max_new_tokens"]
     assert after["forced_decoder_ids"] == [[1, new[50259]], [2, new[50359]]]
 
 

@@ -96,6 +96,21 @@ def test_channels_in_multiples(make_wav2vec2):
         wav2vec2_structures(model, channel_multiple=0)
 
 
+def test_blocks_of_channels_limit_the_target(make_wav2vec2):
+    """Of 6, 5 and 4 channels, one each is less than one block."""
+    model = make_wav2vec2()
+    for multiple in (1, 4):
+        declaration = wav2vec2_structures(
+            model, ["front_end_channels"], channel_multiple=multiple
+        )
+        counts = torch.tensor([float(multiple)] * 3)
+        (group,) = ParameterBudget(0.01).groups(declaration)
+        most = group.sparsity(float(group.cost.of_kept(counts)))
+        ParameterBudget(most - 1e-6).groups(declaration)
+        with pytest.raises(ValueError, match=f"at most {most:.3f}"):
+            ParameterBudget(most + 1e-6).groups(declaration)
+
+
 @torch.no_grad()
 def test_wavlm_keeps_its_position_bias(make_wav2vec2, encode_waveform):
     """Layers above go on with it when the first one's attention is gone."""

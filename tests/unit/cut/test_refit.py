@@ -218,6 +218,15 @@ def test_a_norm_over_the_units_is_that_of_all_in_what_is_wanted():
     torch.testing.assert_close(given @ found, given @ best, rtol=0, atol=1e-3)
 
 
+def test_inputs_that_depend_on_one_another_need_no_ridge():
+    """Sums in float32 are singular only up to their rounding."""
+    torch.manual_seed(0)
+    weights, x = torch.randn(2, UNITS), 30 + torch.randn(2000, 2)
+    layer = nn.Linear(UNITS, 3)
+    refitted(layer, [x @ weights], ridge=0.0)
+    assert layer._parameters["weight"].abs().max() < 2
+
+
 def test_a_layer_that_no_utterance_reaches_stays_as_it_is():
     layer = nn.Linear(UNITS, 3)
     root, declaration, binarise = masked(layer)

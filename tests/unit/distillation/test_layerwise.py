@@ -4,6 +4,7 @@ Shapes: B utterances, T frames, L tokens, d model width, V classes.
 """
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -275,3 +276,26 @@ def test_matching_reads_all_distances_at_once():
         pairs = nearest_surviving(student, teacher, [True, False, *[True] * 3])
     assert pairs == [(2, 0), (0, 1), (4, 2)]
     assert reads.count == 0
+
+
+def test_padding_does_not_say_which_layers_are_alike():
+    """Two frames, of which the second is padding."""
+    seen = {}
+
+    def match(own, goals, alive):
+        seen["pairs"] = nearest_surviving(own, goals, alive)
+        return seen["pairs"]
+
+    def states(*frames):
+        return [torch.tensor([[[a], [b]]]) for a, b in frames]
+
+    teacher = SimpleNamespace(
+        entries=[],
+        stacks={"layers": [0, 1]},
+        student_hidden={"layers": states((1.0, 0.0), (0.0, 9.0))},
+        hidden={"layers": states((0.0, 0.0), (1.0, 9.0))},
+        pads={"layers": torch.tensor([[False, True]])},
+    )
+    losses = LayerwiseDistillation(match=match).losses(teacher)
+    assert seen["pairs"] == [(1, 0), (0, 1)]
+    assert losses["distill_hidden"].item() == 0

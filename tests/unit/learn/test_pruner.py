@@ -12,6 +12,7 @@ from sb_prune import (
     ParameterBudget,
     Pruner,
     conformer_structures,
+    taylor_score,
 )
 from sb_prune.declare.plan import full_plan
 from sb_prune.learn.fitting import leaf_prices
@@ -249,3 +250,66 @@ def test_open_layers_are_known_without_asking_the_device(make_asr):
     assert pruner.open_modules(names) == [True, False, True, True]
     pruner.sample_()
     assert pruner.open_modules(names)[3]
+
+
+def made(model, kinds, steps=100, start=0.5, target=0.3, **options):
+    """A pruner whose gates are measured first."""
+    pruner = Pruner(
+        conformer_structures(model, kinds),
+        ParameterBudget(target),
+        LinearSchedule(steps, start=start),
+        first_score=taylor_score,
+        **options,
+    )
+    pruner.attach_()
+    return pruner
+
+
+def measured(pruner, backward_gates, steps):
+    for step in range(steps):
+        pruner.sample_()
+        backward_gates(pruner.declaration, seed=step)
+        pruner.step_()
+    return pruner
+
+
+def test_a_cut_before_the_schedule_rises_is_of_the_first_score(
+    make_asr, backward_gates
+):
+    pruner = made(make_asr(), ["ffn_units"])
+    measured(pruner, backward_gates, 20)
+    assert not pruner.rises()
+    plan = pruner.plan(final=True)
+    kept = plan.values(pruner.declaration).bool()
+    assert not kept.all()
+    assert pruner.saliency[kept].min() > pruner.saliency[~kept].max()
+
+
+def test_the_lagrangian_begins_where_the_schedule_is(make_asr, backward_gates):
+    pruner = made(make_asr(), ["ffn_units"], controller=AugmentedLagrangian())
+    measured(pruner, backward_gates, 51)
+    pruner.sample_()
+    scheduled, found = expected(pruner)
+    assert 0 < scheduled < 0.01
+    assert 0.9 * scheduled < found <= scheduled
+    ranks = pruner.logits.detach().argsort()
+    assert torch.equal(ranks, pruner.saliency.argsort())
+
+
+def test_nothing_is_expected_to_be_gone_while_gates_are_open(make_pruner):
+    pruner = make_pruner()
+    assert expected(pruner) == (0.0, 0.0)
+
+
+def test_a_single_unit_has_a_first_score(make_asr, backward_gates):
+    pruner = made(make_asr(layers=1), ["conv_modules"], target=0.05)
+    assert pruner.declaration.total_units == 1
+    measured(pruner, backward_gates, 52)
+    assert torch.isfinite(pruner.logits).all()
+
+
+def test_gates_may_have_a_bound_below_the_usual_start(make_asr):
+    pruner = made(make_asr(), ["ffn_units"], gates=HardConcrete(bound=2.5))
+    assert (pruner.logits == 2.5).all()
+    with pytest.raises(ValueError, match="initial: 0.99 lies beyond bound"):
+        HardConcrete(bound=2.5, initial=0.99)

@@ -1,6 +1,7 @@
 """Baselines: structures chosen by a score."""
 
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -30,12 +31,18 @@ every_score = pytest.mark.parametrize(
 
 @pytest.fixture
 def make_pruner(make_asr):
-    def make(score=taylor_score, kinds=LEAVES, steps=20, **options):
+    def make(
+        score=taylor_score,
+        kinds=LEAVES,
+        steps=20,
+        schedule=LinearSchedule,
+        **options,
+    ):
         declaration = conformer_structures(make_asr(), kinds)
         pruner = ScorePruner(
             declaration,
             ParameterBudget(0.4),
-            LinearSchedule(steps),
+            schedule(steps),
             score,
             **options,
         )
@@ -111,7 +118,7 @@ def test_chooses_anew_only_every_few_steps(make_pruner, backward_gates):
     changes = [
         not torch.equal(a, b) for a, b in zip(chosen, chosen[1:], strict=False)
     ]
-    assert [i + 1 for i, changed in enumerate(changes) if changed] == [5, 10]
+    assert [i + 1 for i, changed in enumerate(changes) if changed] == [1, 5, 10]
 
 
 def test_magnitude_is_that_of_what_leaves(make_asr):
@@ -273,3 +280,12 @@ def test_a_block_with_score_and_gates():
             score=taylor_score,
             gates=HardConcrete,
         )
+
+
+def test_the_first_choice_is_not_waited_for(make_pruner, backward_gates):
+    """Weights that were held would learn from noise until then."""
+    pruner = make_pruner(every=8, schedule=partial(LinearSchedule, start=0.5))
+    for _ in range(12):
+        rises = pruner.rises()
+        walk(pruner, 1, backward_gates)
+        assert (pruner._chosen == 1).all() != rises

@@ -9,7 +9,12 @@ import torch
 from small_runs import make, prune, pruning
 from speechbrain.dataio.dataloader import LoopedLoader
 
-from sb_prune import LeastSquares, LinearSchedule, taylor_score
+from sb_prune import (
+    LayerwiseDistillation,
+    LeastSquares,
+    LinearSchedule,
+    taylor_score,
+)
 from sb_prune.export.loading import load_export
 from sb_prune.run.snapshots import find_snapshot
 from sb_prune.run.steps import PruneSteps
@@ -66,6 +71,31 @@ def test_what_is_chosen_anew_is_what_is_cut(tmp_path):
     step = load_export(tmp_path / "export").steps[-1]
     assert step.plan.to_dict() == plan.to_dict()
     assert brain.pruning.facts["cut_max_abs_diff"] <= 1e-5
+
+
+def test_the_teacher_does_not_listen_to_a_refit(tmp_path):
+    """Nothing validates, so no stage ends what it keeps of a batch."""
+    kept = []
+
+    def noted(*args):
+        hidden = brain.pruning.distiller.teacher.student_hidden
+        kept.extend(hidden.values())
+        return refit_(*args)
+
+    refit_, model = LeastSquares.refit_, small_runs.conformer()
+    refit = partial(LeastSquares, utterances=2)
+    block = pruning(
+        tmp_path,
+        model,
+        0.4,
+        refit=refit,
+        distillation=LayerwiseDistillation,
+        **ONE_STEP,
+    )
+    brain = make(tmp_path, model, {"pruning": block})
+    with patch.object(LeastSquares, "refit_", noted):
+        small_runs.fit(brain, model)
+    assert kept and not any(kept)
 
 
 @pytest.mark.parametrize(

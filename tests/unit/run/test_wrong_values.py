@@ -175,6 +175,10 @@ SPARSITY = "write a number between 0 and 1, e.g. 0.5 to cut half"
         ("milestones: ['0.3']", "milestones: '0.3'; write a number between 0"),
         ("milestones: [0.3]", "write `inference` and `export_folder` too"),
         (
+            "hold_weights: True\nschedule: !name:sb_prune.ConstantSchedule",
+            "hold_weights: nothing is measured",
+        ),
+        (
             "milestones: [0.3]\ninference: a.yaml\nexport_folder: export\n"
             "schedule: !name:sb_prune.ConstantSchedule",
             "milestones: the schedule does not pass them",
