@@ -14,7 +14,11 @@ import torch
 
 from sb_prune.deploy.graphs import OPSET
 from sb_prune.deploy.integers import Graph
-from sb_prune.deploy.manifests import calibration_audio, labelled_audio
+from sb_prune.deploy.manifests import (
+    UTTERANCES,
+    calibration_audio,
+    labelled_audio,
+)
 from sb_prune.deploy.quantize import (
     MAX_KL,
     Quantizer,
@@ -220,7 +224,8 @@ class Quantization:
         rate, labelled = model.sample_rate, []
         if self.labels is not None:
             labelled = labelled_audio(self.labels, self.data_folder, rate)
-        audio = calibration_audio(self.audio, rate, model.longest)
+        count = 2 * UTTERANCES if self.static else UTTERANCES
+        audio = calibration_audio(self.audio, rate, model.longest, count)
         return audio, labelled
 
 

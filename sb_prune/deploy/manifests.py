@@ -13,7 +13,7 @@ UTTERANCES = 8  # that are enough to see how far the scores move
 SECONDS = 10.0  # of each
 
 
-def calibration_audio(folder, sample_rate, longest=None):
+def calibration_audio(folder, sample_rate, longest=None, count=UTTERANCES):
     """Reads a few utterances of a folder, evenly spaced in its order.
 
     Arguments
@@ -23,6 +23,8 @@ def calibration_audio(folder, sample_rate, longest=None):
     sample_rate : int
     longest : int, optional
         Samples that the model hears at most.
+    count : int
+        Utterances at most.
 
     Returns
     -------
@@ -38,7 +40,7 @@ def calibration_audio(folder, sample_rate, longest=None):
     most = min(most, longest or most)
     return [
         read_audio(path, sample_rate)[:most]
-        for path in some(audio_files(folder), UTTERANCES)
+        for path in some(audio_files(folder), count)
     ]
 
 

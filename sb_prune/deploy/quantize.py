@@ -2,11 +2,12 @@
 
 If all matrix products together stay below a limit, all become integer ones.
 Otherwise each is tried alone: how far do the scores of the model move on
-calibration audio, by the KL divergence from those in float32? Then as many as
-stay below the limit become integer ones, those that move the scores least
-first. The limit is of that divergence, or of the word error rate.
+calibration audio, by the KL divergence from those in float32? Then those that
+move the scores least become integer ones; how many may, is found by bisection.
+The limit is of that divergence, or of the word error rate.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy
@@ -61,7 +62,8 @@ class Quantizer:
         Whether weights that stay floats have 16 bits.
     static : bool
         Whether activations have the scales of the calibration audio, in place
-        of new ones in each call.
+        of new ones in each call. Every other utterance then gives the scales,
+        and the rest says what they cost.
 
     Attributes
     ----------
@@ -80,23 +82,27 @@ class Quantizer:
     ):
         if not wavs:
             raise DeployError("--quantize: there is no calibration audio")
+        calibrating, scoring = wavs[::2], wavs
+        if static and len(wavs) > 1:  # within their own scales nothing clips
+            scoring = wavs[1::2]
         self._model = asr.model
         self._graphs = {
             name: Graph(folder / name, half) for name in self._model.graphs
         }
         self._taken = dict.fromkeys(self._graphs)  # nothing is tried yet
         self._labelled = labelled
-        one = numpy.ones(1, numpy.float32)
-        self._heard = [
-            (wav[None], one, self._model.tokens(wav[None], one)) for wav in wavs
-        ]
-        self._scores = self._scores_now()
+        self._heard = [self._transcribed(wav) for wav in scoring]
+        self._scores = self._scores_now(self._heard)
         self.words_before = word_error_rate(self._model, labelled)
         if static:
-            self._calibrate_()
+            self._calibrate_([self._transcribed(wav) for wav in calibrating])
+
+    def _transcribed(self, wav):
+        wavs, one = wav[None], numpy.ones(1, numpy.float32)
+        return wavs, one, self._model.tokens(wavs, one)
 
     def choose(self, max_kl=MAX_KL, max_wer_loss=None):
-        """Finds as many products as a limit allows.
+        """Finds products that a limit allows; by bisection, how many.
 
         Arguments
         ---------
@@ -156,27 +162,28 @@ class Quantizer:
             named = {n for n in graph.products() if _shown(file, n) in integers}
             graph.write(named, folder / file)
 
-    def _calibrate_(self):
-        """Finds the ranges of all activations on the calibration audio."""
+    def _calibrate_(self, heard):
+        """Finds the ranges that all activations have on some audio."""
         for file, graph in self._graphs.items():
             before = self._model.sessions[file]
-            watched, names = graph.watched()
+            with _naming_the_option():
+                watched, names = graph.watched()
             self._model.load_(file, watched)
             session = self._model.sessions[file]
             watch = _Watch(session, names, graph.ranges)
             self._model.sessions[file] = watch
-            self._scores_now()
+            self._scores_now(heard)
             self._model.sessions[file] = before
 
     def _divergence(self, keys):
         """KL divergence, in nats, with these products in integers."""
         self._take_(keys)
-        pairs = zip(self._scores, self._scores_now())
+        pairs = zip(self._scores, self._scores_now(self._heard))
         return max(kl_divergence(*pair) for pair in pairs)
 
-    def _scores_now(self):
+    def _scores_now(self, heard):
         """Those of the decoder and of CTC apart, or of one alone."""
-        found = [self._model.scores_along(*heard) for heard in self._heard]
+        found = [self._model.scores_along(*each) for each in heard]
         return [numpy.concatenate(each) for each in zip(*found)]
 
     def _lost_words(self):
@@ -194,11 +201,18 @@ class Quantizer:
         for file, graph in self._graphs.items():
             named = frozenset(name for other, name in keys if other == file)
             if self._taken[file] != named:
-                try:
-                    self._model.load_(file, graph.with_integers(named))
-                except ValueError as error:
-                    raise DeployError(f"--quantize: {error}") from error
+                with _naming_the_option():
+                    converted = graph.with_integers(named)
+                self._model.load_(file, converted)
                 self._taken[file] = named
+
+
+@contextmanager
+def _naming_the_option():
+    try:
+        yield
+    except ValueError as error:
+        raise DeployError(f"--quantize: {error}") from error
 
 
 class _Watch:
@@ -240,15 +254,24 @@ def word_error_rate(model, labelled):
     Returns
     -------
     float
-        In %.
+        In %; 0 if nothing is labelled.
+
+    Raises
+    ------
+    DeployError
+        If no transcript has a word.
     """
+    if not labelled:
+        return 0.0
     words_of, _ = words_compared(model)
     counts = [
         word_errors(words_of(words), words_of(model.long(wav)))
         for wav, words in labelled
     ]
-    errors, count = numpy.sum([(0, 0), *counts], axis=0)
-    return 100 * errors / max(count, 1)
+    errors, count = numpy.sum(counts, axis=0)
+    if not count:
+        raise DeployError("--labels: no transcript has a word")
+    return 100 * errors / count
 
 
 def kl_divergence(scores, others):

@@ -12,13 +12,14 @@ from sb_prune.export.loading import (
     NoExport,
     encoder_of,
     load_export,
+    seconds_heard,
 )
 from sb_prune.support.disk import reason
 from sb_prune.support.measure import count_macs, count_parameters, noise
 
 logger = get_logger(__name__)
 
-COUNTED = 10  # seconds of noise whose MACs are counted
+COUNTED = 10  # seconds of noise whose MACs are counted, at most
 
 
 def load_source(source):
@@ -87,8 +88,9 @@ def cost_of(hparams, sample_rate):
     dict
         parameters; macs_per_second: of the encoder, for each second of audio.
     """
-    wavs = noise(COUNTED, sample_rate)
+    seconds = seconds_heard(hparams, COUNTED)
+    wavs = noise(seconds, sample_rate)
     return {
         "parameters": count_parameters(hparams["modules"].values()),
-        "macs_per_second": count_macs(encoder_of(hparams), wavs) / COUNTED,
+        "macs_per_second": count_macs(encoder_of(hparams), wavs) / seconds,
     }

@@ -26,6 +26,7 @@ from sb_prune.export.build import Pretrainer
 from sb_prune.export.document import BUILDER
 from sb_prune.export.old_formats import BUILDERS, edits_of_plan
 from sb_prune.export.yaml_nodes import tag_of
+from sb_prune.support.audio import SAMPLE_RATE
 from sb_prune.support.disk import reason
 
 
@@ -159,10 +160,33 @@ def encoder_of(hparams):
 
 
 def _hear(whisper, wavs, wav_lens):
-    """States of Whisper's encoder for as much as its context has room for."""
-    if hasattr(whisper, "longest"):  # SpeechBrain's own lobe cuts the rest off
-        wavs = wavs[:, : whisper.longest]
+    """States of Whisper's encoder."""
     return whisper.forward_encoder(whisper._get_mel(wavs))
+
+
+def seconds_heard(hparams, seconds):
+    """How much of an utterance fits into the context of a Whisper.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded objects of a `hyperparams.yaml`.
+    seconds : float
+        Of the utterance.
+
+    Returns
+    -------
+    float
+        Seconds that the encoder hears in one call: of other models, and of a
+        Whisper that hears pieces one by one, all of them.
+    """
+    limits = [
+        module.longest / SAMPLE_RATE
+        for each in hparams["modules"].values()
+        for module in each.modules()
+        if hasattr(module, "longest") and not module.aligned
+    ]
+    return min([seconds, *limits])
 
 
 def load_export(folder):

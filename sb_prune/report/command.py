@@ -31,7 +31,7 @@ from sb_prune.export.lineage import (
     size_table,
     unit_tables,
 )
-from sb_prune.export.loading import ExportError, load_export
+from sb_prune.export.loading import ExportError, load_export, seconds_heard
 from sb_prune.report.pictures import draw_curves, draw_structure, read_log
 from sb_prune.support.audio import SAMPLE_RATE
 from sb_prune.support.disk import whole_file
@@ -57,7 +57,8 @@ def cost_table(export, seconds=10):
     export : Export
         From `load_export`.
     seconds : float
-        Length of the audio, on which the MACs per second depend.
+        Length of the audio, on which the MACs per second depend; as much as
+        `seconds_heard` at most.
 
     Returns
     -------
@@ -70,6 +71,7 @@ def cost_table(export, seconds=10):
     """
     dense, last = declared_alike(export.history)[0], export.steps[-1]
     sample_rate = export.hparams.get("sample_rate", SAMPLE_RATE)
+    lengths = [seconds_heard(export.hparams, each) for each in LENGTHS]
     wavs = noise(seconds, sample_rate)
     kept = last.plan.kept_counts(last.declaration)
     size = count_parameters(export.hparams["modules"].values())
@@ -101,8 +103,8 @@ def cost_table(export, seconds=10):
     else:  # the decoder's are in those of the scope alone
         rows += [_cost_row(of_scope, *macs(seconds))]
     return rows + [
-        _cost_row(f"{of_scope}, of {length} s", *macs(length))
-        for length in LENGTHS
+        _cost_row(f"{of_scope}, of {length:g} s", *macs(length))
+        for length in dict.fromkeys(lengths)
     ]
 
 
@@ -204,7 +206,8 @@ def write_report(folder, seconds=10, log=None):
     folder : str
         An export folder.
     seconds : float
-        Length of the audio to measure with.
+        Length of the audio to measure with; less where Whisper's `context`
+        has no room for it.
     log : str, optional
         Log of the run; by default the train_log.txt beside the folder, if
         there is one.
@@ -222,6 +225,7 @@ def write_report(folder, seconds=10, log=None):
     """
     folder = Path(folder)
     export = load_export(folder)
+    seconds = seconds_heard(export.hparams, seconds)
     pictures = ["structure.png"]
     if _draw_log(folder, log):
         pictures.append("curves.png")

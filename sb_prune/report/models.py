@@ -29,14 +29,20 @@ class Deployed:
     """
 
     runtime = "onnxruntime"
-    longest = None  # seconds; it cuts what is long
 
     def __init__(self, folder, threads):
         self._asr = OnnxASR(folder, threads)
         self.sample_rate = self._asr.sample_rate
         self._settings = self._asr.model.settings
         self.language = getattr(self._asr.model, "language", None)
-        self.files = [Path(folder, name) for name in self._settings["files"]]
+        files = [Path(folder, name) for name in self._settings["files"]]
+        self.bytes = sum(file.stat().st_size for file in files)
+
+    @property
+    def longest(self):
+        """Seconds of the longest utterance that it hears at once, or None."""
+        samples = self._asr.model.longest
+        return samples and samples / self.sample_rate
 
     def transcribe(self, wav):
         """Text of an utterance, (samples,)."""
@@ -192,7 +198,7 @@ def _open(folder, threads):
         "runtime": model.runtime,
         "language": model.language,
         "longest": model.longest,
-        "bytes": sum(f.stat().st_size for f in model.files if f.is_file()),
+        "bytes": model.bytes,
         "load_s": seconds,
     }
 

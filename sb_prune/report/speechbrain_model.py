@@ -11,6 +11,7 @@ from sb_prune.deploy.sources import cost_of, load_source
 from sb_prune.export.lineage import originals
 from sb_prune.support.audio import SAMPLE_RATE
 from sb_prune.support.context import longest_utterance
+from sb_prune.support.measure import count_parameters
 
 
 class SpeechBrain:
@@ -37,9 +38,14 @@ class SpeechBrain:
         self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
         self._hparams, self._export = hparams, export
         self._asr = interface(hparams["modules"], hparams, {"device": "cpu"})
-        self.files = [
-            path for path in Path(folder).iterdir() if path.suffix != ".png"
-        ]
+        self.bytes = sum(
+            path.stat().st_size
+            for path in Path(folder).rglob("*")
+            if path.is_file() and path.suffix != ".png"
+        )
+        if export is None:  # its weights may lie elsewhere
+            weights = 4 * count_parameters(hparams["modules"].values())
+            self.bytes = max(self.bytes, weights)
 
     @property
     def longest(self):

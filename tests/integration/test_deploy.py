@@ -1,5 +1,6 @@
 """An export as a deployed model: the same transcripts, without SpeechBrain."""
 
+import json
 import re
 import runpy
 import shutil
@@ -18,11 +19,14 @@ import torch
 from recipe_runs import RECIPE, ROOT
 from speechbrain.inference.ASR import EncoderASR
 from tiny_export import make_export
+from tiny_whisper import write_tiny_whisper
 
 from sb_prune.deploy import OnnxASR, deploy
 from sb_prune.deploy.command import main
 from sb_prune.deploy.folder import Quantization
 from sb_prune.deploy.runtime.settings import DeployError
+from sb_prune.lobes import Whisper
+from sb_prune.support.measure import count_macs
 
 # All that the runtime needs, and what that needs in turn.
 RUNTIME = (
@@ -208,29 +212,46 @@ def test_a_damaged_graph_is_refused(copied):
         OnnxASR(copied)
 
 
-def test_what_was_there_stays_until_another_is_complete(exported, copied):
-    """Killed while it writes a graph, then run again."""
-    before = sorted(copied.iterdir())
+HALF_A_GRAPH = """
+def write(module, inputs, outputs, path):
+    path.write_text('half a graph')
+    os.kill(os.getpid(), signal.SIGKILL)
+recognisers.write_graph = write
+"""
+BETWEEN = """
+def rename_(source, target):
+    disk.rename_(source, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+folder.rename_ = rename_
+"""
+
+
+@pytest.mark.parametrize(
+    ("stop", "left"), [(HALF_A_GRAPH, "copied"), (BETWEEN, "copied.old")]
+)
+def test_what_was_there_stays_until_another_is_complete(
+    exported, copied, stop, left
+):
+    """Killed while it writes a graph, or between two names; then run again."""
+    before = {path.name for path in copied.iterdir()}
     killed = subprocess.run(
         [
             sys.executable,
             "-c",
             "import os, signal\n"
             "from sb_prune.deploy import folder, recognisers\n"
-            "def write(module, inputs, outputs, path):\n"
-            "    path.write_text('half a graph')\n"
-            "    os.kill(os.getpid(), signal.SIGKILL)\n"
-            "recognisers.write_graph = write\n"
+            "from sb_prune.support import disk\n"
+            f"{stop}\n"
             f"folder.deploy({str(exported)!r}, {str(copied)!r})",
         ]
     )
     assert killed.returncode == -signal.SIGKILL
-    assert sorted(copied.iterdir()) == before
+    assert {path.name for path in copied.with_name(left).iterdir()} == before
     assert copied.with_name("copied.incomplete").is_dir()
-    (copied / "old").touch()
+    (copied.with_name(left) / "old").touch()
     deploy(exported, copied)
-    assert sorted(copied.iterdir()) == before
-    assert not copied.with_name("copied.incomplete").exists()
+    assert {path.name for path in copied.iterdir()} == before
+    assert {path.name for path in copied.parent.iterdir()} == {"copied"}
 
 
 def test_weights_in_16_bits(deployed, exported, corpus, tmp_path):
@@ -321,3 +342,47 @@ def test_audio_that_is_too_short_is_said_so(deployed):
         OnnxASR(deployed[0]).transcribe_batch(
             numpy.zeros((1, 0 + 1), "f4"), numpy.ones(1)
         )
+
+
+WHISPER = """
+whisper: !new:sb_prune.lobes.Whisper
+    source: {source}
+    save_path: {source}
+    context: 6.0
+    language: en
+decoder: !new:speechbrain.decoders.seq2seq.S2SWhisperGreedySearcher
+    model: !ref <whisper>
+    min_decode_ratio: 0.0
+    max_decode_ratio: 0.1
+modules:
+    whisper: !ref <whisper>
+    decoder: !ref <decoder>
+"""
+
+
+def test_a_dense_whisper_in_a_short_context(corpus, tmp_path):
+    """Its MACs are those of what it hears, its integers cost something."""
+    write_tiny_whisper(str(tmp_path / "dense"))
+    source = tmp_path / "source"
+    source.mkdir()
+    yaml = WHISPER.format(source=tmp_path / "dense")
+    (source / "hyperparams.yaml").write_text(yaml)
+    folder = tmp_path / "deployed"
+    rows = dict(deploy(source, folder, Quantization(str(corpus))))
+    assert 0 < float(rows["int8: KL divergence, nats"]) < 0.01
+    lobe = Whisper(str(tmp_path / "dense"), "", context=6.0, language="en")
+    heard = torch.zeros(1, 4 * 16000)  # and a margin of 2 s
+    macs = count_macs(lambda *given: lobe.eval()(heard), heard)
+    written = json.loads((folder / "deploy.json").read_text())
+    assert written["source"]["macs_per_second"] == pytest.approx(macs / 4)
+    asr = OnnxASR(folder)
+    path = max(corpus.rglob("*.flac"), key=lambda path: path.stat().st_size)
+    assert isinstance(asr.transcribe_file(path), str)
+    with pytest.raises(DeployError, match="hears 4 s at a time"):
+        asr.transcribe_batch(numpy.zeros((1, 80000)), [1.0])
+
+
+@pytest.mark.parametrize("lens", [[1.0], [1.0, 0.0], [32000, 16000], [2.0, 1]])
+def test_lengths_are_relative(deployed, lens):
+    with pytest.raises(DeployError, match="wav_lens: .*; write for each of 2"):
+        OnnxASR(deployed[0]).transcribe_batch(numpy.zeros((2, 32000)), lens)

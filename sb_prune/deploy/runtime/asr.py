@@ -97,7 +97,8 @@ class OnnxASR:
         Raises
         ------
         DeployError
-            If there are no samples, or more than the model hears.
+            If there are no samples, or more than the model hears, or if the
+            lengths are not relative.
         """
         wavs = numpy.asarray(wavs, dtype=numpy.float32)
         check_samples(wavs, "wavs")
@@ -105,5 +106,13 @@ class OnnxASR:
             raise DeployError(
                 f"wavs: has shape {wavs.shape}; write (batch, samples)"
             )
-        tokens = self.model.tokens(wavs, numpy.asarray(wav_lens, "float32"))
+        wav_lens = numpy.asarray(wav_lens, dtype=numpy.float32)
+        relative = (wav_lens > 0) & (wav_lens <= 1)
+        if wav_lens.shape != (len(wavs),) or not relative.all():
+            raise DeployError(
+                f"wav_lens: {wav_lens.tolist()}; write for each of "
+                f"{len(wavs)} utterances its length as a fraction of the "
+                "longest, above 0 and up to 1"
+            )
+        tokens = self.model.tokens(wavs, wav_lens)
         return [self.model.decode(row) for row in tokens], tokens

@@ -8,7 +8,7 @@ import numpy
 from sb_prune.deploy.runtime.settings import DeployError
 
 QUIET = 0.1  # seconds over which loudness is averaged to find a pause
-SEARCHED = 0.25  # of a chunk: its end, where a pause is looked for
+SEARCHED = 0.25  # of a piece: where a pause is looked for
 
 
 def read_audio(path, sample_rate):
@@ -48,7 +48,9 @@ def read_audio(path, sample_rate):
             f"{path} has {rate} samples a second, and the model hears "
             f"{sample_rate}: `pip install soxr`, or convert the file"
         ) from error
-    return soxr.resample(samples, rate, sample_rate)
+    samples = soxr.resample(samples, rate, sample_rate)
+    check_samples(samples, f"{path}, at {sample_rate} samples a second,")
+    return samples
 
 
 def check_samples(samples, name):
@@ -58,13 +60,13 @@ def check_samples(samples, name):
         raise DeployError(f"{name} has samples that are no finite numbers")
 
 
-def chunked(scores_of, wav, frames, margin, step):
-    """Scores of an utterance, heard in chunks that overlap.
+def chunked(frames_of, wav, frames, margin, step):
+    """Frames of an utterance, heard in chunks that overlap.
 
     Arguments
     ---------
-    scores_of : callable
-        (samples,) -> (frames, V)
+    frames_of : callable
+        (samples,) -> (frames, ...)
     wav : numpy.ndarray
         (S,)
     frames : int
@@ -77,21 +79,21 @@ def chunked(scores_of, wav, frames, margin, step):
     Returns
     -------
     numpy.ndarray
-        (T, V)
+        (T, ...)
 
     Example
     -------
-    >>> every_third = lambda part: part[::3, None]
-    >>> chunked(every_third, numpy.arange(30), 5, 1, step=3)[:, 0].tolist()
+    >>> every_third = lambda part: part[::3]
+    >>> chunked(every_third, numpy.arange(30), 5, 1, step=3).tolist()
     [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]
     """
     parts, kept = [], frames - 2 * margin
     for first in range(0, len(wav) // step + 1, kept):
         chunk = wav[first * step : (first + frames) * step]
-        scores = scores_of(chunk)
+        found = frames_of(chunk)
         is_last = (first + frames) * step >= len(wav)
-        end = len(scores) if is_last else margin + kept
-        parts.append(scores[margin if first else 0 : end])
+        end = len(found) if is_last else margin + kept
+        parts.append(found[margin if first else 0 : end])
         if is_last:
             break
     return numpy.concatenate(parts)
@@ -108,6 +110,9 @@ def check_length(wavs, longest, rate):
 
 def cut_at_pauses(wav, longest, sample_rate):
     """Cuts an utterance into pieces, each where it is quietest near its end.
+
+    What is left for the last two is cut near its middle, so that no piece is a
+    scrap, in which a decoder invents words.
 
     Arguments
     ---------
@@ -130,16 +135,20 @@ def cut_at_pauses(wav, longest, sample_rate):
     [950, 1000, 525, 525]
     """
     size = min(max(round(QUIET * sample_rate), 1), longest)
+    searched = max(round(SEARCHED * longest), size)
     pieces = []
     while len(wav) > longest:
-        searched = wav[longest - max(round(SEARCHED * longest), size) : longest]
-        power = numpy.convolve(searched**2, numpy.ones(size), mode="valid")
-        quietest = numpy.flatnonzero(power == power.min())[-1] + size // 2
-        cut = longest - len(searched) + int(quietest)
-        if power.min() == power.max():  # there is no pause
-            cut = longest
-            if len(wav) < (1 + SEARCHED) * longest:  # else little would be left
-                cut = len(wav) // 2
+        cut, end = longest, longest
+        if len(wav) < 1.5 * longest:
+            cut = len(wav) // 2
+            end = cut + searched // 2
+        first = end - searched
+        power = numpy.convolve(
+            wav[first:end] ** 2, numpy.ones(size), mode="valid"
+        )
+        if power.min() < power.max():  # there is a pause
+            quietest = numpy.flatnonzero(power == power.min())[-1]
+            cut = first + int(quietest) + size // 2
         pieces.append(wav[:cut])
         wav = wav[cut:]
     return [*pieces, wav]

@@ -15,6 +15,7 @@ from sb_prune.deploy.runtime.audio import (
 )
 from sb_prune.deploy.runtime.beam import PrefixScores, beam_search
 from sb_prune.deploy.runtime.search import (
+    ctc_collapse,
     ctc_greedy,
     greedy,
     log_softmax,
@@ -29,6 +30,7 @@ from sb_prune.support.context import (
 
 CHUNK = 30.0  # seconds of a long file that are heard at a time
 OVERLAP = 2.0  # seconds at each end of a chunk that only serve as context
+NOTHING = -1  # in place of the blank
 TIMES = re.compile(r"<\|\d+\.\d+\|>")  # of Whisper, which are no words
 
 
@@ -50,6 +52,7 @@ class Kind:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what fails is raised, too
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         self.sessions[name] = onnxruntime.InferenceSession(
@@ -106,8 +109,7 @@ class CTC(Kind):
 
     def long(self, wav):
         """Text of an utterance of any length, in chunks that overlap."""
-        one, blank = numpy.ones(1, numpy.float32), self.settings["blank"]
-        rate = self.settings["sample_rate"]
+        one, rate = numpy.ones(1, numpy.float32), self.settings["sample_rate"]
         step = self.settings["samples_per_frame"]
         size = round(CHUNK * rate)
         size = min(size, self.longest or size)
@@ -118,14 +120,21 @@ class CTC(Kind):
                 f"this model hears {size / rate:g} s at a time, as its frames "
                 "are no whole number of samples apart; cut the file at pauses"
             )
-        parts = chunked(
-            lambda part: self.scores(part[None], one)[0],
+        tokens = chunked(
+            lambda part: self._best(part[None], one)[0],
             wav,
             size // step,
             min(round(OVERLAP * rate / step), size // step // 4),
             step,
         )
-        return self.decode(ctc_greedy(parts[None], one, blank)[0])
+        return self.decode(ctc_collapse(tokens, NOTHING))
+
+    def _best(self, wavs, wav_lens):
+        """(B, T) the most probable token of each frame; `NOTHING` is blank."""
+        scores = self.scores(wavs, wav_lens)
+        best = scores.argmax(-1)
+        best[best == self.settings["blank"] % scores.shape[-1]] = NOTHING
+        return best
 
 
 class Steps:

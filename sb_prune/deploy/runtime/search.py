@@ -34,11 +34,29 @@ def ctc_greedy(scores, lengths, blank):
     """
     blank = blank % scores.shape[-1]
     ends = numpy.round(numpy.float32(lengths) * scores.shape[1]).astype(int)
-    best = scores.argmax(-1)
-    return [
-        [int(t) for t, _ in itertools.groupby(row[:end]) if t != blank]
-        for row, end in zip(best, ends)
-    ]
+    pairs = zip(scores.argmax(-1), ends, strict=True)
+    return [ctc_collapse(row[:end], blank) for row, end in pairs]
+
+
+def ctc_collapse(tokens, blank):
+    """Leaves out repetitions and blanks.
+
+    Arguments
+    ---------
+    tokens : numpy.ndarray
+        (T,) int, one for each frame.
+    blank : int
+
+    Returns
+    -------
+    list of int
+
+    Example
+    -------
+    >>> ctc_collapse(numpy.array([3, 3, 0, 3, 5]), blank=0)
+    [3, 3, 5]
+    """
+    return [int(t) for t, _ in itertools.groupby(tokens) if t != blank]
 
 
 def greedy(step, prompts, end, most):

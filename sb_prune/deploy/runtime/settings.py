@@ -56,6 +56,8 @@ def read_settings(folder):
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         format, files = settings["format"], settings["files"]
+        if not (isinstance(format, int) and isinstance(files, dict)):
+            raise TypeError
         if format == FORMAT and not NEEDED <= settings.keys():
             raise KeyError
     except (ValueError, KeyError, TypeError) as error:

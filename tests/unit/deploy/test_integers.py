@@ -152,10 +152,10 @@ class Fake:
 
 @pytest.fixture
 def quantizer(path, tokens):
-    def make(labelled=(), **options):
+    def make(labelled=(), heard=tokens, **options):
         asr = type("Asr", (), {"model": Fake()})
         asr.model.load_("model.onnx", str(path))
-        return Quantizer(asr, path.parent, list(tokens), labelled, **options)
+        return Quantizer(asr, path.parent, list(heard), labelled, **options)
 
     return make
 
@@ -188,7 +188,7 @@ def test_a_decoder_is_not_hidden_by_the_frames_of_ctc(quantizer):
     made = quantizer()
     even, other = numpy.zeros((1, 2)), numpy.log([[0.25, 0.75]])
     made._scores = [even, numpy.zeros((99, 2))]
-    made._scores_now = lambda: [other, numpy.zeros((99, 2))]
+    made._scores_now = lambda heard: [other, numpy.zeros((99, 2))]
     assert made._divergence([]) == kl_divergence(even, other)
 
 
@@ -228,18 +228,28 @@ def test_what_was_chosen_is_written(quantizer, tmp_path, tokens):
     assert numpy.array_equal(found[0], scores)
 
 
+def test_static_scales_are_judged_by_other_utterances(quantizer, tokens):
+    """Nothing is clipped in the utterance that they are from."""
+    both = quantizer(static=True)
+    alone = quantizer(heard=tokens[:1], static=True)
+    for one, other in zip(both._graphs.values(), alone._graphs.values()):
+        assert one.ranges == other.ranges
+    cost = both.choose(max_kl=10.0).cost
+    assert cost > 2 * alone.choose(max_kl=10.0).cost
+
+
 def test_static_scales_are_those_of_the_calibration(
     quantizer, tmp_path, tokens
 ):
     """As those of each call, where nothing is louder than there."""
-    made = quantizer(static=True)
+    made = quantizer(heard=tokens[:1], static=True)
     choice = made.choose(max_kl=10.0)
     assert len(choice.integers) == 4
     made.write(tmp_path, choice.integers)
     kinds = [n.op_type for n in onnx.load(tmp_path / "model.onnx").graph.node]
     assert kinds.count("QuantizeLinear") == 3  # not of the table
     assert "DynamicQuantizeLinear" not in kinds
-    dynamic = quantizer().choose(max_kl=10.0)
+    dynamic = quantizer(heard=tokens[:1]).choose(max_kl=10.0)
     assert 0 < choice.cost < 2 * dynamic.cost
     (ranges,) = (graph.ranges for graph in made._graphs.values())
     loud = {name: (low / 4, high / 4) for name, (low, high) in ranges.items()}

@@ -59,6 +59,8 @@ def test_without_soxr_another_rate_is_refused(audio, monkeypatch):
 def test_empty_audio_is_refused(audio):
     with pytest.raises(DeployError, match="tone.wav has no samples"):
         read_audio(audio(seconds=0), RATE)
+    with pytest.raises(DeployError, match="tone.wav, at 10 .* has no samples"):
+        read_audio(audio(seconds=0.01), 10)  # nothing is left of it
 
 
 @pytest.mark.parametrize("name", ["none.wav", "text.wav"])
@@ -76,6 +78,18 @@ def test_pieces_end_in_pauses():
     assert numpy.array_equal(numpy.concatenate(pieces), wav)
     assert [round(len(piece) / RATE) for piece in pieces] == [30, 20]
     assert not pieces[0][-100:].any() and not pieces[1][:100].any()
+
+
+@pytest.mark.parametrize("tail", [0.0, 0.7, 5.0])
+@pytest.mark.parametrize("seconds", [30.01, 30.5, 37.4, 52.3, 52.6, 61.0])
+def test_no_piece_is_a_scrap(seconds, tail):
+    """A decoder would invent words for what is short and silent."""
+    generator = numpy.random.default_rng(0)
+    wav = generator.standard_normal(round(seconds * RATE))
+    wav[len(wav) - round(tail * RATE) :] = 0
+    pieces = cut_at_pauses(wav, 30 * RATE, RATE)
+    assert numpy.array_equal(numpy.concatenate(pieces), wav)
+    assert all(10 * RATE < len(piece) <= 30 * RATE for piece in pieces)
 
 
 def test_samples_must_be_numbers(tmp_path):
@@ -130,7 +144,16 @@ def test_a_missing_file_is_named(folder):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "{}", "[]", '{"format": 1}', '{"format": 2, "files": {}}']
+    "text",
+    [
+        "{",
+        "{}",
+        "[]",
+        '{"format": 1}',
+        '{"format": 2, "files": {}}',
+        '{"format": "2", "files": {}}',
+        '{"format": 2, "files": [], "kind": "ctc", "sample_rate": 1}',
+    ],
 )
 def test_damaged_settings_are_refused(folder, text):
     (folder / FILE).write_text(text)
