@@ -145,8 +145,8 @@ class Prune(Phase):
         pruner, brain = run.steps.pruner, run.brain
         run.counter.limit, brain.optimizer_step_limit = self._limits
         _warn_if_short(pruner)
-        run.steps.end_()
         run.data.begin_epoch_()
+        run.steps.begin_stage_(sb.Stage.VALID)  # what is heard now is not kept
         brain.modules.eval()
         # all take the plan of one process, as their rounding may differ
         plan = ddp_broadcast(pruner.plan(final=True))

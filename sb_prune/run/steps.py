@@ -45,10 +45,6 @@ class Steps:
         ---------
         stage : speechbrain.Stage
         """
-        self.end_()
-
-    def end_(self):
-        """To be called after training, also where no other stage follows."""
         if self.distiller is not None:
             self.distiller.teacher.end_()
 
