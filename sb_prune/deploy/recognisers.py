@@ -369,6 +369,7 @@ class Whisper(Recogniser):
             "most": most,
             "suppressed": suppressed,
             "never_first": [*blank, end] if search.suppress_blank else [],
+            "no_speech": self.lobe.no_speech,
             "beam": beam,
         }
 

@@ -31,6 +31,7 @@ from sb_prune.deploy.adapters import traceable
 from sb_prune.deploy.graphs import Input, write_graph
 from sb_prune.deploy.quantize import Quantizer
 from sb_prune.deploy.recognisers import recogniser
+from sb_prune.deploy.runtime import kinds
 from sb_prune.deploy.runtime.settings import DeployError, write_settings
 
 TOLERANCE = 1e-4  # relative to the largest output
@@ -184,7 +185,7 @@ def check_pieces(runtime, model, wav):
 )
 @torch.no_grad()
 def test_whisper_writes_the_same_tokens(
-    tmp_path, random_plan, context, seconds, beam, apart
+    tmp_path, random_plan, context, seconds, beam, apart, monkeypatch
 ):
     lobe = cut_whisper(str(tmp_path / "dense"), random_plan, context)
     ratios = {"min_decode_ratio": 0.02, "max_decode_ratio": 0.1}
@@ -210,7 +211,14 @@ def test_whisper_writes_the_same_tokens(
         expected += [list(tokens) for tokens in model.transcribe(wavs, lens)]
     assert found == expected
     wav = tones(1, asr.model.longest + 16000, generator)[0]
-    assert check_pieces(asr.model, model, wav)
+    text = check_pieces(asr.model, model, wav)
+    assert text
+    for chance, unsure, left in [(2, 9, text), (-1, -99, text), (-1, 9, "")]:
+        monkeypatch.setattr(kinds, "NO_SPEECH", chance)
+        monkeypatch.setattr(kinds, "UNSURE", unsure)
+        assert asr.model.long(wav.numpy()) == left
+    one = wav[: asr.model.longest].numpy()  # which is never left out
+    assert asr.model.long(one)
     assert max(differences) > 10 * TOLERANCE  # of utterances in a batch
     assert max(map(len, found)) > 1
 

@@ -31,6 +31,8 @@ from sb_prune.support.context import (
 CHUNK = 30.0  # seconds of a long file that are heard at a time
 OVERLAP = 2.0  # seconds at each end of a chunk that only serve as context
 NOTHING = -1  # in place of the blank
+NO_SPEECH = 0.6  # probability above which a piece of Whisper's may be silent,
+UNSURE = -1.0  # if its tokens have less than this log-probability on average
 TIMES = re.compile(r"<\|\d+\.\d+\|>")  # of Whisper, which are no words
 
 
@@ -163,6 +165,13 @@ class Steps:
         self._before += new.shape[1]
         return logits
 
+    def peek(self, new):
+        """(N, V) logits of the token after new ones, which are forgotten."""
+        before, past = self._before, self._past
+        logits = self(new)
+        self._before, self._past = before, past
+        return logits
+
     def keep(self, index):
         """Goes on with some hypotheses, (N,) int."""
         self._past = [kept[index] for kept in self._past]
@@ -229,13 +238,15 @@ class EncoderDecoder(Kind):
 
     def tokens(self, wavs, wav_lens):
         """Tokens of utterances that are heard together."""
-        search = self.settings["search"]
+        return self._searched(*self.begin(wavs, wav_lens, self.copies))
+
+    def _searched(self, steps, ends, frames, ctc):
+        """Tokens that a search finds in what `begin` returned."""
+        search, copies = self.settings["search"], self.copies
         beam, end = search["beam"], search["end"]
-        copies = beam["size"] if beam else 1
-        steps, ends, frames, ctc = self.begin(wavs, wav_lens, copies)
+        prompts = numpy.repeat(self._prompts(len(ends)), copies, axis=0)
         step = without(steps, search["suppressed"], search["never_first"])
         least, most = (int(frames * ratio) for ratio in search["ratios"])
-        prompts = numpy.repeat(self._prompts(len(wavs)), copies, axis=0)
         if not beam:
             most = min(most - least, search["most"])
             return greedy(step, prompts, end, most)
@@ -258,10 +269,30 @@ class EncoderDecoder(Kind):
     def long(self, wav):
         """Text of an utterance of any length, cut at its pauses."""
         one, texts = numpy.ones(1, numpy.float32), []
-        for piece in self.pieces(wav):
-            (tokens,) = self.tokens(piece[None], one)
-            texts.append(self.decode(tokens))
+        pieces = self.pieces(wav)
+        for piece in pieces:
+            steps, *begun = self.begin(piece[None], one, self.copies)
+            is_doubtful = len(pieces) > 1 and self.may_be_silent(steps)
+            (tokens,) = self._searched(steps, *begun)
+            if not (is_doubtful and self._is_unsure(piece, tokens)):
+                texts.append(self.decode(tokens))
         return " ".join(filter(None, texts))
+
+    def may_be_silent(self, steps):
+        """Whether a decoder would say so of what it is about to transcribe."""
+        return False
+
+    def _is_unsure(self, piece, tokens):
+        one, end = numpy.ones(1, numpy.float32), self.settings["search"]["end"]
+        scores = log_softmax(self.scores_along(piece[None], one, [tokens])[0])
+        found = scores[numpy.arange(len(scores)), [*tokens, end]]
+        return found.mean() <= UNSURE
+
+    @property
+    def copies(self):
+        """Hypotheses of each utterance."""
+        beam = self.settings["search"]["beam"]
+        return beam["size"] if beam else 1
 
     def _prompts(self, batch):
         prompt = numpy.array([self.settings["search"]["prompt"]])
@@ -303,6 +334,19 @@ class Whisper(EncoderDecoder):
     def log_probabilities(self, logits, temperature):
         """(N, V) log-probabilities; the temperature divides these."""
         return log_softmax(logits) / temperature
+
+    def may_be_silent(self, steps):
+        """Whether it says so in place of a language, as in OpenAI's code.
+
+        Of several pieces, those of which it is unsure, too, are left out: it
+        invents words for silence.
+        """
+        token = self.settings["search"].get("no_speech")
+        if token is None:  # a folder of an earlier version
+            return False
+        begin = numpy.repeat(self._prompts(1)[:, :1], self.copies, axis=0)
+        silent = log_softmax(steps.peek(begin))[0, token]
+        return numpy.exp(silent) > NO_SPEECH
 
     def pieces(self, wav):
         """Parts that are heard with their margin, if they are several."""
