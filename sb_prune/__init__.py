@@ -48,6 +48,7 @@ _ROOMS = {
         "magnitude_score",
         "random_score",
         "taylor_score",
+        "within_structures",
     ],
     "presets": ["preset"],
     "run.layer_settings": ["LayerSettings"],

@@ -108,6 +108,31 @@ def taylor_score(pruner):
     return pruner.saliency / pruner.prices
 
 
+def within_structures(pruner, score=magnitude_score):
+    """Ranks of another score inside each structure, from 0 to 1.
+
+    Then every structure loses about the same share of its units ("local" or
+    "uniform" pruning), where a score by itself ranks the units of all layers
+    together and may empty one of them. Whole modules, one unit each, stay.
+
+    Arguments
+    ---------
+    pruner : BasePruner
+    score : callable
+        Pruner -> (N,) scores.
+
+    Returns
+    -------
+    torch.Tensor
+        (N,)
+    """
+    scores = scored(pruner, score, "score")
+    pieces = pruner.declaration.split(scores).values()
+    return torch.cat(
+        [(p.argsort().argsort() + 1) / len(p) for p in pieces]
+    ).float()
+
+
 def _mean_square(structure, parameters):
     """(units,) mean square of the weights that each unit would remove."""
     if structure.removes:

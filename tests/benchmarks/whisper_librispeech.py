@@ -10,8 +10,8 @@ all of it for longer. Word errors are counted after Whisper's own normaliser,
 with 95% intervals of a bootstrap over utterances; methods are chosen on dev,
 and `--full` adds test for the final ones.
 
-`magnitude_even` takes the same share of each layer; `magnitude` ranks all units
-together, and removes whole layers.
+`magnitude` ranks all units together and leaves some layers next to nothing;
+`even_magnitude` takes the same share of each structure.
 
 A cell is one run of the recipe, METHOD/SIZE, e.g. `fisher_refit/encoder-0.5`;
 `cut:METHOD/SIZE` is the same just after the cut, before any training, and
@@ -83,6 +83,7 @@ REFITS = {  # suffix -> lines; of the preset reselected, then refitted
 SCORES = {
     "fisher": [],
     "magnitude": ["score: !name:sb_prune.magnitude_score"],
+    "even_magnitude": ["score: !name:sb_prune.within_structures"],
     "random": ["score: !name:sb_prune.random_score"],
 }
 METHODS = {  # name -> lines beside the preset whisper_score, or whisper_l0
@@ -102,10 +103,6 @@ TUNED = {  # not cut, only fine-tuned in the short context -> options
     "tuned_slower": {"lr_encoder": 1e-6, "freeze_decoder": True},
 }
 _KINDS = "structures: {{kinds: [front_end_channels, ffn_units, heads{}]}}"
-_EVEN = [
-    *SCORES["magnitude"],
-    "structures: {kinds: [ffn_units, heads, value_dims]}",
-]
 _AND_TASK = ["distillation: {task_weight: 1.0}"]
 VARIANTS = {  # of fisher_reselected, for encoders: name -> (lines, options)
     "whole_heads": ([_KINDS.format("")], {}),
@@ -115,11 +112,7 @@ VARIANTS = {  # of fisher_reselected, for encoders: name -> (lines, options)
     "and_decoder": (_AND_TASK, {"freeze_decoder": False}),
     "rate_1e-4": ([], {"lr_encoder": 0.0001}),
     "rate_4e-4": ([], {"lr_encoder": 0.0004}),
-    "magnitude_even": ([*_EVEN, "refit: null"], {}),
-    "magnitude_even_refit": ([*_EVEN, "refit: {reselect: False}"], {}),
 }
-ENCODER_LAYERS = [f"model.encoder.layers.{n}" for n in range(6)]
-IN_LAYERS = 0.9184  # of the parameters of Whisper-base's encoder
 WHOLE_KINDS = (
     "front_end_channels",
     "ffn_units",
@@ -198,23 +191,15 @@ IN_README = {  # what it calls a model -> the row
     "English alone, 30% gone": ("fisher_reselected", "english-0.3"),
 }
 QUICK = ["dense/utterance-2.0", "fisher_reselected/encoder-0.25"]
-CUTS = (
-    [
-        f"cut:{score}{suffix}/{size}"
-        for score in SCORES
-        for suffix in REFITS
-        for size in (*ONLY_CUT, "encoder-0.5", "english-0.3")
-    ]
-    + [
-        f"cut:{method}/encoder-0.5"
-        for method in ("whole_heads", "query_key_dims", "moving")
-    ]
-    + [
-        f"cut:magnitude_even{suffix}/{size}"
-        for suffix in ("", "_refit")
-        for size in (*ONLY_CUT, "encoder-0.5")
-    ]
-)
+CUTS = [
+    f"cut:{score}{suffix}/{size}"
+    for score in SCORES
+    for suffix in REFITS
+    for size in (*ONLY_CUT, "encoder-0.5", "english-0.3")
+] + [
+    f"cut:{method}/encoder-0.5"
+    for method in ("whole_heads", "query_key_dims", "moving")
+]
 
 
 def all_cells():
@@ -484,16 +469,7 @@ def pruning_yaml(method, size):
         block = LAYERS.format(**given, recipe=RECIPE)
         return re.sub(r"(?m)^pruning:.*\n(    .*\n)+", block, text)
     lines = METHODS.get(method) or VARIANTS.get(method, ([], {}))[0]
-    target, of_size, _ = (SIZES | ONLY_CUT)[size]
-    lines = [*lines, *of_size]
-    if method.startswith("magnitude_even"):
-        share = round(target / IN_LAYERS, 4)
-        each = "".join(
-            f"        {layer}: {share}\n" for layer in ENCODER_LAYERS
-        )
-        one = "    target: !ref <target>\n"
-        assert text.count(one) == 1
-        text = text.replace(one, f"    target:\n{each}")
+    lines = [*lines, *(SIZES | ONLY_CUT)[size][1]]
     added = "".join(f"    {line}\n" for line in lines)
     before = "    module: whisper\n"
     assert text.count(before) == 1

@@ -17,6 +17,7 @@ from sb_prune import (
     magnitude_score,
     random_score,
     taylor_score,
+    within_structures,
 )
 from sb_prune.declare.cost import parameter_cost
 from sb_prune.learn import scores
@@ -289,3 +290,17 @@ def test_the_first_choice_is_not_waited_for(make_pruner, backward_gates):
         rises = pruner.rises()
         walk(pruner, 1, backward_gates)
         assert (pruner._chosen == 1).all() != rises
+
+
+def test_each_structure_loses_the_same_share(make_pruner):
+    score = partial(within_structures, score=random_score)
+    pruner = make_pruner(score, kinds=["ffn_units"])
+    plan, random = pruner.plan(final=True), random_score(pruner)
+    pieces = pruner.declaration.split(random)
+    shares = {}
+    for name, kept in plan.keep.items():
+        if pieces[name].numel() > 1:  # no whole module
+            shares[name] = kept.float().mean().item()
+            assert pieces[name][kept].min() > pieces[name][~kept].max()
+    assert len(shares) > 2 and max(shares.values()) < 1
+    assert max(shares.values()) - min(shares.values()) < 0.05
