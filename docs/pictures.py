@@ -26,6 +26,7 @@ import whisper_librispeech  # noqa: E402
 
 FOLDER = ROOT / "docs/results"
 STYLES = [{"marker": m, **label} for m, label in product(MARKERS, LABELS)]
+APART = ("once", "short")  # of which the text tells
 USUAL = "utterance-2.0"  # the dense model, in the context of all others
 
 
@@ -48,6 +49,8 @@ def whisper(figure, cells):
     summary = whisper_librispeech.summarise(cells)
     dense, curves = summary["dense"], {}
     for method, rows in summary["table"].items():
+        if method in APART or method.startswith("cut:"):
+            continue
         for size, row in rows.items():
             if {"dev", "params"} <= row.keys() and size not in dense:
                 what = size.partition("-")[0]  # encoder, whole or english

@@ -45,10 +45,10 @@ _ROOMS = {
     ],
     "learn.scores": [
         "ScorePruner",
+        "local_score",
         "magnitude_score",
         "random_score",
         "taylor_score",
-        "within_structures",
     ],
     "presets": ["preset"],
     "run.layer_settings": ["LayerSettings"],

@@ -108,7 +108,7 @@ def taylor_score(pruner):
     return pruner.saliency / pruner.prices
 
 
-def within_structures(pruner, score=magnitude_score):
+def local_score(pruner, score=magnitude_score):
     """Ranks of another score inside each structure, from 0 to 1.
 
     Then every structure loses about the same share of its units ("local" or

@@ -83,7 +83,7 @@ REFITS = {  # suffix -> lines; of the preset reselected, then refitted
 SCORES = {
     "fisher": [],
     "magnitude": ["score: !name:sb_prune.magnitude_score"],
-    "even_magnitude": ["score: !name:sb_prune.within_structures"],
+    "even_magnitude": ["score: !name:sb_prune.local_score"],
     "random": ["score: !name:sb_prune.random_score"],
 }
 METHODS = {  # name -> lines beside the preset whisper_score, or whisper_l0
@@ -143,7 +143,7 @@ SIZES = {  # that learn: name -> (target, lines of the block, options)
     ),
     "encoder-0.5": (0.5, [], {}),
     "whole-0.3": (0.3, WHOLE, OF_WHOLE),
-    "english-0.3": (0.218, WHOLE, OF_WHOLE),  # and 10.5% are tokens: 30%
+    "english-0.3": (0.218, WHOLE, OF_WHOLE),  # and 10.4% are tokens: 30%
 }
 ONLY_CUT = {f"encoder-{share}": (share, [], {}) for share in (0.2, 0.35)}
 FINAL_EPOCHS = {  # after the first steps, which measure what matters

@@ -14,10 +14,10 @@ from sb_prune import (
     ParameterBudget,
     ScorePruner,
     conformer_structures,
+    local_score,
     magnitude_score,
     random_score,
     taylor_score,
-    within_structures,
 )
 from sb_prune.declare.cost import parameter_cost
 from sb_prune.learn import scores
@@ -293,7 +293,7 @@ def test_the_first_choice_is_not_waited_for(make_pruner, backward_gates):
 
 
 def test_each_structure_loses_the_same_share(make_pruner):
-    score = partial(within_structures, score=random_score)
+    score = partial(local_score, score=random_score)
     pruner = make_pruner(score, kinds=["ffn_units"])
     plan, random = pruner.plan(final=True), random_score(pruner)
     pieces = pruner.declaration.split(random)

@@ -333,4 +333,4 @@ def test_the_report_shows_both_sides(source, tmp_path):
     step = export.steps[-1]
     cost = mac_cost(step.declaration, 200)  # frames of the context
     left = float(cost.of_kept(step.plan.kept_counts(step.declaration)))
-    assert f"| {left / 3:,.0f} |" in report
+    assert f"| {left / 2:,.0f} |" in report
