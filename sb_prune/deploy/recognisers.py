@@ -369,7 +369,10 @@ class Whisper(Recogniser):
             "most": most,
             "suppressed": suppressed,
             "never_first": [*blank, end] if search.suppress_blank else [],
-            "no_speech": self.lobe.no_speech,
+            "silence": {  # a token, and how much of the prompt is before it
+                "token": self.lobe.no_speech,
+                "after": prompt.index(self.lobe.bos) + 1,
+            },
             "beam": beam,
         }
 

@@ -184,7 +184,7 @@ def seconds_heard(hparams, seconds):
         module.longest / SAMPLE_RATE
         for each in hparams["modules"].values()
         for module in each.modules()
-        if hasattr(module, "longest") and not module.aligned
+        if not getattr(module, "aligned", True)
     ]
     return min([seconds, *limits])
 

@@ -9,7 +9,7 @@ from sb_prune.cut.surgery import cut_
 from sb_prune.declare.cost import mac_cost, parameter_cost
 from sb_prune.learn.controllers import ExactBudget
 from sb_prune.learn.fitting import fit_plan
-from sb_prune.learn.gates import HardConcrete
+from sb_prune.learn.gates import INITIAL, HardConcrete
 from sb_prune.learn.schedules import ConstantSchedule
 from sb_prune.support.messages import shown
 from sb_prune.support.parallel import mean_over_processes
@@ -550,12 +550,18 @@ class Pruner(BasePruner):
 
     @torch.no_grad()
     def _widest(self, behind):
-        """How far logits may be spread without exceeding what is asked for."""
+        """How far logits may be spread without exceeding what is asked for.
+
+        A hundredth may always be expected to be gone, as where all gates start
+        alike: even at the bound a gate may be drawn closed.
+        """
+        gone = torch.tensor([group.gone for group in self.groups])
+        most = torch.maximum(self.targets(), gone + 1 - INITIAL)
         low, high = 0.0, 2 * self.gates.bound
         for _ in range(50):
             middle = (low + high) / 2
             found = self.expected_sparsity(self.gates.bound - middle * behind)
-            exceeds = bool((found > self.targets()).any())
+            exceeds = bool((found > most).any())
             low, high = (low, middle) if exceeds else (middle, high)
         return low
 

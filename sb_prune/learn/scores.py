@@ -113,7 +113,9 @@ def local_score(pruner, score=magnitude_score):
 
     Then every structure loses about the same share of its units ("local" or
     "uniform" pruning), where a score by itself ranks the units of all layers
-    together and may empty one of them. Whole modules, one unit each, stay.
+    together and may empty one of them. Units that lie in others (the dims of
+    heads) are ranked inside each of these, so heads that stay lose that share
+    of their dims. Whole modules, one unit each, stay.
 
     Arguments
     ---------
@@ -126,11 +128,15 @@ def local_score(pruner, score=magnitude_score):
     torch.Tensor
         (N,)
     """
-    scores = scored(pruner, score, "score")
-    pieces = pruner.declaration.split(scores).values()
-    return torch.cat(
-        [(p.argsort().argsort() + 1) / len(p) for p in pieces]
-    ).float()
+    declaration = pruner.declaration
+    scores = declaration.split(scored(pruner, score, "score"))
+    ranks = []
+    for structure in declaration.structures:
+        pieces = [scores[structure.name]]
+        if declaration.holder(structure):
+            pieces = declaration.by_holder(structure, *pieces)
+        ranks += [(p.argsort().argsort() + 1) / len(p) for p in pieces]
+    return torch.cat(ranks).float()
 
 
 def _mean_square(structure, parameters):

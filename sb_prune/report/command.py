@@ -58,7 +58,7 @@ def cost_table(export, seconds=10):
         From `load_export`.
     seconds : float
         Length of the audio, on which the MACs per second depend; as much as
-        `seconds_heard` at most.
+        the model hears at once, at most.
 
     Returns
     -------
@@ -71,7 +71,9 @@ def cost_table(export, seconds=10):
     """
     dense, last = declared_alike(export.history)[0], export.steps[-1]
     sample_rate = export.hparams.get("sample_rate", SAMPLE_RATE)
-    lengths = [seconds_heard(export.hparams, each) for each in LENGTHS]
+    seconds, *lengths = (
+        seconds_heard(export.hparams, each) for each in (seconds, *LENGTHS)
+    )
     wavs = noise(seconds, sample_rate)
     kept = last.plan.kept_counts(last.declaration)
     size = count_parameters(export.hparams["modules"].values())

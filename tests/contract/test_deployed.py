@@ -175,6 +175,15 @@ def check_pieces(runtime, model, wav):
     return found
 
 
+def check_sureness(runtime, model, wavs):
+    """As SpeechBrain's `WhisperASR` decides what is silence."""
+    found, _, scores, _ = model.search(model._encode(wavs), torch.ones(1))
+    (tokens,) = ([int(token) for token in row] for row in found)
+    expected = float(scores.sum()) / (len(tokens) + 1)
+    sure = runtime.sureness(wavs[0].numpy(), tokens)
+    assert tokens and sure == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("context", "seconds", "beam", "apart"),
     [
@@ -213,6 +222,8 @@ def test_whisper_writes_the_same_tokens(
     wav = tones(1, asr.model.longest + 16000, generator)[0]
     text = check_pieces(asr.model, model, wav)
     assert text
+    if beam is None:
+        check_sureness(asr.model, model, wav[None, : asr.model.longest])
     for chance, unsure, left in [(2, 9, text), (-1, -99, text), (-1, 9, "")]:
         monkeypatch.setattr(kinds, "NO_SPEECH", chance)
         monkeypatch.setattr(kinds, "UNSURE", unsure)

@@ -233,7 +233,10 @@ def test_pictures_are_those_of_the_tables(monkeypatch):
 
 @pytest.mark.parametrize(
     "name, curves",
-    [("whisper", ["final", "layers"]), ("whisper_depth", ["words", "speakers"])],
+    [
+        ("whisper", ["final", "layers"]),
+        ("whisper_depth", ["words", "speakers"]),
+    ],
 )
 def test_a_picture_can_be_drawn_again(name, curves, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "docs")

@@ -274,7 +274,7 @@ class EncoderDecoder(Kind):
             steps, *begun = self.begin(piece[None], one, self.copies)
             is_doubtful = len(pieces) > 1 and self.may_be_silent(steps)
             (tokens,) = self._searched(steps, *begun)
-            if not (is_doubtful and self._is_unsure(piece, tokens)):
+            if not (is_doubtful and self.sureness(piece, tokens) <= UNSURE):
                 texts.append(self.decode(tokens))
         return " ".join(filter(None, texts))
 
@@ -282,11 +282,17 @@ class EncoderDecoder(Kind):
         """Whether a decoder would say so of what it is about to transcribe."""
         return False
 
-    def _is_unsure(self, piece, tokens):
-        one, end = numpy.ones(1, numpy.float32), self.settings["search"]["end"]
-        scores = log_softmax(self.scores_along(piece[None], one, [tokens])[0])
-        found = scores[numpy.arange(len(scores)), [*tokens, end]]
-        return found.mean() <= UNSURE
+    def sureness(self, wav, tokens):
+        """Mean log-probability of a text, whose end counts 0.
+
+        As the scores of SpeechBrain's greedy search have it.
+        """
+        one, search = numpy.ones(1, numpy.float32), self.settings["search"]
+        (logits, *_) = self.scores_along(wav[None], one, [tokens])
+        logits[:, search["suppressed"]] = -numpy.inf
+        logits[0, search["never_first"]] = -numpy.inf
+        places = numpy.arange(len(tokens)), tokens
+        return log_softmax(logits)[places].sum() / len(logits)
 
     @property
     def copies(self):
@@ -341,11 +347,11 @@ class Whisper(EncoderDecoder):
         Of several pieces, those of which it is unsure, too, are left out: it
         invents words for silence.
         """
-        token = self.settings["search"].get("no_speech")
-        if token is None:  # a folder of an earlier version
+        silence = self.settings["search"].get("silence")
+        if silence is None:  # a folder of an earlier version
             return False
-        begin = numpy.repeat(self._prompts(1)[:, :1], self.copies, axis=0)
-        silent = log_softmax(steps.peek(begin))[0, token]
+        begin = self._prompts(self.copies)[:, : silence["after"]]
+        silent = log_softmax(steps.peek(begin))[0, silence["token"]]
         return numpy.exp(silent) > NO_SPEECH
 
     def pieces(self, wav):

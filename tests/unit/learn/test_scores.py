@@ -304,3 +304,15 @@ def test_each_structure_loses_the_same_share(make_pruner):
             assert pieces[name][kept].min() > pieces[name][~kept].max()
     assert len(shares) > 2 and max(shares.values()) < 1
     assert max(shares.values()) - min(shares.values()) < 0.05
+
+
+def test_dims_are_ranked_inside_each_head(make_asr):
+    declaration = conformer_structures(make_asr(), ["heads", "value_dims"])
+    pruner = ScorePruner(declaration, ParameterBudget(0.05))
+    ranks = declaration.split(local_score(pruner, score=random_score))
+    dims = next(s for s in declaration.structures if s.kind == "value_dims")
+    inside = declaration.by_holder(dims, ranks[dims.name])
+    assert len(inside) > 1
+    for piece in inside:
+        expected = (torch.arange(len(piece)) + 1) / len(piece)
+        assert torch.allclose(piece.sort().values, expected)
