@@ -82,9 +82,8 @@ class Quantizer:
     ):
         if not wavs:
             raise DeployError("--quantize: there is no calibration audio")
-        calibrating, scoring = wavs[::2], wavs
-        if static and len(wavs) > 1:  # within their own scales nothing clips
-            scoring = wavs[1::2]
+        # within the scales that it gave itself, nothing is clipped
+        scoring = (wavs[1::2] or wavs) if static else wavs
         self._model = asr.model
         self._graphs = {
             name: Graph(folder / name, half) for name in self._model.graphs
@@ -95,7 +94,7 @@ class Quantizer:
         self._scores = self._scores_now(self._heard)
         self.words_before = word_error_rate(self._model, labelled)
         if static:
-            self._calibrate_([self._transcribed(wav) for wav in calibrating])
+            self._calibrate_([self._transcribed(wav) for wav in wavs[::2]])
 
     def _transcribed(self, wav):
         wavs, one = wav[None], numpy.ones(1, numpy.float32)

@@ -193,8 +193,11 @@ class BasePruner:
         bool
             False as long as all gates are open.
         """
-        targets = self.targets().tolist()
-        return any(t > group.gone for t, group in zip(targets, self.groups))
+        return bool((self.targets() > self._gone()).any())
+
+    def _gone(self):
+        gone = [group.gone for group in self.groups]
+        return torch.tensor(gone, dtype=torch.float64)
 
     def _apply(self, values, learn=False):
         pieces = self.declaration.split(values)
@@ -555,8 +558,7 @@ class Pruner(BasePruner):
         A hundredth may always be expected to be gone, as where all gates start
         alike: even at the bound a gate may be drawn closed.
         """
-        gone = torch.tensor([group.gone for group in self.groups])
-        most = torch.maximum(self.targets(), gone + 1 - INITIAL)
+        most = torch.maximum(self.targets(), self._gone() + 1 - INITIAL)
         low, high = 0.0, 2 * self.gates.bound
         for _ in range(50):
             middle = (low + high) / 2
@@ -594,7 +596,7 @@ class Pruner(BasePruner):
 
         Arguments and returns as in `BasePruner`.
         """
-        expected = torch.tensor([group.gone for group in self.groups])
+        expected = self._gone()
         if self.rises():  # else all gates are open
             logits, _ = self._control()
             expected = self.expected_sparsity(logits).detach()

@@ -35,8 +35,13 @@ class Deployed:
         self.sample_rate = self._asr.sample_rate
         self._settings = self._asr.model.settings
         self.language = getattr(self._asr.model, "language", None)
-        files = [Path(folder, name) for name in self._settings["files"]]
-        self.bytes = sum(file.stat().st_size for file in files)
+        self._folder = Path(folder)
+
+    @property
+    def bytes(self):
+        """Of its files."""
+        files = map(self._folder.joinpath, self._settings["files"])
+        return sum(file.stat().st_size for file in files)
 
     @property
     def longest(self):

@@ -9,8 +9,9 @@ from sb_prune.declare.tables import kept_units
 from sb_prune.deploy.recognisers import kind_of
 from sb_prune.deploy.sources import cost_of, load_source
 from sb_prune.export.lineage import originals
+from sb_prune.export.loading import seconds_heard
 from sb_prune.support.audio import SAMPLE_RATE
-from sb_prune.support.context import longest_utterance
+from sb_prune.support.context import LONGEST
 from sb_prune.support.measure import count_parameters
 
 
@@ -38,24 +39,27 @@ class SpeechBrain:
         self.sample_rate = hparams.get("sample_rate", SAMPLE_RATE)
         self._hparams, self._export = hparams, export
         self._asr = interface(hparams["modules"], hparams, {"device": "cpu"})
-        self.bytes = sum(
+        self._folder = Path(folder)
+
+    @property
+    def bytes(self):
+        """Of its files; where it is no export, of its weights at least."""
+        found = sum(
             path.stat().st_size
-            for path in Path(folder).rglob("*")
+            for path in self._folder.rglob("*")
             if path.is_file() and path.suffix != ".png"
         )
-        if export is None:  # its weights may lie elsewhere
-            weights = 4 * count_parameters(hparams["modules"].values())
-            self.bytes = max(self.bytes, weights)
+        if self._export is not None:
+            return found
+        weights = 4 * count_parameters(self._hparams["modules"].values())
+        return max(found, weights)  # which may lie elsewhere
 
     @property
     def longest(self):
         """Seconds of the longest utterance that it hears, or None."""
         if not self.is_whisper:
             return None
-        lobe = self._hparams["modules"]["whisper"]
-        context = getattr(lobe, "context", None)
-        samples = longest_utterance(context, getattr(lobe, "margin", 0.0))
-        return samples / SAMPLE_RATE
+        return seconds_heard(self._hparams, LONGEST)
 
     @property
     def language(self):
