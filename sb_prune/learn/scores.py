@@ -10,7 +10,7 @@ Shapes: N units of the whole declaration.
 import torch
 from speechbrain.utils.logger import get_logger
 
-from sb_prune.learn.pruner import BasePruner, scored
+from sb_prune.learn.base import BasePruner, scored
 from sb_prune.support.values import Whole, checked
 
 logger = get_logger(__name__)
