@@ -204,8 +204,6 @@ if __name__ == "__main__":
     train_data, valid_data, test_data, train_sampler, tokenizer = (
         dataio_prepare(hparams)
     )
-    # The lobe has no argument for it.
-    hparams["wav2vec2"].model.config.layerdrop = hparams["layerdrop"]
 
     slu_brain = pruned(SLU)(
         modules=hparams["modules"],

@@ -150,8 +150,6 @@ if __name__ == "__main__":
         },
     )
     train_data, valid_data, test_data, train_sampler = dataio_prepare(hparams)
-    # The lobe has no argument for it.
-    hparams["wav2vec2"].model.config.layerdrop = hparams["layerdrop"]
 
     brain = pruned(IntentClassifier)(
         modules=hparams["modules"],

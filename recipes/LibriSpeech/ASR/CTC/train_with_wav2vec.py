@@ -232,8 +232,6 @@ if __name__ == "__main__":
     train_data, valid_data, test_data, train_sampler, tokenizer = (
         dataio_prepare(hparams)
     )
-    # The lobe has no argument for it.
-    hparams["wav2vec2"].model.config.layerdrop = hparams["layerdrop"]
 
     asr_brain = pruned(ASR)(
         modules=hparams["modules"],
