@@ -6,33 +6,40 @@
 Heterogeneous joint pruning (Peng et al., 2023, 2302.14132) of Whisper's
 encoder, a pretrained one that few can train themselves, on train-clean-5. It is
 fine-tuned with CTC (finetune_whisper.yaml), pruned and fine-tuned again
-(prune_whisper.yaml), on every third utterance. All methods cut the same kinds
-of units, with the same distillation and, pruning and fine-tuning together, the
-same steps:
+(prune_whisper.yaml), on every third utterance. All methods have the same
+distillation and, pruning and fine-tuning together, the same steps:
 
-    mac                HJ-MAC: front-end and Transformer, by MACs on 10 s
-    size, sepsize      HJ-Size and HJ-SepSize: by parameters, in all and of
-                       each part; shares that leave about these MACs
-    transformer_only   the front-end stays
-    fisher             by the loss of the task, all at once
+    mac                HJ-MAC: front-end and Transformer, by MACs on 10 s, with
+                       gates that start in the order of the loss
+    taylor             by the loss of the task, while the model learns
+    fisher             the same, all at once
     fisher_reselected  the same; which units stay, and their readers' weights,
                        follow from least squares
-    magnitude          by the size of weights, all at once
+    even_magnitude     by the size of weights, all at once, of each structure
+                       the same share; `magnitude` ranks all together
+    layers             evenly spaced ones stay
     small_dense        a dense encoder of these MACs, with random weights at
                        first and a larger learning rate, on all utterances for
                        at least as many steps as all of the above
+    size, sepsize      HJ-Size and HJ-SepSize: by parameters, in all and of
+                       each part; shares that leave about these MACs
+    transformer_only   as `mac`, but the front-end stays; of wav2vec 2.0 the
+                       front-end has a third of the MACs, of Whisper a
+                       twentieth
 
-`dense_longer` is fine-tuned for as many steps as `small_dense`, unpruned, so
-that what pruning gains or loses is told from what training gives.
+`dense_continued` is pruned by a thousandth, with the steps and the distillation
+of all others: from it, differences are counted, since the dense model has not
+learned for as long.
 
 A cell is METHOD/LEVEL/SEED, LEVEL the share of the MACs that goes, or
-`dense/SEED`, `dense_longer/SEED`; `test:` before it is its evaluation on test.
-Checkpoints are chosen by a tenth of dev, which is scored with the rest.
+`dense/SEED`, `dense_continued/SEED`; `test:` before it is its evaluation on
+test. Checkpoints are chosen by a tenth of dev, which is scored with the rest.
 `--cells` runs some alone; without data, what stands in the table is printed.
 """
 
 import copy
 import math
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -70,20 +77,48 @@ PARTS = ("model.encoder.conv1", "model.encoder.layers")
 OF_PARAMETERS = {0.2: 0.19, 0.4: 0.385, 0.6: 0.58}
 L0, SCORE = "whisper_l0", "whisper_score"
 PLAIN = ["refit: null"]
-MEASURED = ["schedule: {start: 0.25}"]  # of gates: for about SCORE_STEPS
 BEHIND = KINDS.replace("front_end_channels, ", "")
 MAGNITUDE = ["score: !name:sb_prune.magnitude_score"]
+EVEN_MAGNITUDE = ["score: !name:sb_prune.local_score"]
 METHODS = {  # name -> (preset, lines beside it)
     "mac": (L0, [KINDS, *MACS]),
+    "taylor": (SCORE, [KINDS, *MACS, *PLAIN]),
+    "fisher": (SCORE, [KINDS, *MACS, *PLAIN]),
+    "fisher_reselected": (SCORE, [KINDS, *MACS]),
+    "even_magnitude": (SCORE, [KINDS, *MACS, *PLAIN, *EVEN_MAGNITUDE]),
+    "magnitude": (SCORE, [KINDS, *MACS, *PLAIN, *MAGNITUDE]),
     "size": (L0, [KINDS]),
     "sepsize": (L0, [KINDS]),
     "transformer_only": (L0, [BEHIND, *MACS]),
-    "fisher": (SCORE, [KINDS, *MACS, *PLAIN]),
-    "fisher_reselected": (SCORE, [KINDS, *MACS]),
-    "magnitude": (SCORE, [KINDS, *MACS, *PLAIN, *MAGNITUDE]),
 }
+GRADUAL = ("mac", "taylor", "size", "sepsize", "transformer_only")
+LAYERS_KEPT = {0.2: 5, 0.4: 3, 0.6: 2}  # of 6: 15%, 46% and 61% of the MACs
+BLOCK = r"(?m)^pruning:.*\n((?:    .*\n)+)"
+LAYERS = """layer_pruning:
+    module: whisper
+    structures: !name:sb_prune.whisper_structures
+        sides: [encoder]
+    criterion: !new:sb_prune.depth.EvenlySpaced
+        kept: {kept}
+    distillation: !name:sb_prune.LayerwiseDistillation
+        hidden_weight: 0.0
+        states: [whisper]
+        outputs: [ctc_lin]
+        output_weight: 1.0
+        task_weight: 1.0
+"""
+FEW_GONE = 0.001  # of `dense_continued`
 SMALL_RATE, SMALL_WARMUP = 0.0005, 500  # of random weights
-SECOND = ("mac", "fisher_reselected", "small_dense")
+FIRST = (
+    "fisher_reselected",
+    "mac",
+    "taylor",
+    "even_magnitude",
+    "layers",
+    "fisher",
+    "magnitude",
+)
+SECOND = ("fisher_reselected", "mac", "even_magnitude")
 QUICK = ["dense/1", "fisher_reselected/0.4/1"]
 
 
@@ -92,12 +127,13 @@ def plan_cells(full):
     if not full:
         return QUICK
     first, *others = LEVELS
-    # small_dense needs no dense model, which the others wait for
-    keys = [f"dense/{SEED}", f"small_dense/{first}/{SEED}"]
-    keys += [f"{method}/{first}/{SEED}" for method in METHODS]
-    keys.append(f"dense_longer/{SEED}")
+    keys = [f"dense/{SEED}"]
+    keys += [f"{method}/{first}/{SEED}" for method in FIRST]
+    keys.append(f"dense_continued/{SEED}")
     keys += [f"{m}/{level}/{SEED}" for level in others for m in SECOND]
-    return keys
+    keys.append(f"small_dense/{first}/{SEED}")
+    rest = [method for method in METHODS if method not in FIRST]
+    return keys + [f"{method}/{first}/{SEED}" for method in rest]
 
 
 # --------------------------------------------------------------------- runs
@@ -144,7 +180,7 @@ class Cells:
     def _encoder(self, key):
         """Folder with the encoder of a finished cell."""
         method, *level, _ = key.split("/")
-        if not level:
+        if method == "dense":
             return self._whisper
         if method == "small_dense":
             return self._small(float(level[0]))
@@ -156,12 +192,12 @@ class Cells:
         name = key.replace("/", "-")
         if method == "dense":
             return self._dense(seed, scored)
-        pruned = 1 + PRUNE_EPOCHS + TUNE_EPOCHS  # the first by scores alone
-        longer = DENSE_EPOCHS + math.ceil(pruned / FEW)
-        if method == "dense_longer":
-            return self._train(name, seed, scored, longer, self._whisper)
+        if method == "dense_continued":
+            return self._prune(name, "fisher", FEW_GONE, seed, scored)
         level = float(level[0])
         if method == "small_dense":
+            pruned = 1 + PRUNE_EPOCHS + TUNE_EPOCHS  # the first by scores alone
+            epochs = DENSE_EPOCHS + math.ceil(pruned / FEW)
             hub = self._small(level)
             small = {
                 "encoder_dim": WhisperConfig.from_pretrained(hub).d_model,
@@ -169,7 +205,7 @@ class Cells:
                 "lr_whisper": SMALL_RATE,
                 "warmup_steps": SMALL_WARMUP,
             }
-            return self._train(name, seed, scored, longer, hub, **small)
+            return self._train(name, seed, scored, epochs, hub, **small)
         return self._prune(name, method, level, seed, scored)
 
     def _small(self, level):
@@ -192,14 +228,14 @@ class Cells:
 
     def _prune(self, name, method, level, seed, scored):
         yaml = self.runs.folder / f"{name}.yaml"
-        yaml.write_text(pruning_yaml(method, level), encoding="utf-8")
         steps = steps_in_epoch(self._csv["few"][0], **BATCHES)
-        valid = self._csv["valid"][0]
-        options = {
-            "dense_folder": self._dense(seed, valid),
+        options = phases(is_at_once(method), PRUNE_EPOCHS, TUNE_EPOCHS, steps)
+        text = pruning_yaml(method, level, options)
+        yaml.write_text(text, encoding="utf-8")
+        options |= {
+            "dense_folder": self._dense(seed, self._csv["valid"][0]),
             "target": level,
             "loss_reduction": "mean",  # for each token, as distillation is
-            **phases(is_at_once(method), PRUNE_EPOCHS, TUNE_EPOCHS, steps),
         }
         hub = self._whisper
         return self._run(name, yaml, "few", seed, scored, hub, options)
@@ -225,24 +261,49 @@ class Cells:
 
 
 def is_at_once(method):
-    """Whether a method removes all after a few steps of measuring."""
-    return METHODS[method][0] == SCORE
+    """Whether a method removes all before anything learns."""
+    return method not in GRADUAL
 
 
-def preset_of(method):
-    """Preset of a method, and the lines of its block, also on measuring."""
+def preset_of(method, options):
+    """Preset of a method, and the lines of its block, also on measuring.
+
+    Arguments
+    ---------
+    method : str
+    options : dict
+        What `phases` gives.
+    """
     preset, lines = METHODS[method]
-    measured = MEASURED
     if is_at_once(method):
-        measured = [f"prune_steps: {SCORE_STEPS}"]
-    return preset, [*lines, *measured]
+        return preset, [*lines, f"prune_steps: {SCORE_STEPS}"]
+    start = round(SCORE_STEPS / options["schedule_steps"], 3)
+    # of whisper_score all that is not at once
+    more = [] if preset == L0 else ["prune_steps: null"]
+    return preset, [*lines, *more, f"schedule: {{start: {start}}}"]
 
 
-def pruning_yaml(method, level):
-    """prune_whisper.yaml as another method at a level."""
-    preset, lines = preset_of(method)
+def pruning_yaml(method, level, options):
+    """prune_whisper.yaml as another method at a level.
+
+    Arguments
+    ---------
+    method : str
+    level : float
+    options : dict
+        What `phases` gives.
+    """
     text = (CTC / "hparams/prune_whisper.yaml").read_text("utf-8")
     text = text.replace("inference: hparams", f"inference: {CTC / 'hparams'}")
+    if method == "layers":
+        block = re.search(BLOCK, text)[1]
+        kept = LAYERS.format(kept=LAYERS_KEPT[level])
+        taken = (
+            r"    (?:start_from|start_min_key|inference|export_folder): .*\n"
+        )
+        kept += "".join(re.findall(taken, block))
+        return re.sub(BLOCK, lambda _: kept, text)
+    preset, lines = preset_of(method, options)
     text = text.replace(f"    name: {L0}\n", f"    name: {preset}\n")
     target = "    target: !ref <target>\n"
     assert text.count(target) == 1

@@ -65,7 +65,7 @@ LEVELS = (0.4, 0.6)
 SEED = 1
 METHODS = {
     name: ALL_METHODS[name]
-    for name in ("mac", "fisher", "fisher_reselected", "magnitude")
+    for name in ("mac", "fisher", "fisher_reselected", "even_magnitude")
 }
 DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 8, 2, 2
 RATES = {"lr": 0.0005, "lr_wav2vec2": 0.00005}
@@ -76,7 +76,7 @@ DECODER = {
     "max_decode_ratio": 0.25,  # tokens for each frame; no order has 0.17
     "test_beam_size": 4,
 }
-SECOND = ("mac", "fisher_reselected", "magnitude", "small_dense")
+SECOND = ("mac", "fisher_reselected", "even_magnitude", "small_dense")
 QUICK = ["dense/1", "fisher_reselected/0.4/1"]
 DISTILLATION = """    distillation:
         hidden_weight: 0.0
@@ -158,8 +158,6 @@ class Cells:
         """Folder of a finished run."""
         dense = method not in METHODS
         name = "-".join(str(n) for n in (method, level, seed) if n is not None)
-        yaml = self.runs.folder / f"{name}.yaml"
-        write_with_whisper(yaml, recipe_yaml(method), SLURP / "hparams")
         hub = self._hub(method, level)
         config = WhisperConfig.from_pretrained(hub)
         options = {
@@ -183,6 +181,9 @@ class Cells:
             epochs = PRUNE_EPOCHS, TUNE_EPOCHS
             options |= phases(is_at_once(method), *epochs, self._each)
             options |= {"target": level}
+        yaml = self.runs.folder / f"{name}.yaml"
+        text = recipe_yaml(method, options)
+        write_with_whisper(yaml, text, SLURP / "hparams")
         script = SLURP / "train_with_wav2vec2.py"
 
         def finished(output):
@@ -194,12 +195,14 @@ class Cells:
         return self.runs.run(name, script, yaml, finished, options)
 
 
-def recipe_yaml(method):
+def recipe_yaml(method, options):
     """The recipe's YAML for Whisper's encoder and a method.
 
     Arguments
     ---------
     method : str
+    options : dict
+        What `phases` gives, for a method that prunes.
 
     Returns
     -------
@@ -211,7 +214,7 @@ def recipe_yaml(method):
     text = with_whisper(text, "wav2vec2")
     if not pruned:
         return text
-    preset, lines = preset_of(method)
+    preset, lines = preset_of(method, options)
     added = "".join(f"    {line}\n" for line in lines) + DISTILLATION
     budget = r"    budget: .*\n        frames: .*\n"
     text, count = re.subn(budget, lambda _: added, text)

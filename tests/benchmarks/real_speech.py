@@ -33,6 +33,7 @@ WHISPER = (
 KEPT = r"    (source|save_path|output_all_hiddens|freeze):"
 EVERY_VALID = 10  # utterances of dev of which one is for validation
 PART = 500  # utterances that are scored in one process
+CONTROLS = ("dense_continued", "dense")  # which others are compared with
 SCORE_STEPS = 64  # of measuring, where all goes at once
 
 
@@ -209,7 +210,7 @@ def phases(at_once, prune, tune, steps):
     return {
         "number_of_epochs": prune + tune,
         "prune_epochs": prune,
-        "schedule_steps": round(0.6 * prune * steps),
+        "schedule_steps": round(0.8 * prune * steps),
         **schedule(tune * steps),
     }
 
@@ -304,7 +305,7 @@ def shown(rate):
 
 
 def summarise_methods(cells):
-    """Figures of cells "METHOD/LEVEL/SEED", and of "dense/SEED".
+    """Figures of cells "METHOD/LEVEL/SEED", and of "METHOD/SEED".
 
     Arguments
     ---------
@@ -315,27 +316,42 @@ def summarise_methods(cells):
     Returns
     -------
     dict
-        dense: seed -> row, table: method -> level -> seed -> row. A row has
-        dev, test and behind (the difference to the dense model on dev, of the
-        same utterances): wer, low, high; and what else a cell has.
+        method -> level, "0" for none -> seed -> row. A row has dev and test;
+        behind, the difference on dev to the dense model that has learned for
+        as long if there is one, else to the dense model; behind_best, that to
+        the best of the level and seed: wer, low, high, of the same utterances.
+        And what else a cell has.
     """
-    result = {"dense": {}, "table": {}}
+    table, best = {}, {}
+    for key, cell in cells.items():
+        at = _place(key)[1:]
+        if not key.startswith("test:") and at[0] != "0":
+            best[at] = min(best.get(at, cell), cell, key=lambda c: c["wer"])
     for key, cell in sorted(cells.items()):
+        method, level, seed = _place(key)
+        row = table.setdefault(method, {}).setdefault(level, {})
+        row = row.setdefault(seed, {})
         split = "test" if key.startswith("test:") else "dev"
-        method, *level, seed = key.removeprefix("test:").split("/")
-        place = result["dense"]
-        if level:
-            place = result["table"].setdefault(method, {})
-            place = place.setdefault(level[0], {})
-        row = place.setdefault(seed, {})
         row[split] = {name: cell[name] for name in ("wer", "low", "high")}
         for name in ("valid_wer", "macs_gone"):
             if name in cell:
                 row[name] = cell[name]
-        dense = cells.get(f"dense/{seed}", cells.get("dense/1"))
-        if split == "dev" and level and dense is not None:
-            row["behind"] = _difference(cell, dense)
-    return result
+        if split == "test" or level == "0":
+            continue
+        dense = [f"{name}/{n}" for name in CONTROLS for n in (seed, "1")]
+        for name, other in {
+            "behind": next((cells[n] for n in dense if n in cells), None),
+            "behind_best": best[level, seed],
+        }.items():
+            if other is not None and other is not cell:
+                row[name] = _difference(cell, other)
+    return table
+
+
+def _place(key):
+    """Method, level and seed of a cell."""
+    method, *level, seed = key.removeprefix("test:").split("/")
+    return method, *(level or ["0"]), seed
 
 
 def _difference(cell, other):
@@ -348,21 +364,21 @@ def _difference(cell, other):
     return rounded(rate_difference(*pair))
 
 
-def methods_as_markdown(summary):
+def methods_as_markdown(table):
     """The table for docs, of `summarise_methods`."""
     lines = [
         "| method | to remove | seed | MACs gone | dev WER, % "
-        "| above dense, points | test WER, % |",
-        "|:--|--:|--:|--:|--:|--:|--:|",
+        "| above dense, points | above the best, points | test WER, % |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    levels = {"dense": {"0": summary["dense"]}, **summary["table"]}
-    for method, rows in levels.items():
+    names = ("dev", "behind", "behind_best", "test")
+    for method, rows in table.items():
         for level, seeds in rows.items():
             for seed, row in seeds.items():
                 gone = row.get("macs_gone")
                 figures = [
                     "-" if gone is None else f"{gone:.1%}",
-                    *(shown(row.get(n)) for n in ("dev", "behind", "test")),
+                    *(shown(row.get(name)) for name in names),
                 ]
                 what = f"| {method} | {float(level):.0%} | {seed} | "
                 lines.append(what + " | ".join(figures) + " |")

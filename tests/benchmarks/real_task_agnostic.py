@@ -70,7 +70,7 @@ MODELS = ("teacher", *PRUNED, *STUDENTS)
 LAST = ("coarse_heads", "soft_gates", "maskhubert")  # of what is planned
 PROBES = ("pr", "sid", "ks", "ic", "asr")
 BATCHES = {"max_batch_length": 32, "num_buckets": 10}
-EPOCHS = 4  # of which the first half prunes
+EPOCHS = 2  # of which the first half prunes
 PROBE = {**BATCHES, **ON_CPU}
 OF_PROBE = {
     "pr": {"number_of_epochs": 2, "lr": 0.003},
@@ -86,7 +86,7 @@ STRUCTURES = [
     "    sides: [encoder]",
 ]
 INSIDE = ", query_key_dims, value_dims"
-GATE_STEP = ["gate_optimizer: !name:torch.optim.Adam", "    lr: 0.2"]
+GATE_STEPS = {True: 0.05, False: 0.2}  # straight-through: larger ones harm
 SLICES = "[front_end_channels, ffn_units, heads]"
 AT_ONCE = [  # distillation from an exact copy has no gradient to rank by
     "score: !name:sb_prune.random_score",
@@ -177,6 +177,7 @@ class Cells:
                 "train_splits": f"[{splits['train']}]",
                 "valid_splits": f"[{splits['dev']}]",
                 "test_splits": f"[{splits['dev']}]",
+                "eval_precision": "bf16",
             }
         if probe == "ks":
             return keywords_data(self._given, self.runs.folder)
@@ -257,7 +258,12 @@ def compression_yaml(model):
     if model in STUDENTS:
         return text
     inside = "" if model in ("coarse_heads", "dphubert") else INSIDE
-    block = [*GATE_STEP, *(line.format(inside) for line in STRUCTURES)]
+    straight = model not in ("soft_gates", "dphubert")
+    block = [
+        "gate_optimizer: !name:torch.optim.Adam",
+        f"    lr: {GATE_STEPS[straight]}",
+        *(line.format(inside) for line in STRUCTURES),
+    ]
     if model == "soft_gates":
         block += ["gates:", "    straight_through: False"]
     if model == "reselected":
