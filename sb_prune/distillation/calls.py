@@ -19,6 +19,12 @@ class Call:
         What the module returned: a tensor, or tuples, lists and dicts of them.
     producers : dict
         id of a tensor -> the earlier call that it is an output of.
+
+    Attributes
+    ----------
+    loose : Call or None
+        This call, or one that leads to it, if nobody can replay that: the
+        recipe computes its input from outputs of the student, between calls.
     """
 
     def __init__(self, name, args, kwargs, output, producers):
@@ -32,13 +38,36 @@ class Call:
         self.sources = {
             id(t): producers[id(t)] for t in tensors if id(t) in producers
         }
+        self._made = {id(t): _version(t) for t in self.outputs()}
         self._versions = [
-            (t, t._version)
-            for t in tensors
-            if id(t) not in producers and not t.is_inference()
+            (t, _version(t)) for t in tensors if id(t) not in producers
         ]
+        before = (source.loose for source in self.sources.values())
+        self.loose = next(filter(None, before), None)
+        if any(map(self._is_computed_outside, tensors)):
+            self.loose = self
         self._autocast = _autocast(tensors[0].device.type) if tensors else None
         self._replays = {}  # id of a tensor of the output -> the teacher's
+
+    def _is_computed_outside(self, tensor):
+        """Whether it is of the student, but not as a module returned it."""
+        source = self.sources.get(id(tensor))
+        if source is None:
+            return tensor.requires_grad
+        return _version(tensor) != source._made[id(tensor)]
+
+    def origin(self):
+        """The call whose output is the first argument of this one.
+
+        Returns
+        -------
+        (Call or None, int or None)
+            The call, and which of its outputs that is.
+        """
+        for tensor, source in self.sources.items():
+            made = [id(t) for t in source.outputs()]
+            return source, made.index(tensor)
+        return None, None
 
     def outputs(self):
         """Lists the tensors that the module returned."""
@@ -74,7 +103,7 @@ class Call:
         return source._replays.get(id(value), value) if source else value
 
     def _check_unchanged(self):
-        if any(tensor._version != before for tensor, before in self._versions):
+        if any(_version(t) != before for t, before in self._versions):
             raise RuntimeError(
                 f"distillation: an input of {self.name} is changed in place "
                 "after the call, so the teacher cannot read it; change a copy"
@@ -88,6 +117,11 @@ class Call:
         if self._autocast == _autocast(device):
             return nullcontext()
         return torch.autocast(device, dtype=dtype, enabled=enabled)
+
+
+def _version(tensor):
+    """Counts the changes in place of a tensor, where torch does."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _autocast(device):

@@ -89,7 +89,8 @@ class LayerwiseDistillation:
         features. Layers of the encoder are matched with layers of the encoder,
         and those of the decoder with those of the decoder.
     output_weight : float
-        Weight of the KL divergence of outputs, a mean over frames (or tokens).
+        Weight of the KL divergence of outputs, a mean over frames (or tokens),
+        without padding where a layer before them was given a mask.
     outputs : list of str, or dict
         Keys of the recipe's `modules` whose outputs are logits. The input of
         such a module must be the unchanged output of another one. Of a module
@@ -242,15 +243,15 @@ class LayerwiseDistillation:
             parts["distill_hidden"] = self._hidden_error(teacher, surviving)
         if self.output_weight:
             for name, position in self._logits.items():
-                divergence = self._divergence(
-                    *_both(teacher, name, position), teacher.pads.values()
-                )
+                both = _both(teacher, name, position)
+                pads = teacher.padding(name, position)
+                divergence = self._divergence(*both, pads)
                 parts[f"distill_{name}"] = self.output_weight * divergence
         if self.state_weight:
             for name, position in self._states.items():
                 own, goal = _both(teacher, name, position)
                 error = (own.float() - goal.float()).square()
-                mean = _mean_over_frames(error, teacher.pads.values())
+                mean = _mean_over_frames(error, teacher.padding(name, position))
                 parts[f"distill_{name}_states"] = self.state_weight * mean
         return parts
 
@@ -335,11 +336,13 @@ def _check_followed(teacher, name):
 
 def _check_fed(teacher, name, otherwise):
     """Refuses a module that the teacher would feed what is the student's."""
-    if name in teacher.unpaired:
+    loose = teacher.loose(name)
+    if loose is not None:
+        leads = "" if loose == name else f", which leads to {name},"
         raise RuntimeError(
-            f"distillation: {name} is not fed by the output of another entry "
-            f"of `modules`, so the teacher cannot follow; {otherwise}, or put "
-            "what lies between into a module"
+            f"distillation: {loose}{leads} is not fed by the unchanged output "
+            "of another entry of `modules`, so the teacher cannot follow; "
+            f"{otherwise}, or put what lies between into a module"
         )
 
 

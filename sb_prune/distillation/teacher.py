@@ -89,7 +89,6 @@ class Teacher:
         self._calls = []
         self._producers = {}  # id of a tensor -> the call that returned it
         self._hidden = []  # of the call that is replayed now
-        self.unpaired = set()  # modules whose input is no output of another
         self.student_outputs = {}
         self.student_hidden = {stack: [] for stack in self.stacks}
         self.pads = {}  # stack, of these layers or others -> (B, T) bool
@@ -201,14 +200,60 @@ class Teacher:
             if not self._active:
                 return
             call = Call(name, args, kwargs, output, self._producers)
-            if self._calls and not call.sources:
-                self.unpaired.add(name)
             self._calls.append(call)
             # the call keeps these tensors alive, so that no id is used again
             self._producers.update((id(t), call) for t in call.outputs())
             self.student_outputs[name] = output
 
         return hook
+
+    def loose(self, name):
+        """A called module that leads to another and that cannot be replayed.
+
+        Arguments
+        ---------
+        name : str
+            A module that was called.
+
+        Returns
+        -------
+        str or None
+            Its name, or that of one before it, whose input the recipe computes
+            from outputs of the student, between calls.
+        """
+        found = (call.loose for call in self._calls if call.name == name)
+        call = next(filter(None, found), None)
+        return call and call.name
+
+    def padding(self, name, position=None):
+        """Masks of padding that an output may have.
+
+        Arguments
+        ---------
+        name : str
+            A module that was called.
+        position : int, optional
+            Which of its outputs.
+
+        Returns
+        -------
+        list of torch.Tensor
+            (B, T) bool, True for padding: those with which the layers of the
+            module ran, or of the nearest one before it; the likeliest first,
+            as encoders come before decoders. None if no layer was given one.
+        """
+        calls = {call.name: call for call in self._calls}
+        call = calls.get(name)
+        while call is not None:
+            own = [
+                pad
+                for stack, pad in self.pads.items()
+                if stack.startswith(f"{call.name}.")
+            ]
+            if own:
+                return own[::-1] if position else own
+            call, position = call.origin()
+        return []
 
     def _replay(self, asked):
         """Replays calls, and before them those that they read from."""

@@ -71,7 +71,7 @@ def test_too_few_outputs_are_refused(run_probe):
 
 
 def test_a_table_of_encoders(tmp_path, corpus, slurp_corpus, tiny_wav2vec2):
-    def run():
+    def run(*more):
         return run_python(
             PROBING / "run_probes.py",
             tiny_wav2vec2,
@@ -83,6 +83,7 @@ def test_a_table_of_encoders(tmp_path, corpus, slurp_corpus, tiny_wav2vec2):
             f"--slurp={slurp_corpus}",
             f"--output_folder={tmp_path}",
             *options(TINY_PROBE),
+            *more,
             check=False,
         )
 
@@ -95,18 +96,24 @@ def test_a_table_of_encoders(tmp_path, corpus, slurp_corpus, tiny_wav2vec2):
     before = scores.stat().st_mtime_ns
     assert run().stdout == done.stdout
     assert scores.stat().st_mtime_ns == before
+    # a score is not taken for one with other options
+    failed = run("--seed=2")
+    assert failed.returncode == 1
+    assert "with other further options" in failed.stderr
+    assert "write another --output_folder" in failed.stderr
 
 
 def test_a_probe_that_fails_says_why(tmp_path, corpus, tiny_wav2vec2):
-    done = run_python(
-        PROBING / "run_probes.py",
-        tiny_wav2vec2,
-        f"--librispeech={corpus}",
-        f"--output_folder={tmp_path}",
-        "--device=cpu",
-        "--no_such_key=1",
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "no_such_key" in done.stderr
-    assert "error: pr of" in done.stderr
+    for key in ("no_such_key", "nor_such_key"):  # tried again with others
+        done = run_python(
+            PROBING / "run_probes.py",
+            tiny_wav2vec2,
+            f"--librispeech={corpus}",
+            f"--output_folder={tmp_path}",
+            "--device=cpu",
+            f"--{key}=1",
+            check=False,
+        )
+        assert done.returncode == 1
+        assert key in done.stderr
+        assert "error: pr of" in done.stderr

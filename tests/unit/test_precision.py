@@ -234,4 +234,4 @@ def test_teacher_follows_compiled_modules():
     compiled["last"](compiled["first"](torch.ones(1, 2)))
     assert set(teacher.outputs) == {"first", "last"}
     assert len(teacher.student_hidden) == len(teacher.hidden) == 1
-    assert not teacher.unpaired
+    assert teacher.loose("last") is None

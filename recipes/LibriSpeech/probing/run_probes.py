@@ -5,7 +5,7 @@
 
 Probes whose corpus is not named are left out. What is finished is not run again,
 and a run that was stopped continues. Further options (--device, --seed ...) go
-to every train.py.
+to every train.py; other options than before need another --output_folder.
 
 With --demo the corpora are synthesised and the heads small, for minutes on a CPU:
 > python run_probes.py /path/to/small_wav2vec2 --demo --device=cpu
@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from sb_prune.declare.tables import format_table
+from sb_prune.support.hashes import file_hash
 
 HERE = Path(__file__).resolve().parent
 CORPUS = {
@@ -75,14 +76,16 @@ def run_probe(probe, encoder, folder, options, more=()):
     Raises
     ------
     SystemExit
-        If the probe fails; its last words are printed.
+        If the probe fails; its last words are printed. Or if the folder holds
+        a probe of another encoder, or with other options.
     """
     score, log = folder / "score.json", folder.with_suffix(".log")
+    flags = {**options, "wav2vec2_hub": encoder, "output_folder": folder}
+    for option in more:  # a key must not be there twice
+        flags.pop(option.removeprefix("--").partition("=")[0], None)
+    folder.mkdir(parents=True, exist_ok=True)
+    note_what_is_probed(folder / "probed.json", encoder, flags, more)
     if not score.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        flags = {**options, "wav2vec2_hub": encoder, "output_folder": folder}
-        for option in more:  # a key must not be there twice
-            flags.pop(option.removeprefix("--").partition("=")[0], None)
         command = [sys.executable, "train.py", f"hparams/{probe}.yaml"]
         command += [f"--{key}={value}" for key, value in flags.items()]
         command += more
@@ -95,6 +98,46 @@ def run_probe(probe, encoder, folder, options, more=()):
             print(*last, sep="\n", file=sys.stderr)
             sys.exit(f"error: {probe} of {encoder} failed, see {log}")
     return json.loads(score.read_text())
+
+
+def note_what_is_probed(path, encoder, flags, more):
+    """Writes what a probe is made of, or compares with what stands there.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        A file in the folder of the probe.
+    encoder : str
+        Its weights are compared too, if it is a folder.
+    flags : dict
+        Options of train.py.
+    more : list of str
+        Further ones.
+
+    Raises
+    ------
+    SystemExit
+        If it was made of something else.
+    """
+    weights = sorted(Path(encoder).glob("*.safetensors"))
+    weights += sorted(Path(encoder).glob("*.bin"))
+    others = [o for o in more if not re.match(r"--(device|num_workers)\b", o)]
+    made_of = {
+        "options": {key: str(value) for key, value in flags.items()},
+        "further options": others,
+        "weights": {file.name: file_hash(file) for file in weights},
+    }
+    begun = any(path.parent.glob("save/CKPT*"))
+    if not (begun and path.is_file()):  # else what failed is tried again
+        path.write_text(json.dumps(made_of, indent=1) + "\n")
+    before = json.loads(path.read_text())
+    for name, value in made_of.items():
+        if before[name] != value:
+            sys.exit(
+                f"error: {path.parent} is a probe with other {name}: "
+                f"{before[name]}, not {value}; write another --output_folder, "
+                "or delete that one"
+            )
 
 
 def synthesise(folder):

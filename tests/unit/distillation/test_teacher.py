@@ -187,6 +187,52 @@ def test_input_that_changes_in_place_is_refused(student):
         teacher.outputs["lin"]
 
 
+@pytest.mark.parametrize(
+    "between, loose",
+    [
+        (lambda x: x, None),
+        (lambda x: x * 2, "encoder"),
+        (lambda x: x[:, ::2], "encoder"),
+        (lambda x: x.mul_(2), "encoder"),
+    ],
+)
+def test_what_is_computed_between_modules_is_named(student, between, loose):
+    """Also where it leads to the output that is asked for by another one."""
+    teacher = Teacher(student)
+    teacher.listen_(student)
+    teacher.begin_()
+    heard = between(student["front"](torch.ones(2, 13, 6)))
+    student["lin"](student["encoder"](heard))
+    assert teacher.loose("front") is None
+    assert teacher.loose("encoder") == teacher.loose("lin") == loose
+
+
+def test_modules_that_hear_the_same_are_followed():
+    """Neither is fed by the other."""
+    student = {name: torch.nn.Linear(2, 2) for name in ("speaker", "words")}
+    teacher = Teacher(student)
+    teacher.listen_(student)
+    teacher.begin_()
+    x = torch.ones(1, 2)
+    said = [student[name](x) for name in student]
+    assert teacher.loose("speaker") is None and teacher.loose("words") is None
+    torch.testing.assert_close(teacher.outputs["words"], said[1])
+
+
+def test_padding_is_that_of_the_layers_before(student):
+    """The encoder's for its own output, the decoder's for the second."""
+    teacher = Teacher(student)
+    teacher.listen_(student)
+    teacher.begin_()
+    student["lin"](student["encoder"](student["front"](torch.ones(2, 3, 6))))
+    first, second = torch.zeros(2, 3).bool(), torch.ones(2, 3).bool()
+    teacher.pads = {"other.layers": second}
+    assert teacher.padding("lin") == []
+    teacher.pads = {"encoder.layers": first, "encoder.decoder.layers": second}
+    assert teacher.padding("lin")[0] is first
+    assert teacher.padding("encoder", 1)[0] is second
+
+
 def test_precision_is_that_of_the_call(student):
     """Whatever it is when the loss asks."""
     teacher = Teacher(student)

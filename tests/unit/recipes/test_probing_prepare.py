@@ -1,6 +1,9 @@
 """Corpora to labels, and the layout of Speech Commands."""
 
 import csv
+import importlib.util
+import re
+import string
 from pathlib import Path
 
 import pytest
@@ -162,3 +165,46 @@ def test_what_is_missing_is_named(commands, tmp_path, prepare):
         prepare.prepare_words(commands, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="No words in .*: set data_fo"):
         prepare.prepare_words(tmp_path, tmp_path / "out")
+
+
+# --------------------------------------------------------- units of a corpus
+
+
+PHONEMES = """AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG
+OW OY P R S SH T TH UH UW V W Y Z ZH"""
+
+
+@pytest.mark.parametrize(
+    "probe, labels",
+    [
+        ("pr", [PHONEMES.replace("\n", " ")]),
+        ("asr", [" ".join([*string.ascii_uppercase, "'", "|"])]),
+        ("ks", [f"word{n}" for n in range(35)]),
+        ("sid", [str(n) for n in range(251)]),  # of train-clean-100
+        ("ic", [f"intent{n}" for n in range(60)]),
+    ],
+)
+def test_a_head_has_an_output_for_each_unit(probe, labels, prepare, tmp_path):
+    folder = Path(prepare.__file__).parent
+    spec = importlib.util.spec_from_file_location("probe", folder / "train.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    stated = (folder / f"hparams/{probe}.yaml").read_text()
+    outputs = re.search(r"(?m)^output_neurons: (\d+)", stated)[1]
+    hparams = {
+        "audio_root": "",
+        "label_encoder_file": str(tmp_path / "units.txt"),
+        "output_neurons": int(outputs),
+        "dynamic_batch_sampler_train": {
+            "max_batch_length": 10,
+            "num_buckets": 2,
+        },
+    }
+    labels = labels * 5  # so that buckets have borders
+    rows = [f"{n},{1 + n},x,{label}" for n, label in enumerate(labels)]
+    for name in ("train", "valid", "test"):
+        path = hparams[f"{name}_csv"] = tmp_path / f"{name}.csv"
+        path.write_text("\n".join(["ID,duration,wav,label", *rows]))
+    *_, units = recipe.dataio_prepare(hparams)
+    few = len({unit for label in labels for unit in label.split()})
+    assert len(units) == few + 2  # the blank and what is unknown
