@@ -129,16 +129,25 @@ def layer_states(brain, layers, dataset, labels, sample, pooling, seed=0):
 
 
 def _padding_lobe(brain, layers):
-    """The module that holds the layers and pads what they hear, or None."""
-    return next(
-        (
-            module
-            for module in brain.modules.modules()
-            if hasattr(module, "speech_frames")
-            and any(child is layers[0] for child in module.modules())
-        ),
-        None,
-    )
+    """The lobe whose encoder holds the layers and pads what it hears, or None.
+
+    Of SpeechBrain's own Whisper nobody knows which frames are of the audio.
+    """
+    for lobe in brain.modules.modules():
+        encoder = getattr(getattr(lobe, "model", None), "encoder", None)
+        if encoder is None or all(
+            child is not layers[0] for child in encoder.modules()
+        ):
+            continue
+        if hasattr(lobe, "speech_frames"):
+            return lobe
+        if hasattr(lobe, "pad_or_trim"):
+            raise ValueError(
+                f"layers: {type(lobe).__name__} hears silence behind each "
+                "utterance; write !new:sb_prune.lobes.Whisper, which says "
+                "where it begins"
+            )
+    return None
 
 
 def _progress(brain, indices):
@@ -227,8 +236,8 @@ class _StateRecorder:
     ---------
     layers : list of torch.nn.Module
     lobe : torch.nn.Module, optional
-        With a method `speech_frames`: samples -> frames that are of the audio,
-        or None for all. Its first argument are waveforms.
+        With a method `speech_frames`: samples -> frames that are of the audio.
+        Its first argument are waveforms.
     """
 
     def __init__(self, layers, lobe=None):
@@ -281,6 +290,11 @@ class _StateRecorder:
             brain.compute_forward(PaddedBatch([item]), sb.Stage.VALID)
         except _LastLayerDone:
             states = [self._states[i] for i in range(len(self._layers) + 1)]
+            if self._frames is not None and self._frames > len(states[0]):
+                raise ValueError(
+                    f"an utterance of {self._frames} frames is heard in pieces "
+                    f"of {len(states[0])}; leave longer ones out of the data"
+                ) from None
             return [frames[: self._frames] for frames in states]
         raise RuntimeError(
             "layers: the recipe's compute_forward did not run all of them in "

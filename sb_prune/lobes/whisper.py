@@ -233,7 +233,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
             return self.forward_encoder(mel)[..., :frames, :]
 
     def speech_frames(self, samples):
-        """How many of the frames of its layers are of the audio.
+        """How many of the frames of the encoder are of the audio.
 
         Arguments
         ---------
@@ -242,23 +242,10 @@ class Whisper(PrunedLobe, whisper.Whisper):
 
         Returns
         -------
-        int or None
-            One for each 320 samples if `aligned`: silence follows these. None
-            if all frames count, as for a decoder.
-
-        Raises
-        ------
-        ValueError
-            If it hears the utterance in several pieces.
+        int
+            One for each 320 samples. If the frames are not `aligned`, silence
+            follows these.
         """
-        if not self.aligned:
-            return None
-        if samples > self.longest:
-            raise ValueError(
-                f"an utterance of {samples / SAMPLE_RATE:.2f} s is heard in "
-                f"pieces of at most {self.longest / SAMPLE_RATE:.2f} s; leave "
-                "longer ones out of the data"
-            )
         return -(-samples // FRAME)
 
     def pad_or_trim(self, array, length=None, axis=-1):

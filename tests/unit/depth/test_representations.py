@@ -52,12 +52,19 @@ def test_silence_behind_the_utterance_is_not_looked_at(brain):
         assert (frames[25:] == end).all()
 
 
-def test_what_a_decoder_would_read_counts(brain):
+def test_silence_that_a_decoder_would_read_is_not_looked_at(brain):
     padded = brain(context="utterance", margin=0.5)
-    assert [len(frames) for frames in states_of(padded, 16000)] == [75] * 3
+    assert [len(frames) for frames in states_of(padded, 16000)] == [50] * 3
 
 
 def test_an_utterance_in_several_pieces_is_refused(brain):
     aligned = brain(aligned=True, context="utterance", margin=0.5)
-    with pytest.raises(ValueError, match="31.00 s is heard in pieces"):
+    with pytest.raises(ValueError, match="1550 frames is heard in pieces"):
         states_of(aligned, 31 * 16000)
+
+
+def test_a_lobe_that_does_not_say_where_silence_begins(brain, monkeypatch):
+    padded = brain(context="utterance", margin=0.5)
+    monkeypatch.delattr(lobes.Whisper, "speech_frames")
+    with pytest.raises(ValueError, match="write !new:sb_prune.lobes.Whisper"):
+        states_of(padded, 16000)

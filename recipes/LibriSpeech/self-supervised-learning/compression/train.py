@@ -22,7 +22,7 @@ from speechbrain.dataio.dataset import (
     set_output_keys,
 )
 from speechbrain.dataio.sampler import DynamicBatchSampler
-from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.distributed import get_rank, run_on_main
 
 from sb_prune import pruned
 from sb_prune.distillation.masked import draw_spans
@@ -58,12 +58,16 @@ class Compression(sb.Brain):
     def forward_masked(self, wavs, wav_lens, stage):
         """Those of the masked input, the teacher's of both inputs, the mask.
 
-        Masks depend on seed and step, in evaluation on the batch alone.
+        Masks depend on seed, batch and process, in evaluation on seed and
+        process.
         """
-        step = self.optimizer_step if stage == sb.Stage.TRAIN else 0
-        generator = torch.Generator().manual_seed(
-            (self.hparams.seed * 1_000_003 + step) % 2**63
-        )
+        steps = (0, 0)
+        if stage == sb.Stage.TRAIN:  # of which several may accumulate
+            steps = (self.optimizer_step, self.step)
+        seed = self.hparams.seed
+        for number in (*steps, get_rank() or 0):
+            seed = (seed * 1_000_003 + number) % 2**63
+        generator = torch.Generator().manual_seed(seed)
         mask = draw_spans(
             len(wavs),
             self.hparams.teacher.speech_frames(wavs.shape[1]),
@@ -81,8 +85,11 @@ class Compression(sb.Brain):
     def compute_objectives(self, predictions, batch, stage):
         """The sum of the distillation's parts, whose means are logged."""
         states, wav_lens = predictions
-        frames = states[0].shape[2]
-        speech = length_to_mask(wav_lens * frames, frames)
+        samples = (wav_lens * batch.sig.data.shape[1]).round().long().tolist()
+        frames = [self.hparams.teacher.speech_frames(n) for n in samples]
+        speech = length_to_mask(
+            torch.tensor(frames, device=self.device), states[0].shape[2]
+        )
         parts = self.modules.distillation(*states, padded=~speech.bool())
         for name, value in parts.items():
             self.parts.setdefault(name, []).append(value.detach())
