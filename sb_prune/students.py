@@ -13,6 +13,7 @@ from copy import deepcopy
 import torch
 from speechbrain.utils.distributed import run_on_main
 from transformers import (
+    AutoConfig,
     AutoModel,
     HubertModel,
     Wav2Vec2FeatureExtractor,
@@ -152,6 +153,11 @@ def write_student(folder, teacher, **options):
     str
         The folder, as `source` for the lobes in `sb_prune.lobes`.
 
+    Raises
+    ------
+    ValueError
+        If the teacher is pruned, or a student itself.
+
     Example
     -------
     >>> folder = getfixture("tmp_path")
@@ -176,6 +182,11 @@ def write_student(folder, teacher, **options):
 
 
 def _write_student(folder, teacher, options):
+    if hasattr(AutoConfig.from_pretrained(teacher), ENTRY):
+        raise ValueError(
+            f"teacher: {teacher} is pruned, or a student itself; name the "
+            "dense encoder that it was made of"
+        )
     model = make_student(AutoModel.from_pretrained(teacher), **options)
     model.save_pretrained(folder)
     is_whisper = isinstance(model, WhisperModel)

@@ -88,7 +88,8 @@ def trim_vocabulary(folder, source, texts):
 
 
 def _write(folder, source, texts):
-    if folder.resolve() == Path(source).resolve():
+    folder = folder.resolve()  # . has no name
+    if folder == Path(source).resolve():
         raise ValueError(f"folder: {folder} is the source; write another one")
     words = _read_words(texts)
     tokenizer = _load_tokenizer(source)
@@ -130,10 +131,11 @@ def _move(aside, folder):
 
 
 def _load_tokenizer(source):
-    why = f"no token {FIRST_SPECIAL}"
+    why = f"no tokens before {FIRST_SPECIAL}"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        if FIRST_SPECIAL in tokenizer.get_vocab():
+        # by itself it is the first of what transformers makes up
+        if tokenizer.get_vocab().get(FIRST_SPECIAL):
             return tokenizer
     except (OSError, ValueError) as error:
         why = reason(error)

@@ -161,20 +161,28 @@ class SimilarBlock:
         layers = len(states) - 1
         _check_left(self.removed, layers)
         scores = [
-            self._alike(states[start], states[start + self.removed])
+            self._alike(states, start)
             for start in range(1, layers - self.removed + 1)
         ]
         start = 1 + int(np.argmax(scores))
         block = range(start, start + self.removed)
         return LayerChoice([i not in block for i in range(layers)], scores)
 
-    def _alike(self, first, second):
-        found = call_named(self.similarity, "similarity", first, second)
+    def _alike(self, states, start):
+        ends = states[start], states[start + self.removed]
+        found = call_named(self.similarity, "similarity", *ends)
         if np.ndim(found):
             raise ValueError(
                 f"similarity: {shown(self.similarity)} gives an array of shape "
                 f"{np.shape(found)}; write a function that gives one number, "
                 "e.g. !name:sb_prune.depth.linear_cka"
+            )
+        if not np.isfinite(found):
+            raise ValueError(
+                f"similarity: {shown(self.similarity)} gives {found} for what "
+                f"enters layers {start} to {start + self.removed - 1} (the "
+                "first is 0) and what leaves them; write another function, or "
+                "a larger sample"
             )
         return float(found)
 
@@ -213,6 +221,8 @@ class RandomLayers:
 
 class EvenlySpaced:
     """Keeps layers that are as far apart as can be, the first and last too.
+
+    Of one layer, it is the first.
 
     Distil-Whisper's decoders start so (Gandhi et al., "Distil-Whisper: Robust
     Knowledge Distillation via Large-Scale Pseudo Labelling", 2023, 2311.00430,

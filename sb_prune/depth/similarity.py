@@ -30,6 +30,7 @@ def cosine_similarity(one, other):
     >>> round(cosine_similarity(points, 2 * points), 6)
     1.0
     """
+    one, other = (np.asarray(x, dtype=np.float64) for x in (one, other))
     products = np.einsum("nd,nd->n", one, other)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     return float((products / np.maximum(lengths, 1e-300)).mean())
@@ -52,12 +53,20 @@ def linear_cka(one, other):
     float
         In [0, 1].
 
+    Raises
+    ------
+    ValueError
+        If there is one point alone.
+
     Example
     -------
     >>> points = np.random.default_rng(0).normal(size=(9, 3))
     >>> round(linear_cka(points, 2 * points[:, ::-1] + 1), 6)
     1.0
     """
+    if len(one) < 2:
+        raise ValueError(f"{len(one)} point says nothing; give at least 2")
+    one, other = (np.asarray(x, dtype=np.float64) for x in (one, other))
     one, other = one - one.mean(0), other - other.mean(0)
     between = np.linalg.norm(one.T @ other) ** 2
     within = np.linalg.norm(one.T @ one) * np.linalg.norm(other.T @ other)

@@ -12,7 +12,8 @@ class Distiller:
     Arguments
     ---------
     distillation : LayerwiseDistillation
-        The distillation loss.
+        The distillation loss. Without `outputs` it compares none, and its
+        `hidden_weight` and `task_weight` are 1.
     modules : dict
         Name -> module of the recipe, neither masked nor cut yet.
     module : str or list of str
@@ -51,13 +52,15 @@ class Distiller:
         teacher=None,
         weights=None,
     ):
-        missing = set(distillation.outputs) - set(modules)
+        outputs = set(getattr(distillation, "outputs", ()))
+        hidden_weight = getattr(distillation, "hidden_weight", 1.0)
+        missing = outputs - set(modules)
         if missing:
             raise ValueError(
                 f"distillation: outputs: {sorted(missing)} are not in "
                 f"`modules`; write some of {list(modules)}"
             )
-        if declaration.layerdrop and distillation.hidden_weight:
+        if declaration.layerdrop and hidden_weight:
             raise ValueError(
                 f"layerdrop_prob: {declaration.layerdrop} skips layers that "
                 "layerwise distillation needs; write layerdrop_prob: 0.0, or "
@@ -67,7 +70,7 @@ class Distiller:
         self.layers = len(declaration.layers)
         layers = by_entry(module, declaration.layers)
         teacher = modules if teacher is None else teacher
-        missing = set(distillation.outputs) - set(teacher)
+        missing = outputs - set(teacher)
         if missing:
             raise ValueError(
                 f"teacher: {sorted(missing)} of distillation: outputs are not "
@@ -140,7 +143,7 @@ class Distiller:
             value = value.detach()
             total, batches = self._sums.get(name, (0, 0))
             self._sums[name] = (total + value, batches + 1)
-        weight = self.distillation.task_weight
+        weight = getattr(self.distillation, "task_weight", 1.0)
         weighted = [*parts.values()]
         if weight and loss is not None:
             weighted.append(weight * loss)

@@ -81,14 +81,7 @@ class GramDistillation(nn.Module):
         ValueError
             If student or teacher do not have a layer, or other frames.
         """
-        last = self.layers[-1]
-        check_layer(last, student, teacher)
-        frames = [states[last].shape[:2] for states in (student, teacher)]
-        if frames[0] != frames[1]:
-            raise ValueError(
-                f"student and teacher have {[*frames[0]]} and {[*frames[1]]} "
-                "(utterances, frames); give both the same audio and frame rate"
-            )
+        check_layer(self.layers[-1], student, teacher)
         return {
             f"distill_layer{layer}": self._distance(
                 student[layer], teacher[layer].detach(), padded

@@ -11,7 +11,14 @@ Shapes: B utterances, T frames, d width of the student, D width of the teacher.
 from torch import nn
 from torch.nn import functional as F
 
-from sb_prune.support.values import Number, Whole, YesNo, checked
+from sb_prune.support.values import (
+    ListOf,
+    Number,
+    OneOrList,
+    Whole,
+    YesNo,
+    checked,
+)
 
 
 class ProjectedDistillation(nn.Module):
@@ -56,7 +63,9 @@ class ProjectedDistillation(nn.Module):
         self,
         student_size: Whole(1),
         teacher_size: Whole(1),
-        layers,
+        layers: ListOf(
+            OneOrList(Whole(0), least=1), least=1, example="[0, [4, 8, 12]]"
+        ),
         identity: YesNo() = False,
         l1_weight: Number(least=0) = 1.0,
         cosine_weight: Number(least=0) = 1.0,
@@ -65,7 +74,7 @@ class ProjectedDistillation(nn.Module):
         super().__init__()
         groups = [[g] if isinstance(g, int) else list(g) for g in layers]
         named = [layer for group in groups for layer in group]
-        if not named or len(set(named)) < len(named):
+        if len(set(named)) < len(named):
             raise ValueError(
                 f"layers: {layers}; name each layer that is to be distilled "
                 "once"
@@ -110,7 +119,7 @@ class ProjectedDistillation(nn.Module):
         Raises
         ------
         ValueError
-            If student or teacher do not have a layer.
+            If student or teacher do not have a layer, or other frames.
         """
         check_layer(max(self.head_of), student, teacher)
         parts = {}
@@ -135,7 +144,7 @@ class ProjectedDistillation(nn.Module):
 
 
 def check_layer(layer, student, teacher):
-    """Refuses a layer that student or teacher lack.
+    """Refuses a layer that student or teacher lack, and other frames.
 
     Arguments
     ---------
@@ -147,11 +156,17 @@ def check_layer(layer, student, teacher):
     Raises
     ------
     ValueError
-        If one of them has fewer.
+        If one of them has fewer, or they have not the same frames.
     """
     most = min(len(student), len(teacher)) - 1
     if layer > most:
         raise ValueError(
             f"layers: {layer}, but student and teacher have {most} in "
             "common; name layers that both have"
+        )
+    frames = [states[layer].shape[:2] for states in (student, teacher)]
+    if frames[0] != frames[1]:
+        raise ValueError(
+            f"student and teacher have {[*frames[0]]} and {[*frames[1]]} "
+            "(utterances, frames); give both the same audio and frame rate"
         )

@@ -149,7 +149,8 @@ def _check_learns(settings, modules, declaration):
     layers = map(declaration.root.get_submodule, declaration.layers)
     if _trains(layers):
         return
-    own, outputs = settings.module, settings.distillation.outputs
+    own = settings.module
+    outputs = getattr(settings.distillation, "outputs", ())
     compared = {*([own] if isinstance(own, str) else own), *outputs}
     remedy = "freeze: False, as well as freeze_encoder or freeze_decoder"
     if not _trains(modules[name] for name in compared if name in modules):

@@ -30,7 +30,7 @@ from sb_prune import (
 from sb_prune.architectures.whole_layers import layer_plan, layer_structures
 from sb_prune.cut.edits import ENTRY, FORMAT
 from sb_prune.export.hugging_face import build_model
-from sb_prune.students import make_student
+from sb_prune.students import make_student, write_student
 
 LOBES = {
     "Wav2Vec2": lobes.Wav2Vec2,
@@ -226,6 +226,12 @@ def test_the_lobes_load_a_saved_student(make, tmp_path, family):
     expected = student(wavs).last_hidden_state
     assert_same_but_for_rounding(lobe.model(wavs).last_hidden_state, expected)
     assert not lobe.model.encoder.layers[1].attention._hands_on
+
+
+def test_a_student_has_no_students(make, tmp_path):
+    make(reuse=ALTERNATE).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is pruned, or a student itself"):
+        write_student(str(tmp_path / "new"), str(tmp_path))
 
 
 def test_a_torn_student_is_refused(make, tmp_path):

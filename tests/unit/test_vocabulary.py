@@ -236,10 +236,14 @@ def test_texts_that_say_nothing(dense, tmp_path, capsys, name, content, why):
         "CAT",
     ],
 )
-def test_words_are_found_wherever_they_stand(dense, tmp_path, text):
+def test_words_are_found_wherever_they_stand(
+    dense, tmp_path, text, monkeypatch
+):
     path = tmp_path / "some.csv"
     path.write_text(text, encoding="utf-8")
-    folder = trim_vocabulary(str(tmp_path / "new"), str(dense), [path])
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    folder = trim_vocabulary(".", str(dense), [path])
     assert {"cat", "Ġcat"} <= AutoTokenizer.from_pretrained(folder).vocab.keys()
 
 
@@ -272,6 +276,10 @@ def test_sources_that_cannot_be_trimmed(dense, trimmed, tmp_path):
     with pytest.raises(ValueError, match="is the source; write another one"):
         trim_vocabulary(str(dense), str(dense), [text])
     with pytest.raises(ValueError, match="has no tokenizer of Whisper"):
+        trim_vocabulary(str(tmp_path / "new"), str(tmp_path), [text])
+    for file in ("config.json", "model.safetensors"):  # no tokenizer.json
+        shutil.copy(dense / file, tmp_path)
+    with pytest.raises(ValueError, match="no tokens before <.endoftext.>"):
         trim_vocabulary(str(tmp_path / "new"), str(tmp_path), [text])
 
 

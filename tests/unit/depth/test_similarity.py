@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from sb_prune.depth import SimilarBlock
 from sb_prune.depth.similarity import (
     cosine_similarity,
     linear_cka,
@@ -64,3 +65,15 @@ def test_neighbours_of_points_in_one_place():
     other = np.random.default_rng(0).normal(size=(20, 2))
     assert mutual_neighbours(one, one, neighbours=3) == 1
     assert 0 <= mutual_neighbours(one, other, neighbours=3) <= 1
+
+
+def test_states_without_spread_are_no_reason_to_leave_out_layers():
+    """In float32, as hidden states are."""
+    still = np.zeros((3, 4), dtype=np.float32)
+    assert linear_cka(still, still) == cosine_similarity(still, still) == 0
+    with pytest.raises(ValueError, match="1 point says nothing"):
+        linear_cka(still[:1], still[:1])
+    states = [still] * 4
+    choose = SimilarBlock(lambda one, other: float("nan"), removed=1)
+    with pytest.raises(ValueError, match="gives nan for what enters layers 1"):
+        choose(states, None)

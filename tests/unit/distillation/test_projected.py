@@ -65,13 +65,22 @@ def test_gradients_reach_student_and_heads_only():
     "sizes, options, message",
     [
         ((2, 3), {"layers": [0], "identity": True}, "between 2 and 3 features"),
-        ((2, 2), {"layers": []}, "name each layer"),
+        ((2, 2), {"layers": []}, r"layers: \[\]; write a list of 1 or more"),
+        ((2, 2), {"layers": 4}, "layers: 4; write a list"),
+        ((2, 2), {"layers": [0, -1]}, "layers: -1"),
+        ((2, 2), {"layers": ["4"]}, "layers: '4'"),
         ((2, 2), {"layers": [0, [1, 0]]}, "name each layer .* once"),
     ],
 )
 def test_what_cannot_be_made(sizes, options, message):
     with pytest.raises(ValueError, match=message):
         ProjectedDistillation(*sizes, **options)
+
+
+def test_other_frames_are_refused():
+    hidden = [torch.randn(1, 1, 2)], [torch.randn(1, 3, 2)]
+    with pytest.raises(ValueError, match="the same audio and frame rate"):
+        ProjectedDistillation(2, 2, [0])(*hidden)
 
 
 def test_a_layer_that_the_teacher_lacks():

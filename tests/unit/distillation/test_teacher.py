@@ -233,6 +233,17 @@ def test_padding_is_that_of_the_layers_before(student):
     assert teacher.padding("encoder", 1)[0] is second
 
 
+def test_a_loss_needs_nothing_but_its_method(student):
+    class Own:
+        def losses(self, teacher, surviving=None):
+            return {"own": student["lin"].weight.sum()}
+
+    declaration = SimpleNamespace(layers=(), layerdrop=0.0)
+    distiller = Distiller(Own(), student, "encoder", declaration)
+    loss = distiller.add(torch.ones(()), [])
+    torch.testing.assert_close(loss, 1 + student["lin"].weight.sum())
+
+
 def test_precision_is_that_of_the_call(student):
     """Whatever it is when the loss asks."""
     teacher = Teacher(student)
