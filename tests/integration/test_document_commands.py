@@ -110,8 +110,18 @@ SMALLER = {
     "train.py hparams/train_ctc.yaml": options(
         TINY, **FEW_HOURS, test_csv=TEST.format("train_ctc")
     ),
+    "train.py hparams/train_ctc_with_whisper.yaml": options(
+        TINY,
+        **FEW_HOURS,
+        **SMALL_WHISPER,
+        whisper_dim=16,
+        test_csv=TEST.format("train_ctc_with_whisper"),
+    ),
     "train.py hparams/prune_ctc.yaml": options(
         TINY_PRUNE, **FEW_HOURS, test_csv=TEST.format("prune_ctc")
+    ),
+    "hparams/prune_ctc.yaml --output_folder=results/prune_taught/1234": options(
+        TINY_PRUNE, **FEW_HOURS, test_csv=TEST.format("prune_taught")
     ),
     "train.py hparams/demo_train.yaml": options(TINY),
     "train.py hparams/demo_prune.yaml": options(TINY_PRUNE),

@@ -9,6 +9,9 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from recipe_runs import (
     KILLED,
+    RECIPE,
+    TINY,
+    options,
     run_python,
 )
 from rounding import assert_same_but_for_rounding
@@ -219,3 +222,29 @@ def test_refusals_leave_the_folder_free(prune, tmp_path):
 def test_evaluating_before_pruning_is_refused(prune, tmp_path):
     done = prune(tmp_path / "run", check=False, test_only=True)
     assert "holds no run of sb_prune; train first" in last_line(done)
+
+
+def test_whisper_teaches_a_conformer(corpus, tiny_whisper, tmp_path):
+    """It is not in the checkpoint; what it says counts in the loss."""
+    losses = {}
+    for weight in (0.0, 1.0):
+        run = tmp_path / str(weight)
+        run_python(
+            RECIPE / "train.py",
+            "hparams/train_ctc_with_whisper.yaml",
+            *options(
+                {**TINY, "number_of_epochs": 1, "num_workers": 0},
+                data_folder=corpus,
+                train_splits="[train-clean-100]",
+                test_csv=f"[{run}/test-clean.csv]",
+                whisper_hub=tiny_whisper,
+                whisper_dim=16,
+                whisper_weight=weight,
+                output_folder=run,
+            ),
+        )
+        log = (run / "train_log.txt").read_text()
+        losses[weight] = float(re.search(r"train loss: (\S+) ", log)[1])
+    assert losses[1.0] > losses[0.0] + 0.1
+    saved = {path.stem for path in run.glob("save/CKPT*/*.ckpt")}
+    assert "from_whisper" in saved and "whisper" not in saved

@@ -112,6 +112,19 @@ PAIRS = [
 ]
 
 
+def test_what_whisper_teaches_is_all_that_differs():
+    plain, taught = (
+        [
+            line
+            for line in (ROOT / f"{TRANSFORMER}/{name}.yaml").open()
+            if not line.startswith("#")
+        ]
+        for name in ("train_ctc", "train_ctc_with_whisper")
+    )
+    gone = {line.partition(":")[0] for line in plain if line not in taught}
+    assert gone == {"output_folder", "loss_reduction"}
+
+
 @pytest.mark.parametrize("dense, pruned", PAIRS)
 def test_prune_yaml_is_the_dense_one_and_the_block(dense, pruned):
     """Nothing else may drift apart: the dense run must load."""

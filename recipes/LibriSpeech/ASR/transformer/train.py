@@ -2,7 +2,8 @@
 """Trains a Conformer speech recogniser on LibriSpeech.
 
 The loss is CTC together with an attention decoder; a YAML without `seq_lin`
-has no decoder and is trained and decoded with CTC alone. No language model.
+has no decoder and is trained and decoded with CTC alone. With `from_whisper`,
+the encoder also learns to give what that of Whisper does. No language model.
 
 To run this recipe:
 > python train.py hparams/train.yaml --data_folder=/path/to/LibriSpeech
@@ -19,6 +20,7 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from librispeech_prepare import prepare_librispeech
+from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.dataio.dataset import (
     DynamicItemDataset,
     add_dynamic_item,
@@ -27,6 +29,7 @@ from speechbrain.dataio.dataset import (
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.utils.distributed import if_main_process, run_on_main
+from torch.nn.functional import avg_pool1d
 
 from sb_prune import pruned
 
@@ -34,8 +37,17 @@ from sb_prune import pruned
 class ASR(sb.Brain):
     """CTC, or joint CTC and attention."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if "from_whisper" in self.modules:
+            # not one of `modules`: it neither learns nor is saved
+            self.hparams.whisper.to(self.device).eval()
+
     def compute_forward(self, batch, stage):
-        """From waveforms to log-probabilities and, in evaluation, tokens."""
+        """From waveforms to log-probabilities, and what else the loss needs.
+
+        That is a distance from Whisper in training, tokens in evaluation.
+        """
         batch = batch.to(self.device)
         wavs, wav_lens = batch.sig
         if stage == sb.Stage.TRAIN and hasattr(self.hparams, "wav_augment"):
@@ -59,10 +71,38 @@ class ASR(sb.Brain):
         p_seq = None
         if has_decoder:
             p_seq = self.modules.seq_lin(dec_out).log_softmax(dim=-1)
-        hyps = None
+        distance, hyps = 0.0, None
         if stage != sb.Stage.TRAIN:
             hyps = self.decode(enc_out, p_ctc, wav_lens, stage)
-        return p_ctc, p_seq, wav_lens, hyps
+        elif "from_whisper" in self.modules:
+            distance = self.from_whisper(enc_out, wavs, wav_lens)
+        return p_ctc, p_seq, wav_lens, distance, hyps
+
+    def from_whisper(self, enc_out, wavs, wav_lens):
+        """How far the frames are from those of Whisper, of which two are one.
+
+        Arguments
+        ---------
+        enc_out : torch.Tensor
+            (batch, frames, d_model), 25 a second.
+        wavs : torch.Tensor
+            (batch, samples)
+        wav_lens : torch.Tensor
+            (batch,) relative lengths.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar, a mean over frames that are not padding.
+        """
+        with torch.no_grad():
+            goal = self.hparams.whisper(wavs)  # 50 a second
+        goal = avg_pool1d(goal.mT, 2, ceil_mode=True).mT
+        frames = min(goal.shape[1], enc_out.shape[1])
+        padded = ~length_to_mask(wav_lens * frames, frames).bool()
+        states = [enc_out[:, :frames]], [goal[:, :frames]]
+        (distance,) = self.modules.from_whisper(*states, padded).values()
+        return self.hparams.whisper_weight * distance
 
     def decode(self, enc_out, p_ctc, wav_lens, stage):
         """Searches with the decoder where there is one, else greedily."""
@@ -78,7 +118,7 @@ class ASR(sb.Brain):
 
     def compute_objectives(self, predictions, batch, stage):
         """The loss, and the word errors in evaluation."""
-        p_ctc, p_seq, wav_lens, hyps = predictions
+        p_ctc, p_seq, wav_lens, distance, hyps = predictions
         loss = self.hparams.ctc_cost(
             p_ctc, batch.tokens.data, wav_lens, batch.tokens.lengths
         )
@@ -94,7 +134,7 @@ class ASR(sb.Brain):
                 [self.tokenizer.decode_ids(hyp).split(" ") for hyp in hyps],
                 [wrd.split(" ") for wrd in batch.wrd],
             )
-        return loss
+        return loss + distance
 
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rate of the coming step."""
