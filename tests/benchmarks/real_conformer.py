@@ -1,12 +1,13 @@
 """A Conformer on real speech: word errors of every method, at every size.
 
     python tests/benchmarks/real_conformer.py \\
-        --librispeech DIR [--full] [--cells KEY ...]
+        --librispeech DIR --whisper DIR [--full] [--cells KEY ...]
 
 System 1 (Jiang et al., 2023) on train-clean-5: the recipe's Conformer with
-CTC (train_ctc.yaml) is trained once, then pruned (prune_ctc.yaml) by every
-method on every other utterance, with the same steps, pruning and fine-tuning
-together, the same distillation and the same data:
+CTC, taught by Whisper's encoder (train_ctc_with_whisper.yaml), is trained once,
+then pruned (prune_ctc.yaml) by every method on every other utterance, with the
+same steps, pruning and fine-tuning together, the same distillation and the same
+data:
 
     l0_taylor          learned gates, which start in the order of the loss
     l0_soft            the same, which start in the order of the weights
@@ -16,17 +17,18 @@ together, the same distillation and the same data:
     fisher             taylor, all at once
     fisher_reselected  the same; which units stay, and their readers' weights,
                        follow from least squares
-    small_dense        a dense encoder of the size that is left, trained from
+    small_dense        a dense encoder of the size that is left, taught from
                        scratch on all utterances for as many steps as all of
                        the above together
 
 All start from one dense model; seeds are those of pruning. Word errors are
 those of greedy CTC, with 95% intervals of a bootstrap over utterances; methods
-are chosen on dev. The dense model has not learned for as long as they have, so
-only they compare with one another.
+are chosen on dev. `dense_continued` is pruned by a thousandth, with the steps
+and the distillation of all others: from it, differences are counted, since the
+dense model has not learned for as long.
 
 A cell is METHOD/LEVEL/SEED, LEVEL the share of the encoder's parameters that
-goes. `cut:METHOD/LEVEL/SEED` is the same just after the cut, before any
+goes, or `dense/1`, `dense_continued/1`. `cut:METHOD/LEVEL/SEED` is the same just after the cut, before any
 training; `test:METHOD/LEVEL/SEED` its evaluation on test. `--cells` runs those
 alone; without data, what stands in the table is printed.
 """
@@ -50,10 +52,12 @@ from real_speech import (
     steps_in_epoch,
     summarise_methods,
 )
+from transformers import WhisperConfig
 
 TABLE = Path(__file__).with_suffix(".json")
 BATCHES = {"max_batch_length": 36, "max_batch_ex": 64, "num_buckets": 20}
-DENSE_EPOCHS = 24
+DENSE_EPOCHS = 20
+PRUNED_RATE = 0.0005  # half of the largest that the dense model had
 PRUNE_EPOCHS, TUNE_EPOCHS = 2, 3  # of half the utterances
 HALF = 2
 CUT_EVERY = 8  # training utterances of which one measures, in `cut:` cells
@@ -66,6 +70,8 @@ SEEDS = (1, 2, 3)
 L0, SCORE = "conformer_l0", "conformer_score"
 SLICES = ["structures:", "    kinds: [ffn_units, heads, conv_channels]"]
 MEASURED = ["first_score: !name:sb_prune.taylor_score", "hold_weights: True"]
+SMALL_STEP = ["gate_optimizer: !name:torch.optim.Adam", "    lr: 0.05"]
+OPEN_FIRST = ["schedule: {start: 0.2}"]  # as gates are, to see what matters
 REFIT = ["refit: !name:sb_prune.LeastSquares"]
 RESELECT = [*REFIT, "    reselect: True"]
 BY_MAGNITUDE = ["score: !name:sb_prune.magnitude_score"]
@@ -79,15 +85,16 @@ AT_ONCE = {  # name -> lines
 METHODS = {  # name -> (preset, lines beside it)
     "l0_taylor": (L0, SLICES + MEASURED),
     "l0_soft": (L0, SLICES),
-    "l0_straight": (L0, SLICES + STRAIGHT),
+    "l0_straight": (L0, SLICES + STRAIGHT + SMALL_STEP),
     "l0_modules": (L0, []),
-    "taylor": (SCORE, []),
-    "magnitude": (SCORE, BY_MAGNITUDE),
-    "random": (SCORE, ["score: !name:sb_prune.random_score"]),
+    "taylor": (SCORE, OPEN_FIRST),
+    "magnitude": (SCORE, OPEN_FIRST + BY_MAGNITUDE),
+    "random": (SCORE, [*OPEN_FIRST, "score: !name:sb_prune.random_score"]),
     "fisher": (SCORE, AT_ONCE["fisher"]),
     "fisher_reselected": (SCORE, AT_ONCE["fisher_reselected"]),
 }
 BEST = ("l0_taylor", "fisher_reselected")  # more levels and seeds
+FEW_GONE = 0.001  # of `dense_continued`
 QUICK = ["dense/1", "cut:fisher_reselected/0.2/1"]
 
 
@@ -96,13 +103,15 @@ def plan_cells(full):
     if not full:
         return QUICK
     first, second = LEVELS
-    # small_dense needs no dense model, which the others wait for
-    keys = ["dense/1", f"small_dense/{first}/1"]
+    keys = ["dense/1"]
     keys += [f"{method}/{first}/1" for method in METHODS]
-    keys += [f"cut:{m}/{level}/1" for level in CUT_LEVELS for m in AT_ONCE]
-    others = (*BEST, "magnitude", "small_dense")
-    keys += [f"{method}/{second}/1" for method in others]
-    return keys + [f"{m}/{first}/{seed}" for seed in SEEDS[1:] for m in BEST]
+    keys += ["dense_continued/1"]
+    keys += [f"{method}/{second}/1" for method in (*BEST, "magnitude")]
+    keys += [f"{m}/{first}/{seed}" for seed in SEEDS[1:] for m in BEST]
+    keys += [f"small_dense/{first}/1"]
+    return keys + [
+        f"cut:{m}/{level}/1" for level in CUT_LEVELS for m in AT_ONCE
+    ]
 
 
 # --------------------------------------------------------------------- runs
@@ -121,6 +130,10 @@ class Cells:
 
     def __init__(self, folder, given):
         self.runs, self._data = Runs(folder), given.librispeech
+        self._teacher = {
+            "whisper_hub": given.whisper,
+            "whisper_dim": WhisperConfig.from_pretrained(given.whisper).d_model,
+        }
         self._csv = manifests(
             folder / "csv",
             self._data,
@@ -160,6 +173,8 @@ class Cells:
             pruned = 1 + PRUNE_EPOCHS + TUNE_EPOCHS  # the first by scores alone
             epochs = DENSE_EPOCHS + math.ceil(pruned / HALF)
             return self._train(name, seed, scored, epochs, model)
+        if method == "dense_continued":
+            return self._prune(name, "fisher", FEW_GONE, seed, scored)
         if key.startswith("cut:"):
             return self._cut(name, method, float(level[0]), seed, scored)
         return self._prune(name, method, float(level[0]), seed, scored)
@@ -175,9 +190,10 @@ class Cells:
             "total_steps": steps,
             "cooldown_steps": round(0.6 * steps),
             "warmup_steps": round(0.1 * steps),
+            **self._teacher,
             **model,
         }
-        yaml = RECIPE / "hparams/train_ctc.yaml"
+        yaml = RECIPE / "hparams/train_ctc_with_whisper.yaml"
         return self._run(name, yaml, "train", seed, scored, options)
 
     def _prune(self, name, method, level, seed, scored):
@@ -208,6 +224,7 @@ class Cells:
         options = {
             "dense_folder": self._dense("1"),
             "target": level,
+            "lr": PRUNED_RATE,
             "loss_reduction": "mean",  # for each token, as distillation is
             "dropout": 0.0,  # few epochs, and drawing it takes a quarter
             **DENSE,
@@ -286,5 +303,5 @@ if __name__ == "__main__":
         Cells,
         summarise_methods,
         methods_as_markdown,
-        {"librispeech": "a LibriSpeech tree"},
+        {"librispeech": "a LibriSpeech tree", "whisper": "its folder"},
     )
