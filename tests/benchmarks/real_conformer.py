@@ -28,9 +28,10 @@ and the distillation of all others: from it, differences are counted, since the
 dense model has not learned for as long.
 
 A cell is METHOD/LEVEL/SEED, LEVEL the share of the encoder's parameters that
-goes, or `dense/1`, `dense_continued/1`. `cut:METHOD/LEVEL/SEED` is the same just after the cut, before any
-training; `test:METHOD/LEVEL/SEED` its evaluation on test. `--cells` runs those
-alone; without data, what stands in the table is printed.
+goes, or `dense/1`, `dense_continued/1`. `cut:METHOD/LEVEL/SEED` is the same
+just after the cut, before any training; `test:METHOD/LEVEL/SEED` its evaluation
+on test. `--cells` runs those alone; without data, what stands in the table is
+printed.
 """
 
 import math
