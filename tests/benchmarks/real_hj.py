@@ -65,7 +65,7 @@ from sb_prune import lobes, mac_cost, whisper_structures
 TABLE = Path(__file__).with_suffix(".json")
 FRAMES = 1000  # of the log-mel: 10 s
 BATCHES = {"max_batch_length": 32, "max_batch_ex": 64, "num_buckets": 10}
-DENSE_EPOCHS = 3
+DENSE_EPOCHS = 5
 PRUNE_EPOCHS, TUNE_EPOCHS = 1, 2  # of a third of the utterances
 FEW = 3
 LEVELS = (0.4, 0.6, 0.2)
