@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from itertools import cycle, product
+from operator import itemgetter
 from pathlib import Path
 
 import matplotlib
@@ -49,7 +50,8 @@ def whisper(figure, cells):
     summary = whisper_librispeech.summarise(cells)
     dense, curves = summary["dense"], {}
     for method, rows in summary["table"].items():
-        if method in APART or method.startswith("cut:"):
+        is_apart = method in (*APART, *whisper_librispeech.VARIED)
+        if is_apart or method.startswith("cut:"):
             continue
         for size, row in rows.items():
             if {"dev", "params"} <= row.keys() and size not in dense:
@@ -66,10 +68,32 @@ def whisper(figure, cells):
         for style, (name, rows) in zip(cycle(STYLES), curves.items()):
             rates(axes, rows, cost, name, style)
         axes.set(xlabel=label, yscale="log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        in_percent(axes)
     figure.axes[0].set_ylabel("dev WER, %")
+
+
+def whisper_cut(figure, cells):
+    """Word errors on dev just after the cut against what is gone."""
+    summary = whisper_librispeech.summarise(cells)
+    axes, sizes = figure.subplots(), summary["table"].items()
+    curves = {n: rows for n, rows in sizes if n.startswith("cut:")}
+    for style, (name, rows) in zip(cycle(STYLES), curves.items()):
+        points = [
+            {**row, "gone": 100 * float(size.partition("-")[2])}
+            for size, row in rows.items()
+        ]
+        label = name.removeprefix("cut:")
+        rates(axes, points, itemgetter("gone"), label, style)
+    axes.set(xlabel="parameters of the encoder gone, %", yscale="log")
+    in_percent(axes)
+    axes.set_ylabel("dev WER, %, nothing learned")
+
+
+def in_percent(axes):
+    """Labels of rates on a logarithmic scale, with digits."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def rates(axes, rows, cost, name, style):
@@ -82,6 +106,7 @@ def rates(axes, rows, cost, name, style):
 
 PICTURES = {  # name -> (table, how it is drawn, inches)
     "whisper": (whisper_librispeech.TABLE, whisper, (8.0, 4.4)),
+    "whisper_cut": (whisper_librispeech.TABLE, whisper_cut, (5.6, 4.4)),
     "whisper_depth": (real_convexity.TABLE, depth_of_whisper, (5.6, 3.8)),
 }
 

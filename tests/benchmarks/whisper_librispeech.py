@@ -79,6 +79,11 @@ REFITS = {  # suffix -> lines; of the preset reselected, then refitted
     "_refit": ["refit: {reselect: False}"],
     "": ["refit: null"],
 }
+AFTERWARDS = {  # what follows, as the table says it
+    "": "nothing",
+    "_refit": "refitted",
+    "_reselected": "chosen anew, refitted",
+}
 SCORES = {
     "fisher": [],
     "magnitude": ["score: !name:sb_prune.magnitude_score"],
@@ -114,6 +119,7 @@ VARIANTS = {  # of fisher_reselected, for encoders: name -> (lines, options)
     "rate_4e-4": ([], {"lr_encoder": 0.0004}),
     "two_epochs": ([], {}),  # with which learned gates compare
 }
+VARIED = (*VARIANTS, "l0", "even_magnitude")  # beside the preset
 SOME_EPOCHS = {"l0": 2, "two_epochs": 2}  # on a third of the data, others 1
 WHOLE_KINDS = (
     "front_end_channels",
@@ -572,13 +578,50 @@ def summarise(cells):
 
 
 def as_markdown(summary):
-    """The table for docs."""
+    """The tables for docs: all models, just after the cut, variations."""
+    tables = [models(summary), just_cut(summary), variations(summary)]
+    return "\n\n".join(filter(None, tables))
+
+
+def just_cut(summary):
+    """Word errors before any training: a row for each way to rank units."""
+    sizes = (*ONLY_CUT, "encoder-0.5")
+    lines = [
+        "| ranked by | then | " + " | ".join(sizes) + " |",
+        "|:--|:--|" + "--:|" * len(sizes),
+    ]
+    for score in SCORES:
+        for suffix, then in AFTERWARDS.items():
+            rows = summary["table"].get(f"cut:{score}{suffix}", {})
+            cells = [shown(rows.get(size, {}).get("dev")) for size in sizes]
+            if rows:
+                lines.append(f"| {score} | {then} | {' | '.join(cells)} |")
+    return "\n".join(lines) if lines[2:] else None
+
+
+def variations(summary):
+    """Word errors of what differs from the preset in one thing."""
+    size = "encoder-0.5"
+    lines = ["| what differs | dev WER, % |", "|:--|--:|"]
+    preset = summary["table"].get("fisher_reselected", {})
+    rows = {"nothing": preset}
+    rows |= {name: summary["table"].get(name, {}) for name in VARIED}
+    for name, sizes in rows.items():
+        if size in sizes:
+            lines.append(f"| {name} | {shown(sizes[size]['dev'])} |")
+    return "\n".join(lines) if lines[3:] else None
+
+
+def models(summary):
+    """All models that have learned, and the dense ones."""
     lines = [
         "| model | size | parameters, M | GMACs/s | time, dense at 30 s = 1 "
         "| dev WER, % | test WER, % | full windows repeated |",
         "|:--|:--|--:|--:|--:|--:|--:|--:|",
     ]
     for method, sizes in _rows(summary).items():
+        if method in VARIED or method.startswith("cut:"):
+            continue
         for size, row in sizes.items():
             full = "-"
             if "full" in row:
