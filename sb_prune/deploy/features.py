@@ -142,10 +142,10 @@ class PlainFbank(torch.nn.Module):
 
 
 class LogMel(torch.nn.Module):
-    """Computes the log mel spectrum of SpeechBrain's lobe of Whisper.
+    """Computes the log mel spectrum of a lobe of Whisper.
 
-    As there, what is more than 80 dB below the loudest of the whole batch is
-    lifted to that.
+    What is more than 80 dB below the loudest of an utterance is lifted to
+    that.
 
     Arguments
     ---------
@@ -175,5 +175,6 @@ class LogMel(torch.nn.Module):
         """
         energy = self.filters @ self.spectrum(wavs)[..., :-1]
         energy = energy.clamp(min=1e-10).log10()
-        energy = torch.maximum(energy, energy.amax(dim=(0, 1, 2)) - 8)
+        loudest = energy.amax(dim=(1, 2), keepdim=True)
+        energy = torch.maximum(energy, loudest - 8)
         return (energy + 4) / 4

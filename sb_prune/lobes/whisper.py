@@ -232,6 +232,28 @@ class Whisper(PrunedLobe, whisper.Whisper):
         ):
             return self.forward_encoder(mel)[..., :frames, :]
 
+    def log_mel_spectrogram(self, audio, padding=0):
+        """Log-mel spectra, each of which depends on one utterance alone.
+
+        SpeechBrain's lobe lifts what is more than 80 dB below the loudest of
+        the whole batch, and in fp16 loses what is quiet.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            (batch, samples)
+        padding : int
+            Samples of silence to append.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, mels, frames), float32.
+        """
+        whole = super().log_mel_spectrogram
+        with torch.autocast(audio.device.type, enabled=False):
+            return torch.cat([whole(w[None], padding) for w in audio.float()])
+
     def speech_frames(self, samples):
         """How many of the frames of the encoder are of the audio.
 

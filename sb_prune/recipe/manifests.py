@@ -12,6 +12,8 @@ from sb_prune.support.disk import whole_file
 
 logger = get_logger(__name__)
 
+TABLES = "tables"  # key of the names of the csv files, beside the settings
+
 
 def write_once(save_folder, name, settings, columns, read):
     """Writes csv files, unless they exist already for the same settings.
@@ -45,7 +47,7 @@ def write_once(save_folder, name, settings, columns, read):
     """
     save_folder = Path(save_folder)
     marker = save_folder / f"{name}.json"
-    if marker.is_file() and json.loads(marker.read_text()) == settings:
+    if marker.is_file() and _is_there(marker, settings):
         logger.info(
             "The csv files in %s are kept; to prepare afresh, delete %s",
             save_folder,
@@ -60,7 +62,16 @@ def write_once(save_folder, name, settings, columns, read):
             with open(aside, "w", newline="", encoding="utf-8") as fout:
                 csv.writer(fout).writerows([columns, *rows])
     with whole_file(marker) as aside:
-        aside.write_text(json.dumps(settings), encoding="utf-8")
+        made = {**settings, TABLES: list(tables)}
+        aside.write_text(json.dumps(made), encoding="utf-8")
+
+
+def _is_there(marker, settings):
+    """Whether the csv files were made with these settings, and are there."""
+    made = json.loads(marker.read_text(encoding="utf-8"))
+    tables = made.pop(TABLES, [])  # which versions before 0.3 did not write
+    files = [marker.with_name(f"{table}.csv") for table in tables]
+    return made == settings and all(file.is_file() for file in files)
 
 
 def seconds_of(path, remedy):

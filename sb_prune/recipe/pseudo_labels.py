@@ -127,7 +127,14 @@ def read_pseudo_labels(path, dataset, max_wer):
         If there is no label of an utterance, or none is right.
     """
     with open(path, newline="", encoding="utf-8") as fin:
-        rows = {row["ID"]: row for row in csv.DictReader(fin)}
+        reader = csv.DictReader(fin)
+        missing = {"ID", "text"} - {*(reader.fieldnames or ())}
+        if missing:
+            raise ValueError(
+                f"{path} has no column {min(missing)}; write ID, text and, "
+                "where transcripts are known, WER"
+            )
+        rows = {row["ID"]: row for row in reader}
     for utterance in dataset.data_ids:
         if utterance not in rows:
             raise ValueError(
@@ -138,7 +145,7 @@ def read_pseudo_labels(path, dataset, max_wer):
     right = {
         row["ID"]: row["text"]
         for row in found
-        if not row["WER"] or float(row["WER"]) <= max_wer
+        if not row.get("WER") or float(row["WER"]) <= max_wer
     }
     logger.info(
         f"{path}: {len(right)} of {len(found)} pseudo-labels differ by no more "

@@ -42,7 +42,7 @@ from sb_prune.support.measure import (
     measure_speed,
     noise,
 )
-from sb_prune.support.memory import resident_memory
+from sb_prune.support.memory import forget_peak, resident_memory
 
 LENGTHS = (1, 10, 30)  # seconds; the cost of attention grows quadratically
 
@@ -162,7 +162,7 @@ def measurement_table(folder, export, seconds=10):
         [f"measured on {seconds:g} s of noise, {threads} thread(s)", "value"],
         ["real-time factor, median of 9 forwards", f"{speed:.4f}"],
         ["peak resident memory of a fresh process (MiB)", memory[0]],
-        ["    of it added by the forward (MiB)", memory[1]],
+        ["    added by the forward (MiB)", memory[1]],
     ]
 
 
@@ -179,8 +179,9 @@ def measure_memory(folder, seconds=10):
     Returns
     -------
     (int, int) or None
-        Peak resident memory in MiB, with libraries and model, and how much of
-        it the forward pass added; None on systems without /proc.
+        Peak resident memory in MiB, with libraries, loading and model, and
+        how much the forward pass adds to what is loaded; None on systems
+        without /proc.
     """
     context = get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -191,10 +192,11 @@ def measure_memory(folder, seconds=10):
 def _forward_memory(folder, seconds):
     export = load_export(folder)
     wavs = noise(seconds, export.hparams.get("sample_rate", SAMPLE_RATE))
-    before = resident_memory("VmRSS")
+    before, loading = resident_memory("VmRSS"), resident_memory("VmHWM")
+    forget_peak()
     export.encoder(wavs, torch.ones(1))
     peak = resident_memory("VmHWM")
-    return None if peak is None else (peak, peak - before)
+    return None if peak is None else (max(loading, peak), peak - before)
 
 
 # ---------------------------------------------------------------- reporting

@@ -185,7 +185,8 @@ def compare(folders, found, count, threads=1):
             rows[name].facts = {**process.facts, **process.costs()}
     rows = list(rows.values())
     spoken = {row.facts["language"] for row in rows} - {None}
-    words, style = normaliser(spoken.pop() if len(spoken) == 1 else None)
+    is_english = bool(spoken) and spoken <= {"en", "english"}
+    words, style = normaliser("en" if is_english else None)
     has_labels = all(text is not None for _, text in chosen)
     right = [text for _, text in chosen] if has_labels else rows[0].texts
     said = [words(text) for text in right]

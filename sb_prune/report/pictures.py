@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from contextlib import suppress
 from itertools import cycle, product
 from pathlib import Path
 
@@ -177,7 +178,8 @@ def read_log(path):
         for name, value in re.findall(
             r"((?:train|valid) \S+): ([^\s,]+)", line
         ):
-            curves[name][int(epoch[1])] = float(value)
+            with suppress(ValueError):  # whatever else a recipe logs
+                curves[name][int(epoch[1])] = float(value)
     return dict(curves)
 
 
@@ -199,7 +201,7 @@ def draw_curves(path, curves):
     sparsity = {
         name.removeprefix("train "): points
         for name, points in curves.items()
-        if "_sparsity" in name
+        if re.match(rf"train ({'|'.join(CURVES)})_sparsity", name)
     }
     errors = curves.get("valid WER", {})
     if not sparsity and not errors:

@@ -1,6 +1,6 @@
 """Word errors, and how sure they are."""
 
-import re
+import unicodedata
 
 import numpy
 from speechbrain.utils.edit_distance import (
@@ -10,6 +10,7 @@ from speechbrain.utils.edit_distance import (
 )
 
 DRAWS = 2000  # of utterances, with replacement
+INSIDE = "_'\u200c\u200d"  # a word: and what joins letters without a sign
 
 
 def words_of(text):
@@ -18,6 +19,8 @@ def words_of(text):
     Arguments
     ---------
     text : str
+        Accents may stand apart from their letters, and apostrophes be curly:
+        both are made one (NFKC).
 
     Returns
     -------
@@ -25,10 +28,17 @@ def words_of(text):
 
     Example
     -------
-    >>> words_of("It's 10 o'clock.")
+    >>> words_of("It’s 10 o'clock.")
     ["it's", '10', "o'clock"]
     """
-    return re.findall(r"[\w']+", text.lower())
+    text = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
+    kept = (c if c in INSIDE or _is_of_words(c) else " " for c in text)
+    return "".join(kept).split()
+
+
+def _is_of_words(character):
+    """Whether it is a letter, a digit or a sign of a vowel."""
+    return unicodedata.category(character)[0] in "LNM"
 
 
 def normaliser(language=None):
@@ -134,8 +144,8 @@ def rate_difference(counts, others, draws=DRAWS):
 
 def _rate(counts):
     """Ratio of the sums of (..., utterances, 2), in %."""
-    with numpy.errstate(invalid="ignore", divide="ignore"):
-        return 100 * numpy.divide(*counts.sum(-2).T)
+    errors, words = counts.sum(-2).T
+    return 100 * errors / numpy.where(words == 0, numpy.nan, words)
 
 
 def _with_interval(figure, tables, draws):

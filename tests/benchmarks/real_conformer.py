@@ -226,8 +226,6 @@ class Cells:
             "dense_folder": self._dense("1"),
             "target": level,
             "lr": PRUNED_RATE,
-            "loss_reduction": "mean",  # for each token, as distillation is
-            "dropout": 0.0,  # few epochs, and drawing it takes a quarter
             **DENSE,
             **options,
         }
@@ -242,7 +240,6 @@ class Cells:
             "valid_csv": self._csv["valid"][0],
             "test_csv": f"[{scored}]",
             **BATCHES,
-            "freq_drop_count": 2,  # half the bands are too many of 5 hours
             "seed": seed,
             **options,
         }

@@ -45,7 +45,7 @@ from real_speech import (
     with_whisper,
     write_with_whisper,
 )
-from task_agnostic import COMPRESSION, PROBING
+from task_agnostic import COMPRESSION, OF_LONG_RUNS, PROBING
 from transformers import WhisperConfig, WhisperModel
 
 from sb_prune.students import make_student
@@ -269,6 +269,7 @@ def compression_yaml(model):
     if model == "reselected":
         block = AT_ONCE
         text = text.replace("name: fine_grained_l0", "name: whisper_score")
+    text = text.replace(OF_LONG_RUNS, "")
     line = "    module: wav2vec2\n"
     assert text.count(line) == 1
     return text.replace(line, line + "".join(f"    {b}\n" for b in block))

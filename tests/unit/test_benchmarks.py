@@ -497,16 +497,6 @@ def test_a_row_for_yamls_of_one_outcome(speechbrain_yamls):
     assert table.endswith("1. no heads\n")
 
 
-def test_the_table_of_speechbrains_recipes_is_that_of_the_json(
-    speechbrain_yamls,
-):
-    found = json.loads(speechbrain_yamls.FOUND.read_text())
-    assert speechbrain_yamls.TABLE.read_text() == speechbrain_yamls.table_of(
-        found
-    )
-    assert len(found["yamls"]) > 100
-
-
 def test_a_folder_without_recipes_is_no_checkout(speechbrain_yamls, tmp_path):
     with pytest.raises(SystemExit, match="name a checkout of SpeechBrain"):
         speechbrain_yamls.main([str(tmp_path)])

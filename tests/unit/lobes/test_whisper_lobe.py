@@ -52,9 +52,24 @@ def prefix(load):
 
 @torch.no_grad()
 def test_without_a_context_it_is_speechbrains(folder, load, wav, prefix):
-    theirs = stock.Whisper(folder, folder).eval()
-    for found, expected in zip(load()(wav, prefix)[:2], theirs(wav, prefix)):
-        assert torch.equal(found, expected)
+    """One utterance at a time, as neighbours count in SpeechBrain's."""
+    theirs, ours = stock.Whisper(folder, folder).eval(), load()
+    for one, tokens in zip(wav.split(1), prefix.split(1)):
+        expected = theirs(one, tokens)
+        for found, wanted in zip(ours(one, tokens)[:2], expected):
+            assert torch.equal(found, wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_what_a_quiet_utterance_sounds_like(load, wav, dtype):
+    """The same beside a loud one, and in mixed precision."""
+    lobe, quiet = load(), 0.01 * wav[:1]
+    alone = lobe._get_mel(quiet)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        mel = lobe._get_mel(torch.cat([quiet, wav[:1], 0 * quiet]))
+    assert torch.equal(mel[:1], alone)
+    assert mel.isfinite().all()
 
 
 @torch.no_grad()

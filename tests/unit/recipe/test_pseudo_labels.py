@@ -128,6 +128,11 @@ def test_labels_from_elsewhere(tmp_path):
     write(path, model)
     assert not model.asked
     assert read_pseudo_labels(path, data(["utt0"]), 10) == {"utt0": "Hello."}
+    path.write_text("ID,text\nutt0,Hello.\n")
+    assert read_pseudo_labels(path, data(["utt0"]), 10) == {"utt0": "Hello."}
+    path.write_text("ID,words\nutt0,Hello.\n")
+    with pytest.raises(ValueError, match="has no column text; write ID, text"):
+        read_pseudo_labels(path, data(["utt0"]), 10)
 
 
 def test_generators_stay(tmp_path):

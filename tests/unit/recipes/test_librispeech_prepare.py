@@ -63,6 +63,13 @@ def test_second_call_does_nothing(prepare, data, tmp_path):
     prepare(data, tmp_path / "out", **SPLITS)
 
 
+def test_a_table_that_is_gone_is_written_again(prepare, data, tmp_path):
+    prepare(data, tmp_path / "out", **SPLITS)
+    (tmp_path / "out/train.csv").unlink()
+    prepare(data, tmp_path / "out", **SPLITS)
+    assert (tmp_path / "out/train.csv").is_file()
+
+
 def test_other_splits_are_prepared_anew(prepare, data, tmp_path):
     prepare(data, tmp_path / "out", tr_splits=["train-clean-100"])
     prepare(data, tmp_path / "out", tr_splits=["test-clean"])
