@@ -292,8 +292,9 @@ class _StateRecorder:
             states = [self._states[i] for i in range(len(self._layers) + 1)]
             if self._frames is not None and self._frames > len(states[0]):
                 raise ValueError(
-                    f"an utterance of {self._frames} frames is heard in pieces "
-                    f"of {len(states[0])}; leave longer ones out of the data"
+                    f"of an utterance of {self._frames} frames no more than "
+                    f"{len(states[0])} are heard at once; leave longer ones "
+                    "out of the data"
                 ) from None
             return [frames[: self._frames] for frames in states]
         raise RuntimeError(

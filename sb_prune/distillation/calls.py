@@ -19,6 +19,9 @@ class Call:
         What the module returned: a tensor, or tuples, lists and dicts of them.
     producers : dict
         id of a tensor -> the earlier call that it is an output of.
+    entered : dict, optional
+        id of a tensor -> its version when the module was called, which may
+        change its input in place, as the teacher's copy then does.
 
     Attributes
     ----------
@@ -27,7 +30,7 @@ class Call:
         recipe computes its input from outputs of the student, between calls.
     """
 
-    def __init__(self, name, args, kwargs, output, producers):
+    def __init__(self, name, args, kwargs, output, producers, entered=None):
         self.name = name
         self.output = output
         self.hidden = []  # (stack, tensor) of the teacher's layers
@@ -38,6 +41,7 @@ class Call:
         self.sources = {
             id(t): producers[id(t)] for t in tensors if id(t) in producers
         }
+        self._entered = entered or {}
         self._made = {id(t): _version(t) for t in self.outputs()}
         self._versions = [
             (t, _version(t)) for t in tensors if id(t) not in producers
@@ -54,7 +58,8 @@ class Call:
         source = self.sources.get(id(tensor))
         if source is None:
             return tensor.requires_grad
-        return _version(tensor) != source._made[id(tensor)]
+        entered = self._entered.get(id(tensor), _version(tensor))
+        return entered != source._made[id(tensor)]
 
     def origin(self):
         """The call whose output is the first argument of this one.
@@ -117,6 +122,23 @@ class Call:
         if self._autocast == _autocast(device):
             return nullcontext()
         return torch.autocast(device, dtype=dtype, enabled=enabled)
+
+
+def versions(arguments):
+    """Counts the changes in place of tensors so far.
+
+    Arguments
+    ---------
+    arguments : object
+        Tensors in tuples, lists and dicts.
+
+    Returns
+    -------
+    dict
+        id of each tensor -> int, or None where torch does not count.
+    """
+    tensors = filter(torch.is_tensor, tree_leaves(arguments))
+    return {id(tensor): _version(tensor) for tensor in tensors}
 
 
 def _version(tensor):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import torch
 
-from sb_prune.distillation.calls import Call
+from sb_prune.distillation.calls import Call, versions
 from sb_prune.distillation.copies import FrozenCopy
 from sb_prune.support.outputs import first_tensor
 from sb_prune.support.parallel import unwrap
@@ -89,6 +89,7 @@ class Teacher:
         self._calls = []
         self._producers = {}  # id of a tensor -> the call that returned it
         self._hidden = []  # of the call that is replayed now
+        self._entered = {}  # module that runs now -> versions of its input
         self.student_outputs = {}
         self.student_hidden = {stack: [] for stack in self.stacks}
         self.pads = {}  # stack, of these layers or others -> (B, T) bool
@@ -145,8 +146,16 @@ class Teacher:
             if name in own or _has_parameters(module)
         }
         self._handles = [
-            module.register_forward_hook(self._record(name), with_kwargs=True)
+            handle
             for name, module in heard.items()
+            for handle in (
+                module.register_forward_pre_hook(
+                    self._enter(name), with_kwargs=True
+                ),
+                module.register_forward_hook(
+                    self._record(name), with_kwargs=True
+                ),
+            )
         ]
         self._devices = {
             name: next((p.device for p in module.parameters()), None)
@@ -195,11 +204,19 @@ class Teacher:
 
         return hook
 
+    def _enter(self, name):
+        def hook(module, args, kwargs):
+            if self._active:
+                self._entered[name] = versions((args, kwargs))
+
+        return hook
+
     def _record(self, name):
         def hook(module, args, kwargs, output):
             if not self._active:
                 return
-            call = Call(name, args, kwargs, output, self._producers)
+            entered = self._entered.pop(name, None)
+            call = Call(name, args, kwargs, output, self._producers, entered)
             self._calls.append(call)
             # the call keeps these tensors alive, so that no id is used again
             self._producers.update((id(t), call) for t in call.outputs())

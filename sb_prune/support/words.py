@@ -14,7 +14,7 @@ INSIDE = "_'\u200c\u200d"  # a word: and what joins letters without a sign
 
 
 def words_of(text):
-    """Words in small letters, without punctuation.
+    """Words in small letters, without punctuation around them.
 
     Arguments
     ---------
@@ -33,7 +33,8 @@ def words_of(text):
     """
     text = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
     kept = (c if c in INSIDE or _is_of_words(c) else " " for c in text)
-    return "".join(kept).split()
+    words = (word.strip("'") for word in "".join(kept).split())
+    return [word for word in words if word]
 
 
 def _is_of_words(character):

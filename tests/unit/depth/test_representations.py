@@ -59,7 +59,7 @@ def test_silence_that_a_decoder_would_read_is_not_looked_at(brain):
 
 def test_an_utterance_in_several_pieces_is_refused(brain):
     aligned = brain(aligned=True, context="utterance", margin=0.5)
-    with pytest.raises(ValueError, match="1550 frames is heard in pieces"):
+    with pytest.raises(ValueError, match="1550 frames no more than 800 are"):
         states_of(aligned, 31 * 16000)
 
 

@@ -207,6 +207,19 @@ def test_what_is_computed_between_modules_is_named(student, between, loose):
     assert teacher.loose("encoder") == teacher.loose("lin") == loose
 
 
+def test_a_module_may_change_its_own_input():
+    student = {
+        "front": nn.Linear(2, 2),
+        "encoder": nn.Sequential(nn.ReLU(inplace=True), nn.Linear(2, 2)),
+    }
+    teacher = Teacher(student)
+    teacher.listen_(student)
+    teacher.begin_()
+    said = student["encoder"](student["front"](torch.randn(4, 2)))
+    assert teacher.loose("encoder") is None
+    torch.testing.assert_close(teacher.outputs["encoder"], said)
+
+
 def test_modules_that_hear_the_same_are_followed():
     """Neither is fed by the other."""
     student = {name: torch.nn.Linear(2, 2) for name in ("speaker", "words")}

@@ -15,6 +15,7 @@ from sb_prune.support.words import error_rate, word_errors, words_of
         ("नमस्ते, दुनिया।", ["नमस्ते", "दुनिया"]),
         ("สวัสดี ครับ", ["สวัสดี", "ครับ"]),
         ("Où est l'été?", ["où", "est", "l'été"]),
+        ("‘Hello,’ 'she' said '", ["hello", "she", "said"]),
         ("a-b_c 1.5", ["a", "b_c", "1", "5"]),
         ("...", []),
     ],
