@@ -66,6 +66,7 @@ TABLE = Path(__file__).with_suffix(".json")
 FRAMES = 1000  # of the log-mel: 10 s
 BATCHES = {"max_batch_length": 32, "max_batch_ex": 64, "num_buckets": 10}
 DENSE_EPOCHS = 5
+DENSE_RATE = 0.00003  # of the encoder; with 0.0001 it forgets
 PRUNE_EPOCHS, TUNE_EPOCHS = 1, 2  # of a third of the utterances
 FEW = 3
 LEVELS = (0.4, 0.6, 0.2)
@@ -201,7 +202,6 @@ class Cells:
             hub = self._small(level)
             small = {
                 "encoder_dim": WhisperConfig.from_pretrained(hub).d_model,
-                "freeze_whisper_steps": 0,
                 "lr_whisper": SMALL_RATE,
                 "warmup_steps": SMALL_WARMUP,
             }
@@ -212,13 +212,14 @@ class Cells:
         return untrained(self._whisper, level, self.runs.folder)
 
     def _dense(self, seed, scored):
-        name = f"dense-{seed}"
-        return self._train(name, seed, scored, DENSE_EPOCHS, self._whisper)
+        name, more = f"dense-{seed}", {"lr_whisper": DENSE_RATE}
+        hub = self._whisper
+        return self._train(name, seed, scored, DENSE_EPOCHS, hub, **more)
 
     def _train(self, name, seed, scored, epochs, hub, **more):
         steps = epochs * steps_in_epoch(self._csv["train"][0], **BATCHES)
         options = {
-            "freeze_whisper_steps": 200,
+            "freeze_whisper_steps": 0,
             "number_of_epochs": epochs,
             **schedule(steps),
             **more,
