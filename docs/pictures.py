@@ -78,10 +78,9 @@ def whisper_cut(figure, cells):
     axes, sizes = figure.subplots(), summary["table"].items()
     curves = {n: rows for n, rows in sizes if n.startswith("cut:")}
     for style, (name, rows) in zip(cycle(STYLES), curves.items()):
-        points = [
-            {**row, "gone": 100 * float(size.partition("-")[2])}
-            for size, row in rows.items()
-        ]
+        points = [{**summary["dense"][USUAL], "gone": 0}]
+        for size, row in rows.items():
+            points.append({**row, "gone": 100 * float(size.split("-")[1])})
         label = name.removeprefix("cut:")
         rates(axes, points, itemgetter("gone"), label, style)
     axes.set(xlabel="parameters of the encoder gone, %", yscale="log")
