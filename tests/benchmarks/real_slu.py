@@ -67,7 +67,7 @@ METHODS = {
     name: ALL_METHODS[name]
     for name in ("mac", "fisher", "fisher_reselected", "even_magnitude")
 }
-DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 8, 2, 2
+DENSE_EPOCHS, PRUNE_EPOCHS, TUNE_EPOCHS = 16, 2, 2  # of few orders
 RATES = {"lr": 0.0005, "lr_wav2vec2": 0.00005}
 SMALL_RATES = {"lr": 0.0005, "lr_wav2vec2": 0.0005}  # of random weights
 DECODER = {
