@@ -3,21 +3,6 @@
 import torch
 
 
-def hidden_size(encoder):
-    """Width of the hidden states of a Hugging Face encoder.
-
-    Arguments
-    ---------
-    encoder : torch.nn.Module
-        A lobe, of SpeechBrain or of `sb_prune.lobes`.
-
-    Returns
-    -------
-    int
-    """
-    return encoder.model.config.hidden_size
-
-
 class WeightedSum(torch.nn.Module):
     """Weighted mean of the hidden states of all layers, with learnt weights.
 

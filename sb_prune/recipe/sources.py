@@ -1,4 +1,4 @@
-"""Checks that a pretrained encoder can be loaded, before it is loaded.
+"""Pretrained encoders: whether one can be loaded, and how wide it is.
 
 Without a network, a Hugging Face lobe of SpeechBrain fails only after half a
 minute of retries. A YAML can check the source first:
@@ -82,3 +82,18 @@ def _check_hub(key, source):
             f"{key}: {source} is no folder, and the Hugging Face hub cannot "
             f"be reached ({reason(error)}); {OFFLINE}"
         ) from error
+
+
+def hidden_size(encoder):
+    """Width of the hidden states of a Hugging Face encoder.
+
+    Arguments
+    ---------
+    encoder : torch.nn.Module
+        A lobe, of SpeechBrain or of `sb_prune.lobes`.
+
+    Returns
+    -------
+    int
+    """
+    return encoder.model.config.hidden_size

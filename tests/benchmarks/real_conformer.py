@@ -53,7 +53,6 @@ from real_speech import (
     steps_in_epoch,
     summarise_methods,
 )
-from transformers import WhisperConfig
 
 TABLE = Path(__file__).with_suffix(".json")
 BATCHES = {"max_batch_length": 36, "max_batch_ex": 64, "num_buckets": 20}
@@ -130,11 +129,8 @@ class Cells:
     """
 
     def __init__(self, folder, given):
-        self.runs, self._data = Runs(folder), given.librispeech
-        self._teacher = {
-            "whisper_hub": given.whisper,
-            "whisper_dim": WhisperConfig.from_pretrained(given.whisper).d_model,
-        }
+        self.runs, self._teacher = Runs(folder), given.whisper
+        self._data = given.librispeech
         self._csv = manifests(
             folder / "csv",
             self._data,
@@ -191,7 +187,7 @@ class Cells:
             "total_steps": steps,
             "cooldown_steps": round(0.6 * steps),
             "warmup_steps": round(0.1 * steps),
-            **self._teacher,
+            "whisper_hub": self._teacher,
             **model,
         }
         yaml = RECIPE / "hparams/train_ctc_with_whisper.yaml"

@@ -114,7 +114,6 @@ SMALLER = {
         TINY,
         **FEW_HOURS,
         **SMALL_WHISPER,
-        whisper_dim=16,
         test_csv=TEST.format("train_ctc_with_whisper"),
     ),
     "train.py hparams/prune_ctc.yaml": options(

@@ -238,7 +238,6 @@ def test_whisper_teaches_a_conformer(corpus, tiny_whisper, tmp_path):
                 train_splits="[train-clean-100]",
                 test_csv=f"[{run}/test-clean.csv]",
                 whisper_hub=tiny_whisper,
-                whisper_dim=16,
                 whisper_weight=weight,
                 output_folder=run,
             ),

@@ -54,7 +54,9 @@ def overrides(path, folder, encoder, whisper):
             (found,) = re.findall(
                 rf"^{name}: (\S+)", training.read_text(), re.M
             )
-            values[name] = ruamel.yaml.YAML(typ="safe").load(found)
+            values[name] = 16  # the width of an encoder, which it says itself
+            if not found.startswith("!"):
+                values[name] = ruamel.yaml.YAML(typ="safe").load(found)
     for name, model in (("wav2vec2_hub", encoder), ("whisper_hub", whisper)):
         if re.search(f"^{name}:", path.read_text(), re.M):
             values[name] = str(model)

@@ -42,12 +42,6 @@ class ASR(sb.Brain):
         if "from_whisper" in self.modules:
             # not one of `modules`: it neither learns nor is saved
             self.hparams.whisper.to(self.device).eval()
-            width = self.hparams.whisper.model.config.d_model
-            if width != self.hparams.whisper_dim:
-                raise ValueError(
-                    f"whisper_dim: {self.hparams.whisper_dim}; that of this "
-                    f"whisper_hub is {width}; write {width}"
-                )
 
     def compute_forward(self, batch, stage):
         """From waveforms to log-probabilities, and what else the loss needs.
