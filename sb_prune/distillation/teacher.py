@@ -257,7 +257,7 @@ class Teacher:
         list of torch.Tensor
             (B, T) bool, True for padding: those with which the layers of the
             module ran, or of the nearest one before it; the likeliest first,
-            as encoders come before decoders. None if no layer was given one.
+            as encoders come before decoders. Empty if no layer was given one.
         """
         calls = {call.name: call for call in self._calls}
         call = calls.get(name)

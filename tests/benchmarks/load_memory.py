@@ -32,6 +32,7 @@ import sys
 import torch
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 from sb_prune import lobes
+from sb_prune.support.memory import forget_peak
 
 def resident(field):
     lines = open("/proc/self/status").read().splitlines()
@@ -39,7 +40,7 @@ def resident(field):
     return int(found.split()[1]) * 1024
 
 torch.nn.functional.gelu(torch.ones(8))  # torch sets up its kernels
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts from now
+forget_peak()
 before = resident("VmRSS")
 lobe = lobes.Wav2Vec2(sys.argv[1], sys.argv[1])
 with torch.no_grad():

@@ -42,6 +42,7 @@ from pathlib import Path
 from cells import Runs
 from conformer_methods import STRAIGHT
 from real_speech import (
+    FEW_GONE,
     ON_CPU,
     RECIPE,
     SCORE_STEPS,
@@ -94,7 +95,6 @@ METHODS = {  # name -> (preset, lines beside it)
     "fisher_reselected": (SCORE, AT_ONCE["fisher_reselected"]),
 }
 BEST = ("l0_taylor", "fisher_reselected")  # more levels and seeds
-FEW_GONE = 0.001  # of `dense_continued`
 QUICK = ["dense/1", "cut:fisher_reselected/0.2/1"]
 
 

@@ -47,6 +47,7 @@ from pathlib import Path
 import torch
 from cells import CTC, Runs, locked
 from real_speech import (
+    FEW_GONE,
     ON_CPU,
     SCORE_STEPS,
     manifests,
@@ -108,7 +109,6 @@ LAYERS = """layer_pruning:
         output_weight: 1.0
         task_weight: 1.0
 """
-FEW_GONE = 0.001  # of `dense_continued`
 SMALL_RATE, SMALL_WARMUP = 0.0005, 500  # of random weights
 FIRST = (
     "fisher_reselected",

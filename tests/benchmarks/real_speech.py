@@ -33,6 +33,7 @@ WHISPER = (
 KEPT = r"    (source|save_path|output_all_hiddens|freeze):"
 EVERY_VALID = 10  # utterances of dev of which one is for validation
 PART = 500  # utterances that are scored in one process
+FEW_GONE = 0.001  # of `dense_continued`, which is pruned as others are
 CONTROLS = ("dense_continued", "dense")  # which others are compared with
 SCORE_STEPS = 64  # of measuring, where all goes at once
 
