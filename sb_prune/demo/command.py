@@ -20,6 +20,7 @@ import torch
 from sb_prune.demo.comparison import SECONDS, as_text, compare, transcribe
 from sb_prune.demo.runs import say, train
 from sb_prune.report.command import write_report
+from sb_prune.support.disk import whole_file
 
 
 def demonstrate(demo, description):
@@ -72,7 +73,10 @@ def _read_command_line(description):
         action="store_true",
         help="tiny models and corpora, for tests",
     )
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.jobs < 1:
+        parser.error(f"--jobs: {given.jobs} must be at least 1")
+    return given
 
 
 def _claim_folder(folder, given, yamls):
@@ -101,7 +105,9 @@ def _claim_folder(folder, given, yamls):
             "that does not exist"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps(wanted, indent=4) + "\n")
+    if not marker.is_file():
+        with whole_file(marker) as aside:
+            aside.write_text(json.dumps(wanted, indent=4) + "\n")
 
 
 def _show_export(export, folder):

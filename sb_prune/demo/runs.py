@@ -137,9 +137,10 @@ def train(chains, jobs=2):
                         continue
                     processes[run.name] = run.start()
                 status = processes[run.name].poll()
-                if shown.get(run.name) != run.progress():
-                    shown[run.name] = run.progress()
-                    say(f"{run.name}: {shown[run.name]}")
+                progress = run.progress()
+                if shown.get(run.name) != progress:
+                    shown[run.name] = progress
+                    say(f"{run.name}: {progress}")
                 if status == 0:
                     run.marker.touch()
                     say(f"{run.name}: finished")

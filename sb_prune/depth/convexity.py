@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
+from speechbrain.utils.logger import get_logger
 
+logger = get_logger(__name__)
 BLOCK = 1 << 24  # largest number of float64 values in a block of distances
 NO_PREDECESSOR = -9999  # what SciPy writes where a point cannot be reached
 
@@ -50,6 +52,9 @@ class Convexity:
 
 def graph_convexity(points, labels, neighbours=10, max_pairs=5000, seed=0):
     """Measures how convex the classes of labelled points are.
+
+    Points that are the same, as of utterances that the data have twice, lower
+    the score (see `neighbour_graph`).
 
     Arguments
     ---------
@@ -146,7 +151,9 @@ def neighbour_graph(points, neighbours):
     Two points are joined if either is among the neighbours of the other (the
     graph is symmetrised by maximum). The weight of an edge is the Euclidean
     distance. Points at the same position count as neighbours of each other but
-    are not joined, since a sparse matrix cannot hold an edge of length 0.
+    are not joined: the package of the measure's authors takes a length of 0 for
+    no edge, and their figures are to be had here. The log says where there are
+    such points.
 
     Arguments
     ---------
@@ -162,6 +169,11 @@ def neighbour_graph(points, neighbours):
     """
     rows, columns, lengths = nearest(points, neighbours + 1)  # and itself
     joined = lengths > 0
+    if (lengths[rows != columns] == 0).any():
+        logger.warning_once(
+            "convexity: some points are the same, and no path joins them, "
+            "which lowers the score; leave out what the data have twice"
+        )
     directed = csr_array(
         (lengths[joined], (rows[joined], columns[joined])),
         shape=(len(points), len(points)),

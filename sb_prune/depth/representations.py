@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from sb_prune.support.messages import shown
+from sb_prune.support.outputs import first_tensor
 from sb_prune.support.random_state import generators_untouched
 from sb_prune.support.values import call_named
 
@@ -270,16 +271,15 @@ class _StateRecorder:
             handle.remove()
 
     def _hear(self, lobe, args, kwargs):
-        wavs = args[0] if args else next(iter(kwargs.values()))
-        self._frames = lobe.speech_frames(wavs.shape[-1])
+        self._frames = lobe.speech_frames(_first(args, kwargs).shape[-1])
 
     def _enter(self, module, args, kwargs):
-        self._keep(0, args[0] if args else next(iter(kwargs.values())))
+        self._keep(0, _first(args, kwargs))
 
     def _keep(self, place, output):
-        if isinstance(output, tuple):
-            output = output[0]
-        self._states.setdefault(place, output[0])  # a batch of one utterance
+        state = first_tensor(output)[0]  # of a batch of one utterance
+        # a copy, as the next layer may write into what it is given
+        self._states.setdefault(place, state.clone())
         if len(self._states) > len(self._layers):
             raise _LastLayerDone
 
@@ -301,6 +301,11 @@ class _StateRecorder:
             "layers: the recipe's compute_forward did not run all of them in "
             "validation"
         )
+
+
+def _first(args, kwargs):
+    """The first argument of a call, with its name or without."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _segments(value, states, where):

@@ -29,6 +29,9 @@ from sb_prune.export.yaml_nodes import tag_of
 from sb_prune.support.audio import SAMPLE_RATE
 from sb_prune.support.disk import reason
 
+# what EncoderClassifier calls one after another, before its classifier
+CLASSIFIER = ("compute_features", "mean_var_norm", "embedding_model")
+
 
 class ExportError(ValueError):
     """Says why an export folder cannot be loaded, and what to do."""
@@ -130,7 +133,9 @@ class Export:
 
 
 def encoder_of(hparams):
-    """The encoder that EncoderASR, EncoderDecoderASR or WhisperASR call.
+    """The encoder that SpeechBrain's inference classes call.
+
+    They are EncoderASR, EncoderDecoderASR, WhisperASR and EncoderClassifier.
 
     Arguments
     ---------
@@ -152,11 +157,19 @@ def encoder_of(hparams):
         return modules["encoder"]
     if "whisper" in modules:
         return partial(_hear, modules["whisper"])
+    if set(CLASSIFIER) <= modules.keys():
+        return partial(_embed, *(modules[name] for name in CLASSIFIER))
     raise ExportError(
-        "hyperparams.yaml has no `encoder` or `whisper` in its `modules`; "
-        "only models for EncoderASR, EncoderDecoderASR and WhisperASR can "
-        "be measured"
+        "hyperparams.yaml has no `encoder` or `whisper` in its `modules`, nor "
+        f"{', '.join(CLASSIFIER)}; only models for EncoderASR, "
+        "EncoderDecoderASR, WhisperASR and EncoderClassifier can be measured"
     )
+
+
+def _embed(compute_features, mean_var_norm, embedding_model, wavs, lengths):
+    """Calls three modules as EncoderClassifier does."""
+    feats = mean_var_norm(compute_features(wavs), lengths)
+    return embedding_model(feats, lengths)
 
 
 def _hear(whisper, wavs, wav_lens):

@@ -26,6 +26,15 @@ class PrunedLobe:
                 source, save_path, cache_dir, device, **kwargs
             )
             return
+        others = kwargs.keys() - {"attn_implementation", "trust_remote_code"}
+        if self.quantization_config is not None:
+            others.add("quantization_config")
+        if others:
+            raise ValueError(
+                f"{', '.join(sorted(others))}: the model in {source} was "
+                "pruned, and is loaded in float32, as it was saved: leave "
+                "this out"
+            )
         with naming_source(source):
             self.model = build_model(self.config, **attention_of(kwargs))
             weights = cached_file(source, WEIGHTS, cache_dir=save_path)

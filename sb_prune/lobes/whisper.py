@@ -216,7 +216,7 @@ class Whisper(PrunedLobe, whisper.Whisper):
     def _piece(self, samples):
         """Samples of each of the equal pieces that the context can hold."""
         longest = self.longest // FRAME * FRAME
-        pieces = -(-samples // longest)
+        pieces = max(1, -(-samples // longest))
         return -(-samples // (pieces * FRAME)) * FRAME
 
     def _frames_of(self, wav, mask):

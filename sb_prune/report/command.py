@@ -15,6 +15,7 @@ written. A page shows what each costs and hears.
 """
 
 import argparse
+import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -45,6 +46,17 @@ from sb_prune.support.measure import (
 from sb_prune.support.memory import forget_peak, resident_memory
 
 LENGTHS = (1, 10, 30)  # seconds; the cost of attention grows quadratically
+# options of a report on one folder, and of a comparison
+OF_ONE = ("seconds", "log")
+OF_SEVERAL = (
+    "output",
+    "audio",
+    "labels",
+    "data_folder",
+    "utterances",
+    "threads",
+)
+DEFAULTS = {"seconds": 10.0, "utterances": 40, "threads": 1}
 
 # ---------------------------------------------------------------- measuring
 
@@ -64,10 +76,9 @@ def cost_table(export, seconds=10):
     -------
     list of list of str
         The header, then the rows. The parts outside of the pruned scope are
-        the same in both models and are counted in the export. MACs are those
-        of one call of the encoder; decoding is not counted, but for a decoder
-        in the scope, as long as the declaration says. The last rows give the
-        MACs of the scope for short and long audio.
+        the same in both models and are counted in the export. Decoding is not
+        counted, but for a decoder in the scope, as long as the declaration
+        says. The last rows give the MACs of the scope for short and long audio.
     """
     dense, last = declared_alike(export.history)[0], export.steps[-1]
     sample_rate = export.hparams.get("sample_rate", SAMPLE_RATE)
@@ -83,9 +94,11 @@ def cost_table(export, seconds=10):
 
     def macs(seconds):
         wavs = noise(seconds, sample_rate)
-        frames = _frames(export, export.scope[0], wavs)
-        now = float(mac_cost(last.declaration, frames).of_kept(kept))
-        return now / seconds, mac_cost(dense, frames).dense() / seconds
+        now = before = 0.0
+        for frames in _frames(export, export.scope[0], wavs):
+            now += float(mac_cost(last.declaration, frames).of_kept(kept))
+            before += mac_cost(dense, frames).dense()
+        return now / seconds, before / seconds
 
     rows = [
         ["cost", "pruned", "dense", "left"],
@@ -96,7 +109,7 @@ def cost_table(export, seconds=10):
             size,
         ),
     ]
-    hears = [_frames(export, part, wavs) is not None for part in export.scope]
+    hears = [bool(_frames(export, part, wavs)) for part in export.scope]
     names = (of_scope, "MACs per second, from the audio")
     if not hears[0]:  # a decoder alone
         return [*rows, _cost_row(names[1], done, done)]
@@ -111,7 +124,7 @@ def cost_table(export, seconds=10):
 
 
 def _frames(export, module, wavs):
-    """Frames at the input of a module that was cut; None if it hears none."""
+    """Frames at the input of a module that was cut, of each call."""
     axis = export.steps[-1].declaration.time_axis
     return count_frames(export.encoder, module, wavs, axis)
 
@@ -254,7 +267,7 @@ def _unit_parts(export, seconds):
         return [format_table(table) for _, table in tables]
     sample_rate = export.hparams.get("sample_rate", SAMPLE_RATE)
     wavs = noise(seconds, sample_rate)
-    frames = _frames(export, export.scope[0], wavs)
+    frames = max(_frames(export, export.scope[0], wavs), default=None)
     parts = ["Size after each cut:", format_table(size_table(export, frames))]
     for heading, table in tables:
         parts += [f"{heading}:", format_table(table)]
@@ -309,7 +322,7 @@ def _parsed(arguments):
     )
     parser.add_argument("folder", nargs="?", help="an export of sb_prune")
     parser.add_argument(
-        "--seconds", type=float, default=10, help="audio to measure with"
+        "--seconds", type=float, help="audio to measure with (default: 10)"
     )
     parser.add_argument(
         "--log", help="train_log.txt of the run (default: beside the folder)"
@@ -325,13 +338,22 @@ def _parsed(arguments):
     group.add_argument("--audio", help="folder with audio")
     group.add_argument("--labels", help="or a CSV manifest with wav and wrd")
     group.add_argument("--data_folder", help="$data_root in the manifest")
-    group.add_argument("--utterances", type=int, default=40, help="at most")
-    group.add_argument("--threads", type=int, default=1, help="of each model")
+    group.add_argument("--utterances", type=int, help="at most (default: 40)")
+    group.add_argument("--threads", type=int, help="of each model (default: 1)")
     given = parser.parse_args(arguments)
-    if not 0.1 <= given.seconds <= 3600:
-        parser.error(f"--seconds: {given.seconds} must be between 0.1 and 3600")
     if (given.folder is None) == (given.compare is None):
         parser.error("write one FOLDER, or --compare and several")
+    where, others = "with --compare", OF_ONE
+    if given.folder is not None:
+        where, others = "with one FOLDER", OF_SEVERAL
+    for key in others:
+        if getattr(given, key) is not None:
+            parser.error(f"--{key}: leave it out {where}")
+    for key, value in DEFAULTS.items():
+        if getattr(given, key) is None:
+            setattr(given, key, value)
+    if not 0.1 <= given.seconds <= 3600:
+        parser.error(f"--seconds: {given.seconds} must be between 0.1 and 3600")
     if given.compare and not given.output:
         parser.error("--compare: write --output PAGE.html, too")
     for key in ("utterances", "threads"):
@@ -359,10 +381,10 @@ def write_comparison(given):
 
     folders = _named(given.compare)
     output = Path(given.output)
-    if output.is_dir() or not output.resolve().parent.is_dir():
+    if output.is_dir() or not os.access(output.resolve().parent, os.W_OK):
         raise DeployError(
             f"--output: {output} cannot be written; name a file in a folder "
-            "that is there"
+            "that is there and in which you may write"
         )
     found = utterances(given.audio, given.labels, given.data_folder)
     comparison = compare(folders, found, given.utterances, given.threads)
@@ -380,7 +402,7 @@ def _named(models):
         else model.split("=", 1)
         for model in models
     ]
-    parts = [Path(folder).parts for _, folder in pairs]
+    parts = [Path(folder).resolve().parts for _, folder in pairs]
     while len({p[:1] for p in parts}) == 1 and all(len(p) > 1 for p in parts):
         parts = [p[1:] for p in parts]
     while len({p[-1:] for p in parts}) == 1 and all(len(p) > 1 for p in parts):

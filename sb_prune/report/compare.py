@@ -81,6 +81,8 @@ class Comparison:
         Says how words were compared.
     too_long : int
         Utterances that not all models hear at once, and that are left out.
+    unreadable : int
+        Files of a folder that are left out as nothing can be read from them.
     """
 
     rows: list
@@ -92,6 +94,7 @@ class Comparison:
     threads: int
     normaliser: str
     too_long: int
+    unreadable: int
 
 
 def utterances(audio, labels, data_folder):
@@ -123,22 +126,39 @@ def utterances(audio, labels, data_folder):
     return [(str(path), None) for path in audio_files(audio)]
 
 
-def _seconds(path):
+def _seconds(path, text):
+    """Of a file; None if nothing can be read from one without transcript."""
     try:
-        return soundfile.info(str(path)).duration
+        found = soundfile.info(str(path)).duration
+        if not found:
+            raise OSError("it has no samples")
     except (OSError, soundfile.SoundFileError) as error:
+        if text is None:  # of a folder, where all kinds of files may lie
+            return None
         raise DeployError(f"{path} cannot be read: {error}") from error
+    return found
 
 
 def _chosen(found, longest, count):
-    """Utterances that all models hear, and of how many."""
-    heard = [pair for pair in found if _seconds(pair[0]) <= longest]
+    """Utterances that all models hear, and how many do not serve.
+
+    Returns
+    -------
+    list of (str, str or None, float)
+        Path, transcript and seconds.
+    int, int
+        Utterances that are too long, and files that cannot be read.
+    """
+    timed = [(*pair, _seconds(*pair)) for pair in found]
+    read = [each for each in timed if each[2] is not None]
+    heard = [each for each in read if each[2] <= longest]
     if not heard:
         raise DeployError(
-            f"--compare: no utterance is at most {longest:g} s long, as all "
-            "models hear; cut them at pauses"
+            f"--compare: no utterance that can be read is at most {longest:g} "
+            "s long, as all models hear; cut them at pauses"
         )
-    return some(heard, count), len(found) - len(heard)
+    left_out = len(read) - len(heard), len(timed) - len(read)
+    return some(heard, count), *left_out
 
 
 def compare(folders, found, count, threads=1):
@@ -170,10 +190,11 @@ def compare(folders, found, count, threads=1):
     with processes(folders, threads) as running:
         limits = [process.facts["longest"] for process in running.values()]
         longest = min(filter(None, limits), default=LONGEST)
-        chosen, too_long = _chosen(found, min(longest, LONGEST), count)
+        longest = min(longest, LONGEST)
+        chosen, too_long, unreadable = _chosen(found, longest, count)
         for process in running.values():
             process.transcribe(chosen[0][0])  # the first call takes longer
-        for n, (path, _) in enumerate(chosen):
+        for n, (path, _, _) in enumerate(chosen):
             turns = list(running.items())
             for name, process in turns[:: -1 if n % 2 else 1]:
                 text, seconds = process.transcribe(path)
@@ -187,8 +208,9 @@ def compare(folders, found, count, threads=1):
     spoken = {row.facts["language"] for row in rows} - {None}
     is_english = bool(spoken) and spoken <= {"en", "english"}
     words, style = normaliser("en" if is_english else None)
-    has_labels = all(text is not None for _, text in chosen)
-    right = [text for _, text in chosen] if has_labels else rows[0].texts
+    transcripts = [text for _, text, _ in chosen]
+    has_labels = None not in transcripts
+    right = transcripts if has_labels else rows[0].texts
     said = [words(text) for text in right]
     if not any(said):
         raise DeployError(
@@ -202,14 +224,15 @@ def compare(folders, found, count, threads=1):
         row.counts = numpy.array([word_errors(*pair) for pair in pairs])
     return Comparison(
         rows,
-        [Path(path).stem for path, _ in chosen],
-        [_seconds(path) for path, _ in chosen],
+        [Path(path).stem for path, _, _ in chosen],
+        [seconds for _, _, seconds in chosen],
         said,
         heard,
         has_labels,
         threads,
         style,
         too_long,
+        unreadable,
     )
 
 

@@ -3,6 +3,7 @@
 So the memory of each is known, and a deployed model runs without torch.
 """
 
+import gc
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -195,6 +196,8 @@ _opened = {}  # of this process: what is asked next needs what was opened
 def _open(folder, threads):
     Thread(target=_end_with_parent, daemon=True).start()
     kind = kind_of_model(folder)
+    kind(folder, threads)  # once, as its YAML imports what it needs
+    gc.collect()
     start = perf_counter()
     model = kind(folder, threads)
     seconds = perf_counter() - start

@@ -14,11 +14,11 @@ from sb_prune.support.words import marked
 
 TEMPLATE = Path(__file__).with_name("compare.html")
 SHOWN = 60  # utterances whose transcripts are shown
-COSTS = {  # axis -> (label, Row -> value)
-    "size": ("files, MB", lambda row: row.facts["bytes"] / 1e6),
-    "macs": ("encoder GMACs for 1 s", lambda row: row.facts["macs"] / 1e9),
-    "latency": ("median latency, s", lambda row: numpy.median(row.seconds)),
-}
+COSTS = (  # label, Row -> value
+    ("files, MB", lambda row: row.facts["bytes"] / 1e6),
+    ("encoder GMACs for 1 s", lambda row: row.facts["macs"] / 1e9),
+    ("median latency, s", lambda row: numpy.median(row.seconds)),
+)
 
 
 def render(comparison, title):
@@ -48,9 +48,10 @@ def render(comparison, title):
         threads=comparison.threads,
         normaliser=comparison.normaliser,
         too_long=comparison.too_long,
+        unreadable=comparison.unreadable,
         has_labels=comparison.has_labels,
         table=table(comparison),
-        charts=[_chart(comparison, *axis) for axis in COSTS.values()],
+        charts=[_chart(comparison, *axis) for axis in COSTS],
         structures=[
             (row.name, _structure(row.facts["units"]))
             for row in rows

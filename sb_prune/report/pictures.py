@@ -17,6 +17,7 @@ CURVES = {
     "expected": {"color": "#E69F00", "linewidth": 3},
     "realised": {"color": "#000000", "linewidth": 1, "marker": "."},
 }
+DASHES = ("solid", "dashed", "dotted", "dashdot")  # of groups of a budget
 MARKERS = "osD^v"
 GONE_COLOUR = "#D9D9D9"
 LABELS = [
@@ -207,23 +208,30 @@ def draw_curves(path, curves):
     if not sparsity and not errors:
         return False
     figure = _figure((7, 5.5), layout="constrained")
-    top, bottom = figure.subplots(2, sharex=True)
-    for name, points in sparsity.items():
-        label = name.replace("_sparsity", "")
-        top.plot(*_xy(points), label=label, **CURVES[name.split("_")[0]])
-    top.set(ylabel="sparsity of what is counted", ylim=(0, 1))
-    bottom.plot(*_xy(errors), color="#D55E00", marker="o")
-    bottom.set(xlabel="epoch", ylabel="valid WER (%)")
-    bottom.set_ylim(bottom=0)
-    bottom.xaxis.set_major_locator(_whole_numbers())
+    panels = bool(sparsity) + bool(errors)
+    every = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
+    if errors:
+        every[-1].plot(*_xy(errors), color="#D55E00", marker="o")
+        every[-1].set(ylabel="valid WER (%)")
+        every[-1].set_ylim(bottom=0)
     if sparsity:
+        top, groups = every[0], {}
+        for name, points in sparsity.items():
+            kind, _, group = name.partition("_sparsity")
+            dashes = DASHES[groups.setdefault(group, len(groups)) % len(DASHES)]
+            label = kind + group
+            style = {"label": label, "linestyle": dashes, **CURVES[kind]}
+            top.plot(*_xy(points), **style)
+        top.set(ylabel="sparsity of what is counted", ylim=(0, 1))
         top.legend(loc="lower right")
         cut = max(max(points) for points in sparsity.values()) + 0.5
-        for axes in (top, bottom):
+        for axes in every:
             axes.axvline(cut, color="dimgrey")
         top.text(cut, 0.97, "pruned  ", ha="right", va="top")
         top.text(cut, 0.97, "  cut, fine-tuned", va="top")
-    for axes in (top, bottom):
+    every[-1].set(xlabel="epoch")
+    every[-1].xaxis.set_major_locator(_whole_numbers())
+    for axes in every:
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     return True

@@ -109,7 +109,10 @@ class LeaveOut(Phase):
             for key, (states, labels) in found.items():
                 if self._settings.criterion.needs_labels:
                     _warn_about_lone(key, labels)
-                curves[key] = self._settings.criterion(states, labels)
+                try:
+                    curves[key] = self._settings.criterion(states, labels)
+                except ValueError as error:
+                    raise ValueError(f"{error} (labels: {key})") from error
             choice = next(iter(curves.values()))
             _warn_about_flat(choice)
         else:

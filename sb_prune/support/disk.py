@@ -10,6 +10,7 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -40,7 +41,7 @@ def guard_(checkpointer):
     def save_checkpoint(meta=(), end_of_epoch=True, name=None, **kwargs):
         folder = checkpointer.checkpoints_dir
         with naming_what_fails(folder):
-            if name is not None:  # a checkpoint of that name is overwritten
+            if name is not None and if_main_process():  # it is overwritten
                 (folder / f"CKPT+{name}" / MARK).unlink(missing_ok=True)
             saved = stock_save(dict(meta), end_of_epoch, name, **kwargs)
             if saved is not None:
@@ -82,7 +83,7 @@ def naming_what_fails(folder):
         raise OSError(
             f"{folder} cannot be written ({reason(error)}); what was "
             "complete before is intact: if the disk is full make room, then "
-            "run the same command again and it continues"
+            "run the same command again"
         ) from error
 
 

@@ -91,7 +91,7 @@ def count_macs(encoder, wavs):
 
 @torch.no_grad()
 def count_frames(encoder, module, wavs, axis=1):
-    """Counts the frames at the input of a module inside the encoder.
+    """Counts the frames at the input of a module, of each of its calls.
 
     Arguments
     ---------
@@ -106,8 +106,9 @@ def count_frames(encoder, module, wavs, axis=1):
 
     Returns
     -------
-    int or None
-        None if the encoder does not run the module.
+    list of int
+        One for each time: none if the encoder does not run the module, several
+        if it hears an utterance in pieces.
 
     Example
     -------
@@ -117,25 +118,21 @@ def count_frames(encoder, module, wavs, axis=1):
     ...     linear,
     ...     torch.ones(1, 10),
     ... )
-    5
+    [5]
     """
+    found = []
 
-    def stop(module, args, kwargs):
+    def count(module, args, kwargs):
         inputs = [*args, *kwargs.values()]
         first = next(x for x in inputs if torch.is_tensor(x))
-        raise _Reached(first.shape[axis])
+        found.append(first.shape[axis])
 
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    handle = module.register_forward_pre_hook(count, with_kwargs=True)
     try:
         encoder(wavs, torch.ones(len(wavs)))
-    except _Reached as reached:
-        return reached.args[0]
     finally:
         handle.remove()
-
-
-class _Reached(Exception):
-    """Ends a forward pass once the number of frames is known."""
+    return found
 
 
 @torch.no_grad()

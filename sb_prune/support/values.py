@@ -620,6 +620,9 @@ def _check_inside(value, path):
     elif isinstance(value, (list, tuple)):
         for entry in value:
             _check_inside(entry, path)
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            _check_inside(entry, f"{path}: {key}")
 
 
 def _parameters(function):

@@ -10,6 +10,7 @@ from speechbrain.utils.edit_distance import (
 )
 
 DRAWS = 2000  # of utterances, with replacement
+BLOCK = 1 << 22  # largest number of drawn rows at a time
 INSIDE = "_'\u200c\u200d"  # a word: and what joins letters without a sign
 
 
@@ -152,11 +153,13 @@ def _rate(counts):
 def _with_interval(figure, tables, draws):
     """A figure of tables, with the bounds of a bootstrap over their rows."""
     generator = numpy.random.default_rng(0)
-    rows = len(tables[0])
-    drawn = generator.integers(rows, size=(draws, rows))
-    low, high = numpy.nanpercentile(
-        figure(*(table[drawn] for table in tables)), [2.5, 97.5]
-    )
+    rows, found = len(tables[0]), []
+    step = max(1, BLOCK // rows)
+    for start in range(0, draws, step):
+        size = (min(step, draws - start), rows)
+        drawn = generator.integers(rows, size=size)
+        found.append(figure(*(table[drawn] for table in tables)))
+    low, high = numpy.nanpercentile(numpy.concatenate(found), [2.5, 97.5])
     return float(figure(*tables)), float(low), float(high)
 
 

@@ -20,7 +20,7 @@ from tiny_export import make_export
 from sb_prune.deploy import deploy
 from sb_prune.deploy.runtime.settings import DeployError
 from sb_prune.report.command import main
-from sb_prune.report.compare import compare, table, utterances
+from sb_prune.report.compare import _chosen, compare, table, utterances
 from sb_prune.report.page import render
 
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
@@ -207,8 +207,21 @@ def test_what_not_all_hear_at_once_is_left_out(folders, tmp_path):
     found = [(str(path), "a") for path in paths]
     comparison = compare({"onnx": folders["onnx"]}, found, 9)
     assert comparison.names == ["1"] and comparison.too_long == 1
-    with pytest.raises(DeployError, match="no utterance is at most 30 s"):
+    with pytest.raises(DeployError, match="can be read is at most 30 s"):
         compare({"onnx": folders["onnx"]}, found[1:], 9)
+
+
+def test_files_of_which_nothing_can_be_read_are_left_out(folders, tmp_path):
+    for name, samples in (("empty", 0), ("one", 16000)):
+        soundfile.write(tmp_path / f"{name}.wav", numpy.zeros(samples), 16000)
+    (tmp_path / "._one.wav").write_bytes(b"of macOS")
+    found = utterances(str(tmp_path), None, None)
+    chosen, too_long, unreadable = _chosen(found, 30.0, 9)
+    assert [Path(path).name for path, *_ in chosen] == ["one.wav"]
+    assert (too_long, unreadable) == (0, 2)
+    labelled = [(path, "a") for path, _ in found]
+    with pytest.raises(DeployError, match="cannot be read"):
+        compare({"onnx": folders["onnx"]}, labelled, 9)
 
 
 def test_models_end_when_they_are_left_alone(folders):

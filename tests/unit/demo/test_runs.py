@@ -2,6 +2,7 @@
 
 import pytest
 
+from sb_prune.demo.command import demonstrate
 from sb_prune.demo.runs import Run, train
 
 # Notes when it starts and ends; fails if its seed is odd.
@@ -41,6 +42,13 @@ def mark(run):
     """What a run of a recipe would have made before the marker."""
     run.folder.mkdir()
     return run
+
+
+def test_a_demo_needs_a_job(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["demo", str(tmp_path), "--jobs=0"])
+    with pytest.raises(SystemExit):
+        demonstrate(None, "A demo.")
+    assert "--jobs: 0 must be at least 1" in capsys.readouterr().err
 
 
 def test_one_job_trains_one_run_at_a_time(make_run, tmp_path):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from nnconvexity import graph as authors
 from scipy.sparse import csr_array
 
+from sb_prune.depth import convexity
 from sb_prune.depth.convexity import (
     graph_convexity,
     neighbour_graph,
@@ -114,6 +115,18 @@ def test_neighbours_of_far_points():
     assert found[:40, :40] == pytest.approx(near[0], abs=1e-6)
     assert found[40:, 40:] == pytest.approx(near[1], abs=1e-6)
     assert not found[:40, 40:].any()
+
+
+def test_points_that_are_the_same_are_said(monkeypatch):
+    """As the authors' package has it, no path joins them."""
+    said = []
+    monkeypatch.setattr(convexity.logger, "warning_once", said.append)
+    points = np.random.default_rng(0).normal(size=(6, 2))
+    graph_convexity(points, [0, 1] * 3, neighbours=2)
+    assert not said
+    twice = graph_convexity(np.repeat(points, 2, 0), np.arange(12) // 2, 1)
+    assert twice.score == 0.0
+    assert "some points are the same" in said[0]
 
 
 @settings(max_examples=25, deadline=None)

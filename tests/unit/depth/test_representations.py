@@ -52,6 +52,27 @@ def test_silence_behind_the_utterance_is_not_looked_at(brain):
         assert (frames[25:] == end).all()
 
 
+def test_layers_may_write_into_what_they_are_given():
+    """So what goes into the first must be kept as it was."""
+    layers = [torch.nn.Linear(4, 4), torch.nn.ReLU(inplace=True)]
+    brain = SimpleNamespace(
+        modules=torch.nn.ModuleDict({"all": torch.nn.Sequential(*layers)}),
+        compute_forward=lambda batch, stage: brain.modules["all"](
+            batch.sig.data
+        ),
+        noprogressbar=True,
+    )
+    row = {"sig": torch.randn(3, 4)}
+    dataset = DynamicItemDataset({"a": row}, output_keys=["sig"])
+    pooling = torch.nn.Flatten(0)
+    found = layer_states(brain, layers, dataset, [], 1, pooling)
+    (first, second, third), _ = found["utterance"]
+    expected = layers[0](row["sig"]).detach()
+    assert torch.equal(torch.from_numpy(second).view(3, 4), expected)
+    assert (second < 0).any() and (third >= 0).all()
+    assert torch.equal(torch.from_numpy(first).view(3, 4), row["sig"])
+
+
 def test_silence_that_a_decoder_would_read_is_not_looked_at(brain):
     padded = brain(context="utterance", margin=0.5)
     assert [len(frames) for frames in states_of(padded, 16000)] == [50] * 3

@@ -254,6 +254,15 @@ def test_layerdrop_may_be_set(dense_folder, tmp_path):
     assert lobe.model.config.layerdrop == 0.3
 
 
+def test_what_a_pruned_model_is_not_loaded_with_is_refused(small, tmp_path):
+    export, _ = small
+    for options in ({"dtype": torch.bfloat16}, {"nonsense": 1}):
+        (name,) = options
+        with pytest.raises(ValueError, match=f"{name}: the model in .* pruned"):
+            lobes.Wav2Vec2(str(export), str(tmp_path), **options)
+    lobes.Wav2Vec2(str(export), str(tmp_path), attn_implementation="eager")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_torn_files_are_named(small, tmp_path, name):
     export, _ = small

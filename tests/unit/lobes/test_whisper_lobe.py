@@ -245,6 +245,12 @@ def test_aligned_audio_a_little_longer_than_the_context(load):
     assert lobe(torch.zeros(1, 40_300)).shape == (1, 126, 16)
 
 
+@torch.no_grad()
+def test_no_audio_has_no_aligned_frames(load):
+    lobe = load(aligned=True, encoder_only=True, context=3.0, margin=0.5)
+    assert lobe(torch.zeros(1, 0)).shape == (1, 0, 16)
+
+
 def test_aligned_frames_are_not_for_the_decoder(load):
     with pytest.raises(ValueError, match="aligned: True; .*encoder_only: True"):
         load(aligned=True)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 from tiny_export import LAYER, SIZES, make_export
 
 from sb_prune import conformer_structures, mac_cost, rebuild
@@ -17,9 +19,10 @@ from sb_prune.architectures.conformer import KINDS
 from sb_prune.declare.plan import full_plan
 from sb_prune.declare.tables import format_table, kept_units, structure_table
 from sb_prune.export.lineage import size_table, unit_tables
-from sb_prune.export.loading import ExportError, load_export
+from sb_prune.export.loading import ExportError, encoder_of, load_export
 from sb_prune.report import command
 from sb_prune.report.command import (
+    _named,
     cost_table,
     main,
     measure_memory,
@@ -125,6 +128,40 @@ def test_costs_are_the_real_ones(made):
         f"MACs per second, {x}" for x in ("encoder", "from the audio")
     )
     assert 0 < number[scope] < min(dense[scope], number[whole])
+
+
+def test_costs_of_a_model_that_hears_in_pieces(made):
+    """Two calls of half the audio each cost what two halves cost."""
+    loaded = load_export(made[0])
+    half = cost_table(loaded, seconds=0.5)
+    encoder, hears = loaded.encoder, torch.ones(1)
+
+    def in_pieces(wavs, lens):
+        return [encoder(w, hears) for w in wavs.split(8000, dim=1)]
+
+    pieces = SimpleNamespace(
+        encoder=in_pieces,
+        **{
+            name: getattr(loaded, name)
+            for name in ("hparams", "history", "key", "scope", "steps")
+        },
+    )
+    whole = cost_table(pieces, seconds=1)
+    assert whole[:5] == half[:5]
+    assert any(cell.startswith("MACs per second") for cell, *_ in half[:5])
+
+
+def test_a_classifier_is_measured():
+    """As EncoderClassifier calls it."""
+    modules = {
+        "compute_features": torch.nn.Unflatten(1, (-1, 4)),
+        "mean_var_norm": lambda feats, lens: feats - lens,
+        "embedding_model": lambda feats, lens: feats.mean(1),
+    }
+    found = encoder_of({"modules": modules})(torch.ones(1, 8), torch.ones(1))
+    assert found.tolist() == [[0.0] * 4]
+    with pytest.raises(ExportError, match="EncoderClassifier can be measured"):
+        encoder_of({"modules": {"classifier": torch.nn.Identity()}})
 
 
 def load_dense_sizes():
@@ -367,6 +404,18 @@ def test_curves_picture(tmp_path, lines, drawn):
     assert path.is_file() == drawn
 
 
+def test_groups_of_a_budget_are_told_apart(tmp_path, monkeypatch):
+    log = LOG.splitlines()[0]
+    groups = [log.replace("_sparsity", f"_sparsity[{n}]") for n in "ab"]
+    (tmp_path / "log.txt").write_text("\n".join(groups))
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda axes, *_, **k: drawn.append(k))
+    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
+    assert draw_curves(tmp_path / "c.png", read_log(tmp_path / "log.txt"))
+    styles = [(kind["color"], kind["linestyle"]) for kind in drawn]
+    assert len({*styles}) == len(styles) == 2 * log.count("_sparsity")
+
+
 def test_a_resumed_epoch_counts_once(tmp_path):
     log = tmp_path / "train_log.txt"
     log.write_text(LOG + "epoch: 2, lr: 1 - train loss: 2 - valid WER: 9\n")
@@ -463,6 +512,26 @@ def test_log_that_is_none(export, tmp_path):
     (tmp_path / "log.txt").write_text("hello\n")
     log = tmp_path / "log.txt"
     assert "has no epoch" in refused(export, "--seconds=1", "--log", log)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "--threads=2"], "--threads: leave it out with one FOLDER"),
+        (["--compare", "a", "--seconds=3"], "--seconds: leave it out with --c"),
+        (["a", "--seconds=0"], "must be between 0.1 and 3600"),
+        (["--compare", "a", "--output=x", "--threads=0"], "at least 1"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_models_are_named_by_their_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [*_named([".", "../other"])] == [tmp_path.name, "other"]
 
 
 def test_errors_are_values(tmp_path):

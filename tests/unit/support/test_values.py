@@ -53,6 +53,10 @@ def test_a_users_function_takes_what_it_takes(arguments):
             {"plain": [partial(theirs, swich=1)]},
             "score: plain: swich: theirs has no such argument; write switch",
         ),
+        (
+            {"plain": {"a": partial(theirs, swich=1)}},
+            "score: plain: a: swich: theirs has no such argument; write switch",
+        ),
     ],
 )
 def test_text_is_no_number(arguments, message):

@@ -5,6 +5,7 @@ import unicodedata
 
 import pytest
 
+from sb_prune.support import words
 from sb_prune.support.words import error_rate, word_errors, words_of
 
 
@@ -34,3 +35,10 @@ def test_rates_of_few_utterances_have_bounds():
     """Some draws have no word; they say nothing."""
     rate, low, high = error_rate([(0, 10), (2, 0)])
     assert rate == 20 and low <= rate <= high < math.inf
+
+
+def test_many_utterances_are_drawn_block_by_block(monkeypatch):
+    counts = [(n % 4, 10) for n in range(50)]
+    whole = error_rate(counts)
+    monkeypatch.setattr(words, "BLOCK", 50 * 7)
+    assert error_rate(counts) == whole
