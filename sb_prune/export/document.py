@@ -70,15 +70,29 @@ def prepare_document(folder, inference, brain, module):
             )
     if not isinstance(module, str):
         _check_together(document, module, inference)
+    if not document.get("modules"):
+        raise ValueError(
+            f"inference: {inference} has no modules; list them, as for any "
+            "published SpeechBrain model"
+        )
     if not document.get("pretrainer", {}).get("loadables"):
         raise ValueError(
             f"inference: {inference} has no pretrainer with loadables; add "
             "one, as for any published SpeechBrain model"
         )
+    for elsewhere in ("paths", "conditions"):
+        # all is loaded, from the folder of the export
+        document["pretrainer"].pop(elsewhere, None)
     for key, named in document["pretrainer"]["loadables"].items():
         loaded = find_object(brain, named.value.strip("<>"), inference)
         saver_of(loaded, key, inference)
-    for entry in encoders_of(brain, module, inference):
+    encoders = encoders_of(brain, module, inference)
+    if len(encoders) > 1:
+        raise ValueError(
+            f"module: {[*encoders]} are Hugging Face models, and an export is "
+            "the folder of one; prune one after another"
+        )
+    for entry in encoders:
         if key_of(document, entry) is None:
             raise ValueError(
                 f"inference: {inference}: the pretrainer needs a loadable of "
@@ -111,8 +125,10 @@ def _check_together(document, entries, inference):
 def _check_ours(folder):
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return
-    yaml_file = folder / "hyperparams.yaml"
-    if not (yaml_file.is_file() and MARK in yaml_file.read_text("utf-8")):
+    yaml_file, first = folder / "hyperparams.yaml", ""
+    if yaml_file.is_file():
+        first, *_ = yaml_file.read_text("utf-8").splitlines() or [""]
+    if MARK not in first:
         raise ValueError(
             f"export_folder: {folder} holds something else; write a folder "
             "that does not exist"

@@ -94,7 +94,7 @@ def export_model(folder, inference, brain, module, edits, facts):
         _write_yaml(aside / "hyperparams.yaml", document)
     with generators_untouched():
         loaded = load_export(aside)
-    _verify(loaded, brain, document)
+    _verify(loaded, brain, document, inference)
     _verify_names(loaded, brain, inference)
     with naming_what_fails(folder):
         for entry, lobe in encoders.items():
@@ -140,6 +140,8 @@ def check_fits(document, inference, brain, edited):
         with _building(name, inference):
             built = load_hyperpyyaml(_dumped({name: resolved[name]}))[name]
         _check_shapes(built, unwrap(ours), inference, f"{name}.")
+    with _building("not all", inference):
+        load_hyperpyyaml(text)  # what decodes, too
 
 
 def _dumped(document):
@@ -209,16 +211,15 @@ def _save_loadables(document, inference, brain, folder):
     pretrainer["custom_hooks"] = hooks
 
 
-def _verify(loaded, brain, document):
+def _verify(loaded, brain, document, inference):
     """Refuses an export whose tensors are not, bit by bit, the recipe's."""
     for key, theirs in loaded.hparams["pretrainer"].loadables.items():
         if not is_plain_module(theirs):
             continue
         name = document["pretrainer"]["loadables"][key].value.strip("<>")
         theirs = state_on_cpu(theirs)
-        for tensor, value in state_on_cpu(
-            find_object(brain, name, key)
-        ).items():
+        ours = state_on_cpu(find_object(brain, name, inference))
+        for tensor, value in ours.items():
             if not torch.equal(value, theirs[tensor]):
                 raise RuntimeError(f"export: {tensor} differs after reloading")
 
@@ -231,7 +232,7 @@ def _verify_names(loaded, brain, inference):
     """
     recipe = {**vars(brain.hparams), **dict(brain.modules)}
     for name, theirs in loaded.hparams.items():
-        if not (is_plain_module(theirs) and name in recipe):
+        if not (is_plain_module(theirs) and is_plain_module(recipe.get(name))):
             continue
         ours, theirs = state_on_cpu(recipe[name]), state_on_cpu(theirs)
         if ours.keys() == theirs.keys() and not all(

@@ -177,7 +177,7 @@ def _hear(whisper, wavs, wav_lens):
     return whisper.forward_encoder(whisper._get_mel(wavs))
 
 
-def seconds_heard(hparams, seconds):
+def seconds_heard(hparams, seconds, at_once=False):
     """How much of an utterance fits into the context of a Whisper.
 
     Arguments
@@ -186,18 +186,19 @@ def seconds_heard(hparams, seconds):
         The loaded objects of a `hyperparams.yaml`.
     seconds : float
         Of the utterance.
+    at_once : bool
+        Whether a Whisper that hears pieces one by one is asked for one piece.
 
     Returns
     -------
     float
-        Seconds that the encoder hears in one call: of other models, and of a
-        Whisper that hears pieces one by one, all of them.
+        Seconds that the model hears; of other models than Whisper, all.
     """
     limits = [
         module.longest / SAMPLE_RATE
         for each in hparams["modules"].values()
         for module in each.modules()
-        if not getattr(module, "aligned", True)
+        if hasattr(module, "aligned") and (at_once or not module.aligned)
     ]
     return min([seconds, *limits])
 

@@ -28,8 +28,8 @@ def read_folder(data_folder, folder, shortest=1.0):
     list of tuple
         (path, seconds, path from `$data_root`) of each file, as text. Files
         that cannot be read, are shorter than `shortest`, have several
-        channels, or are not sampled at 16 kHz are left out; the log says how
-        many.
+        channels, are not sampled at 16 kHz, or have a $ in the name, which
+        SpeechBrain would replace, are left out; the log says how many.
 
     Raises
     ------
@@ -48,6 +48,9 @@ def read_folder(data_folder, folder, shortest=1.0):
         )
     with ThreadPoolExecutor() as pool:
         read = list(pool.map(lambda f: _read(f, shortest), files))
+    for n, path in enumerate(files):
+        if "$" in str(path.relative_to(data_folder)):
+            read[n] = "a $ in the name"
     rows = [
         (path.relative_to(data_folder).as_posix(), seconds)
         for path, seconds in zip(files, read)

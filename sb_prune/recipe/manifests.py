@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import soundfile
@@ -9,6 +10,7 @@ from speechbrain.utils.logger import get_logger
 
 from sb_prune.support.audio import SAMPLE_RATE
 from sb_prune.support.disk import whole_file
+from sb_prune.support.messages import shown
 
 logger = get_logger(__name__)
 
@@ -35,6 +37,11 @@ def write_once(save_folder, name, settings, columns, read):
         Called without arguments. Returns a dict: name of a csv file, without
         its ending -> list of rows.
 
+    Raises
+    ------
+    ValueError
+        If a value has a $ that SpeechBrain would replace when it reads it.
+
     Example
     -------
     >>> import tempfile
@@ -55,6 +62,9 @@ def write_once(save_folder, name, settings, columns, read):
         )
         return
     tables = read()
+    for rows in tables.values():
+        for row in rows:
+            _check_dollars(row)
     save_folder.mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
     for table, rows in tables.items():
@@ -64,6 +74,16 @@ def write_once(save_folder, name, settings, columns, read):
     with whole_file(marker) as aside:
         made = {**settings, TABLES: list(tables)}
         aside.write_text(json.dumps(made), encoding="utf-8")
+
+
+def _check_dollars(row):
+    """Refuses what SpeechBrain would take for a name to replace."""
+    for value in map(str, row):
+        if re.search(r"\$(?!data_root\b)[\w.]", value):
+            raise ValueError(
+                f"{row[0]}: SpeechBrain would replace what follows the $ in "
+                f"{shown(value)}; write it otherwise, e.g. as a word"
+            )
 
 
 def _is_there(marker, settings):

@@ -9,6 +9,7 @@ section 3. Audio without transcripts is enough; all of it is used then.
 
 import csv
 import json
+from itertools import compress
 from pathlib import Path
 
 from speechbrain.dataio.batch import PaddedBatch
@@ -239,14 +240,16 @@ def _append(part, batches):
 def _missing(path, batches):
     """Lists the batches that are not done, and drops what is torn."""
     rows = _read_parts(path)
-    done = [batch for batch in batches if rows.keys() >= set(batch)]
-    kept = [rows[name] for batch in done for name in batch]
+    is_done = [rows.keys() >= set(batch) for batch in batches]
+    kept = [
+        rows[name] for batch in compress(batches, is_done) for name in batch
+    ]
     first, *others = _part(path, 0), *_parts(path)
     _write(first, lambda fout: _csv(fout).writerows(kept))
     for part in others:
         if part != first:
             part.unlink()
-    return [batch for batch in batches if batch not in done]
+    return [batch for batch, done in zip(batches, is_done) if not done]
 
 
 def _complete(path, names):

@@ -83,7 +83,8 @@ def cost_table(export, seconds=10):
     dense, last = declared_alike(export.history)[0], export.steps[-1]
     sample_rate = export.hparams.get("sample_rate", SAMPLE_RATE)
     seconds, *lengths = (
-        seconds_heard(export.hparams, each) for each in (seconds, *LENGTHS)
+        seconds_heard(export.hparams, each, at_once=True)
+        for each in (seconds, *LENGTHS)
     )
     wavs = noise(seconds, sample_rate)
     kept = last.plan.kept_counts(last.declaration)
@@ -94,11 +95,9 @@ def cost_table(export, seconds=10):
 
     def macs(seconds):
         wavs = noise(seconds, sample_rate)
-        now = before = 0.0
-        for frames in _frames(export, export.scope[0], wavs):
-            now += float(mac_cost(last.declaration, frames).of_kept(kept))
-            before += mac_cost(dense, frames).dense()
-        return now / seconds, before / seconds
+        frames = _frames(export, export.scope[0], wavs)
+        now = float(mac_cost(last.declaration, frames).of_kept(kept))
+        return now / seconds, mac_cost(dense, frames).dense() / seconds
 
     rows = [
         ["cost", "pruned", "dense", "left"],
@@ -109,7 +108,7 @@ def cost_table(export, seconds=10):
             size,
         ),
     ]
-    hears = [bool(_frames(export, part, wavs)) for part in export.scope]
+    hears = [_frames(export, part, wavs) is not None for part in export.scope]
     names = (of_scope, "MACs per second, from the audio")
     if not hears[0]:  # a decoder alone
         return [*rows, _cost_row(names[1], done, done)]
@@ -124,7 +123,7 @@ def cost_table(export, seconds=10):
 
 
 def _frames(export, module, wavs):
-    """Frames at the input of a module that was cut, of each call."""
+    """Frames at the input of a module that was cut; None if it hears none."""
     axis = export.steps[-1].declaration.time_axis
     return count_frames(export.encoder, module, wavs, axis)
 
@@ -267,7 +266,7 @@ def _unit_parts(export, seconds):
         return [format_table(table) for _, table in tables]
     sample_rate = export.hparams.get("sample_rate", SAMPLE_RATE)
     wavs = noise(seconds, sample_rate)
-    frames = max(_frames(export, export.scope[0], wavs), default=None)
+    frames = _frames(export, export.scope[0], wavs)
     parts = ["Size after each cut:", format_table(size_table(export, frames))]
     for heading, table in tables:
         parts += [f"{heading}:", format_table(table)]

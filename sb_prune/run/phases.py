@@ -9,7 +9,11 @@ from torch.utils.data import DataLoader
 
 from sb_prune.run.resume import ResumePoint, make_resumable_
 from sb_prune.run.steps import Steps
-from sb_prune.support.disk import set_torn_aside, set_torn_snapshot_aside
+from sb_prune.support.disk import (
+    is_marked,
+    set_torn_aside,
+    set_torn_snapshot_aside,
+)
 
 
 class Phase:
@@ -64,6 +68,10 @@ class Train(Phase):
             point, run.distiller, lambda: [True] * run.distiller.layers
         )
 
+    def resume_(self, run):
+        """Lets the recipe load a checkpoint that is whole."""
+        make_resumable_(run.brain.checkpointer, trains=False)
+
 
 def where(folder, is_training, prunes, is_ours, is_taught):
     """Finds out where a run stands, from the folders on disk.
@@ -97,11 +105,16 @@ def where(folder, is_training, prunes, is_ours, is_taught):
         if is_training and is_ours:
             set_torn_aside(folder)
         has_start = not (is_training and is_taught)
-        return any(folder.glob("CKPT*")), has_start, False
+        found = folder.glob("CKPT*")
+        has_trained = any(map(is_marked, found) if is_ours else found)
+        return has_trained, has_start, False
     set_torn_snapshot_aside(folder / "dense")
     set_torn_snapshot_aside(folder / "cut")
     is_cut = (folder / "cut").is_dir()
-    has_trained = is_cut or any((folder / "prune").glob("CKPT*"))
+    found = (folder / "prune").glob("CKPT*")
+    has_trained = is_cut or any(map(is_marked, found))
+    if not is_ours:  # those of a dense run, perhaps
+        has_trained = has_trained or any(folder.glob("CKPT*"))
     if is_training and not has_trained:
         shutil.rmtree(folder / "dense", ignore_errors=True)
     return has_trained, (folder / "dense").is_dir(), is_cut

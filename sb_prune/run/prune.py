@@ -56,7 +56,9 @@ class Prune(Phase):
         run.original = run.edited.original(settings.structures)
         check_readers(brain.modules, settings.module, run.declaration)
         if run.counter is not None:
-            self._check_lengths(run)
+            self._check_epochs(run.counter.limit)
+        if anew:
+            self._check_steps(run)
         modules = saved_modules(brain)
         # refuse now what would otherwise fail after hours
         if anew:
@@ -89,16 +91,19 @@ class Prune(Phase):
             weights=weights,
         )
 
-    def _check_lengths(self, run):
-        """Refuses phases that are too short for what is to happen in them."""
-        wanted, brain = self._settings.prune_epochs, run.brain
-        epochs = run.counter.limit
-        per_epoch = run.data.steps_per_epoch(brain)
+    def _check_epochs(self, epochs):
+        """Refuses so few epochs that a phase would have none."""
+        wanted = self._settings.prune_epochs
         if not 0 < wanted < epochs:
             raise ValueError(
                 f"prune_epochs: {wanted} must be at least 1 and below "
                 f"number_of_epochs ({epochs}), which counts both phases"
             )
+
+    def _check_steps(self, run):
+        """Refuses a prune phase too short for what is to happen in it."""
+        wanted, brain = self._settings.prune_epochs, run.brain
+        per_epoch = run.data.steps_per_epoch(brain)
         steps, longer = per_epoch * wanted, "prune_epochs"
         limit = brain.optimizer_step_limit  # SpeechBrain's, of each phase
         if limit is not None and limit < steps:
@@ -256,7 +261,8 @@ def _surviving(declaration, plan):
 def _use_folder(run, name, pruner=None):
     """Lets the recipe's checkpointer use a folder of the run."""
     run.brain.checkpointer.checkpoints_dir = run.folder / name
-    return make_resumable_(run.brain.checkpointer, pruner)
+    trains = run.counter is not None
+    return make_resumable_(run.brain.checkpointer, pruner, trains)
 
 
 def _cut_recoverables(run):

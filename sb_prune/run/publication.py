@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from speechbrain.utils.distributed import run_on_main
@@ -41,8 +42,8 @@ class Publication:
                 "neither"
             )
         self.inference = inference
-        self.folder = folder
-        self._exported = None
+        self.folder = None if folder is None else str(Path(folder))
+        self._exported = self._passing = None
 
     def check(self, brain, edited, save_folder, folders=()):
         """Refuses, before anything trains, what could not be exported.
@@ -76,7 +77,8 @@ class Publication:
         """Exports the model, if the YAML names a folder for it.
 
         If there are several processes, the main one writes. A model that is
-        still the one exported last is not written again.
+        still the one exported last is not written again. With `--debug` a
+        folder is written that passes with the process, as its checkpoints do.
 
         Arguments
         ---------
@@ -91,7 +93,8 @@ class Publication:
 
     def _export_once_(self, brain, edited, facts):
         print_ = fingerprint(brain.modules)
-        if self._exported == print_ and Path(self.folder).is_dir():
+        is_there = Path(self._kept(self.folder, brain)).is_dir()
+        if self._exported == print_ and is_there:
             return
         self.write(self.folder, brain, edited.module, edited.edits, facts)
         self._exported = print_
@@ -110,8 +113,17 @@ class Publication:
         facts : dict
             Measured figures for the model card.
         """
+        folder = self._kept(folder, brain)
         with generators_untouched():
             export_model(folder, self.inference, brain, module, edits, facts)
+
+    def _kept(self, folder, brain):
+        """The folder, or in a run for debugging one that passes with it."""
+        if not brain.debug or brain.debug_persistently:
+            return folder
+        if self._passing is None:
+            self._passing = TemporaryDirectory()
+        return str(Path(self._passing.name, Path(folder).name))
 
 
 def fingerprint(modules):

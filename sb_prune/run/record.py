@@ -5,10 +5,12 @@ change the result, and how the model that the run started from was made.
 """
 
 import json
+import os
 
 from sb_prune.run.descriptions import described
 from sb_prune.support.disk import whole_file
 
+PLACES = {"start_from", "teacher"}  # keys of folders, with a slash or without
 RECORD = "run.json"
 VERSION = 1  # of the record
 
@@ -34,7 +36,11 @@ def identity_of(given, without):
     {'seed': '7'}
     """
     gone = {"self", *without}
-    return {k: described(v) for k, v in given.items() if k not in gone}
+    kept = {key: value for key, value in given.items() if key not in gone}
+    for key in PLACES & kept.keys():
+        if isinstance(kept[key], str):
+            kept[key] = os.path.normpath(kept[key])
+    return {key: described(value) for key, value in kept.items()}
 
 
 def units_of(declaration):

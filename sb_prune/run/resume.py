@@ -99,18 +99,24 @@ class ResumePoint:
             loader.generator = torch.Generator().set_state(state)
 
 
-def make_resumable_(checkpointer, pruner=None):
+def make_resumable_(checkpointer, pruner=None, trains=True):
     """Makes a run continue after a kill as if it had not been interrupted.
 
     To be called at the beginning of a Brain's `on_fit_start`, when the
     checkpointer knows the loader of the training data but has not loaded a
     checkpoint yet. Torn checkpoints are set aside.
 
+    To be called as well before a model is evaluated: what is not written to its
+    end is not loaded then.
+
     Arguments
     ---------
     checkpointer : Checkpointer
     pruner : Pruner, optional
         Pruner to save in the checkpoints.
+    trains : bool
+        Whether this process trains. Otherwise another one may, which is just
+        writing what looks torn, so nothing is set aside.
 
     Returns
     -------
@@ -118,7 +124,8 @@ def make_resumable_(checkpointer, pruner=None):
         Its method `begin_batch_` is to be called in every batch.
     """
     folder = Path(checkpointer.checkpoints_dir)
-    run_on_main(_make_room, [folder])
+    if trains:
+        run_on_main(_make_room, [folder])
     guard_(checkpointer)
     loaders = [
         saved

@@ -20,23 +20,25 @@ LONGEST = 300  # characters; torch lists all keys of a model
 
 
 def guard_(checkpointer):
-    """Makes a checkpointer mark complete checkpoints and explain its errors.
+    """Makes a checkpointer mark complete checkpoints, and see only these.
 
     SpeechBrain writes the meta file first and deletes a checkpoint file by
     file, so after a kill a torn checkpoint looks like a complete one. A guarded
     checkpointer adds a last file, `complete`, once all others have reached the
-    disk; it lists their sizes. Errors in saving and loading name the folder and
-    what to do.
+    disk; it lists their sizes. Checkpoints without it are not found. Errors in
+    saving and loading name the folder and what to do.
 
     Arguments
     ---------
     checkpointer : Checkpointer
-        Its methods `save_checkpoint` and `load_checkpoint` are wrapped, once.
+        Its methods `save_checkpoint`, `load_checkpoint` and `list_checkpoints`
+        are wrapped, once.
     """
     if "save_checkpoint" in vars(checkpointer):
         return
     stock_save = checkpointer.save_checkpoint
     stock_load = checkpointer.load_checkpoint
+    stock_list = checkpointer.list_checkpoints
 
     def save_checkpoint(meta=(), end_of_epoch=True, name=None, **kwargs):
         folder = checkpointer.checkpoints_dir
@@ -59,7 +61,11 @@ def guard_(checkpointer):
                 f"({reason(error)})"
             ) from error
 
+    def list_checkpoints():
+        return [found for found in stock_list() if is_marked(found.path)]
+
     checkpointer.save_checkpoint = save_checkpoint
+    checkpointer.list_checkpoints = list_checkpoints
     checkpointer.load_checkpoint = load_checkpoint
 
 
@@ -116,8 +122,24 @@ def _damage(folder):
     return None
 
 
+def is_marked(folder):
+    """Whether a guarded checkpointer has saved a checkpoint to its end.
+
+    Arguments
+    ---------
+    folder : Path
+
+    Returns
+    -------
+    bool
+    """
+    return Path(folder, MARK).is_file()
+
+
 def set_torn_aside(folder):
-    """Renames the torn checkpoints in a folder, so that they are not loaded.
+    """Renames the torn checkpoints in a folder, so that the user sees them.
+
+    Only where nothing else can be training: what is being written is not torn.
 
     Arguments
     ---------

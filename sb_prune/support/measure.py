@@ -91,7 +91,7 @@ def count_macs(encoder, wavs):
 
 @torch.no_grad()
 def count_frames(encoder, module, wavs, axis=1):
-    """Counts the frames at the input of a module, of each of its calls.
+    """Counts the frames at the input of a module inside the encoder.
 
     Arguments
     ---------
@@ -106,9 +106,8 @@ def count_frames(encoder, module, wavs, axis=1):
 
     Returns
     -------
-    list of int
-        One for each time: none if the encoder does not run the module, several
-        if it hears an utterance in pieces.
+    int or None
+        None if the encoder does not run the module.
 
     Example
     -------
@@ -118,21 +117,25 @@ def count_frames(encoder, module, wavs, axis=1):
     ...     linear,
     ...     torch.ones(1, 10),
     ... )
-    [5]
+    5
     """
-    found = []
 
-    def count(module, args, kwargs):
+    def stop(module, args, kwargs):
         inputs = [*args, *kwargs.values()]
         first = next(x for x in inputs if torch.is_tensor(x))
-        found.append(first.shape[axis])
+        raise _Reached(first.shape[axis])
 
-    handle = module.register_forward_pre_hook(count, with_kwargs=True)
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         encoder(wavs, torch.ones(len(wavs)))
+    except _Reached as reached:
+        return reached.args[0]
     finally:
         handle.remove()
-    return found
+
+
+class _Reached(Exception):
+    """Ends a forward pass once the number of frames is known."""
 
 
 @torch.no_grad()

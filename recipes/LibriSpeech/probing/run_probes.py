@@ -127,7 +127,7 @@ def note_what_is_probed(path, encoder, flags, more):
         "further options": others,
         "weights": {file.name: file_hash(file) for file in weights},
     }
-    begun = any(path.parent.glob("save/CKPT*"))
+    begun = any(map(path.parent.glob, ("save/CKPT*", "score.json")))
     if not (begun and path.is_file()):  # else what failed is tried again
         path.write_text(json.dumps(made_of, indent=1) + "\n")
     before = json.loads(path.read_text())

@@ -29,6 +29,7 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders import ctc_greedy_decode
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
+from sb_prune.support.disk import whole_file
 from sb_prune.support.parallel import end_with_idle_threads
 
 BLANK = 0
@@ -89,7 +90,8 @@ class Probe(sb.Brain):
             "parameters": sum(p.numel() for p in parameters),
             "layers": self.modules.weighting.weights.tolist(),
         }
-        Path(self.hparams.score_file).write_text(json.dumps(score) + "\n")
+        with whole_file(Path(self.hparams.score_file)) as aside:
+            aside.write_text(json.dumps(score) + "\n")
 
 
 class CTCProbe(Probe):

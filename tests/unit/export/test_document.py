@@ -12,6 +12,8 @@ context: !PLACEHOLDER
 lin: !new:torch.nn.Linear
     in_features: 1
     out_features: 1
+modules:
+    lin: !ref <lin>
 pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
     loadables:
         lin: !ref <lin>

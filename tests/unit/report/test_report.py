@@ -131,24 +131,25 @@ def test_costs_are_the_real_ones(made):
 
 
 def test_costs_of_a_model_that_hears_in_pieces(made):
-    """Two calls of half the audio each cost what two halves cost."""
+    """They are those of one piece."""
+
+    class InPieces(torch.nn.Module):
+        aligned, longest = True, 8000  # samples
+
     loaded = load_export(made[0])
     half = cost_table(loaded, seconds=0.5)
-    encoder, hears = loaded.encoder, torch.ones(1)
-
-    def in_pieces(wavs, lens):
-        return [encoder(w, hears) for w in wavs.split(8000, dim=1)]
-
     pieces = SimpleNamespace(
-        encoder=in_pieces,
+        hparams={"modules": {"lobe": InPieces()}},
         **{
             name: getattr(loaded, name)
-            for name in ("hparams", "history", "key", "scope", "steps")
+            for name in ("encoder", "history", "key", "scope", "steps")
         },
     )
-    whole = cost_table(pieces, seconds=1)
-    assert whole[:5] == half[:5]
-    assert any(cell.startswith("MACs per second") for cell, *_ in half[:5])
+    found = cost_table(pieces, seconds=9)
+    assert [row[1:] for row in found[3:5]] == [row[1:] for row in half[3:5]]
+    assert [row[0] for row in found[5:]] == [
+        "MACs per second, encoder, of 0.5 s"
+    ]
 
 
 def test_a_classifier_is_measured():

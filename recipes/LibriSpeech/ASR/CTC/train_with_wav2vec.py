@@ -262,7 +262,7 @@ if __name__ == "__main__":
             min_key="WER",
             test_loader_kwargs=hparams["test_dataloader_opts"],
         )
-    if "encoder_folder" in hparams:
+    if "encoder_folder" in hparams and not asr_brain.debug:
         run_on_main(
             save_encoder, [hparams["wav2vec2"], hparams["encoder_folder"]]
         )

@@ -219,7 +219,7 @@ if __name__ == "__main__":
         min_key="loss",
         test_loader_kwargs=hparams["valid_dataloader_opts"],
     )
-    if "encoder_folder" in hparams:
+    if "encoder_folder" in hparams and not brain.debug:
         run_on_main(
             save_encoder, [hparams["wav2vec2"], hparams["encoder_folder"]]
         )
