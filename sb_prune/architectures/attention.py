@@ -11,6 +11,7 @@ from speechbrain.nnet.attention import (
     RelPosMHAXL,
     RoPEMHA,
 )
+from speechbrain.nnet.hypermixing import HyperMixing
 
 from sb_prune.architectures.heads import (
     INSIDE_HEADS,
@@ -26,6 +27,7 @@ from sb_prune.architectures.parts import (
     NotCut,
     Part,
     same_length,
+    uncut_operations,
     unless_gone,
 )
 from sb_prune.cut.modules.attention import (
@@ -73,10 +75,13 @@ def attention(name, module, norm=None, steps=same_length, memory=None):
     if isinstance(module, MultiheadAttention):
         inner, path = module.att, f"{name}.att"
     elif not isinstance(module, (RelPosMHAXL, RoPEMHA)):
-        return NotCut(name, what, kinds, f"attention_type: {ATTENTIONS}")
+        remedy = f"attention_type: {ATTENTIONS}"
+        operations = _mixing_operations(name, module, steps)
+        return NotCut(name, what, kinds, remedy, operations)
     if getattr(inner, "in_proj_weight", None) is None:
         what = f"{what} with kdim or vdim"
-        return NotCut(name, what, kinds, "neither of these")
+        operations = _whole_operations(name, inner, steps, memory or steps)
+        return NotCut(name, what, kinds, "neither of these", operations)
     absent = AbsentCrossAttention if cross else absent_self_attention
     out_proj = f"{path}.out_proj", inner.out_proj
     return Part(
@@ -189,6 +194,38 @@ def _projection_rows(inner, cross):
             (value, 2 * total),
         )
     )
+
+
+def _mixing_operations(name, module, steps):
+    """Makes the function frames -> operations of HyperMixing.
+
+    Of another module that is in the place of attention, only what its weights
+    do is counted.
+    """
+    weights, mixed = uncut_operations(name, module, steps), 0
+    if isinstance(module, HyperMixing):
+        mixed = 2 * module.input_output_dim * module.hyper.w1_gen.output_size
+
+    return lambda frames: [
+        *weights(frames),
+        Operation(steps(frames) * mixed, name),
+    ]
+
+
+def _whole_operations(name, inner, steps, memory):
+    """Makes the function frames -> operations of torch's attention."""
+    sizes = {
+        "q": inner.q_proj_weight.numel() + inner.out_proj.weight.numel(),
+        "kv": inner.k_proj_weight.numel() + inner.v_proj_weight.numel(),
+    }
+
+    def operations(frames):
+        queries, keys = steps(frames), memory(frames)
+        pairs = 2 * queries * keys * inner.embed_dim
+        macs = queries * sizes["q"] + keys * sizes["kv"] + pairs
+        return [Operation(macs, name)]
+
+    return operations
 
 
 def _attention_operations(name, path, inner, steps, memory):

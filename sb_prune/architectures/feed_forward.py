@@ -11,6 +11,7 @@ from sb_prune.architectures.parts import (
     Part,
     identity,
     same_length,
+    uncut_operations,
     unless_gone,
     weight_operations,
     whole_linear,
@@ -44,8 +45,9 @@ def feed_forward(name, ffn, path=None, norm=None, steps=same_length):
     """
     if not isinstance(ffn, PositionalwiseFeedForward):
         kinds = ("ffn_modules", "ffn_units")
-        remedy = "ffn_type: regularFFN"
-        return NotCut(path or name, type(ffn).__name__, kinds, remedy)
+        remedy, where = "ffn_type: regularFFN", path or name
+        operations = uncut_operations(where, ffn, steps)
+        return NotCut(where, type(ffn).__name__, kinds, remedy, operations)
     parts = ("ffn.0", "ffn.1", "ffn.3")
     return two_linears(name, ffn, parts, path, norm, steps)
 

@@ -204,6 +204,31 @@ def same_length(frames):
     return frames
 
 
+def uncut_operations(name, module, steps=same_length):
+    """Operations of a module that stays whole, as far as its weights go.
+
+    Arguments
+    ---------
+    name : str
+        Name of the module from the root.
+    module : torch.nn.Module
+        Each of its weights is applied once per step.
+    steps : callable
+        frames -> number of steps.
+
+    Returns
+    -------
+    callable
+        frames (int) -> list of Operation.
+    """
+    size = sum(
+        weight.numel()
+        for part, weight in module.named_parameters()
+        if weight.dim() > 1 and "bias" not in part
+    )
+    return lambda frames: [Operation(steps(frames) * size, name)]
+
+
 def weight_operations(name, module, parts, steps=same_length, path=None):
     """Operations of weights that are applied once per step.
 

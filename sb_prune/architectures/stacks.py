@@ -161,8 +161,8 @@ def declare(root, architectures, known, kinds=None, only=""):
     Raises
     ------
     ValueError
-        If there is no such stack, a kind is unknown, or a kind or `only`
-        matches nothing.
+        If there is no such stack, a kind is unknown, a kind or `only` matches
+        nothing, or layers are shared.
     """
     check_known(kinds, (*known, *INSIDE_HEADS))
     stacks = find_stacks(root, architectures)
@@ -171,7 +171,13 @@ def declare(root, architectures, known, kinds=None, only=""):
         describe = next(
             architectures[c] for c in architectures if isinstance(stack, c)
         )
-        for index, layer in stack.layers.named_children():
+        children = dict(stack.layers.named_children())
+        if len(children) < len(stack.layers):
+            raise ValueError(
+                f"{dotted(prefix, 'layers')} has one layer in several places, "
+                "which cannot be cut; build the model without sharing"
+            )
+        for index, layer in children.items():
             name = dotted(prefix, "layers", index)
             layers[name] = describe(name, layer)
     return Declaration(

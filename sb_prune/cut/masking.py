@@ -300,4 +300,5 @@ def _norm_over_open(module, x):
     centred = x - mean
     variance = (centred.square() * weight).sum(dims, keepdim=True)
     normal = centred * torch.rsqrt(variance + module.eps)
-    return (normal * module.weight + module.bias).to(dtype)
+    scaled = normal * module.weight
+    return (scaled if module.bias is None else scaled + module.bias).to(dtype)

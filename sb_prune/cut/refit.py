@@ -9,6 +9,8 @@ Transformers", NeurIPS 2022 (2204.09656, section 4.3).
 This is done before they are cut, while masks close them.
 """
 
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -118,6 +120,7 @@ class LeastSquares:
             readers = _readers(declaration, plan)
             order = _in_order(readers, forwards[0])
             settled = Settled(declaration.root, order)
+            stock = {}  # fitted layer -> (its weight before, what it reads)
             for layer in order:
                 weight, read = readers[layer]
                 chosen = self._chosen_anew(declaration, plan, weight, read)
@@ -130,6 +133,9 @@ class LeastSquares:
                 read = _and_inside(declaration, read)
                 is_read_elsewhere = _is_read_elsewhere(read, weight)
                 opened = _with_open(plan, read)
+                before = _reading(read, stock)
+                if len(_reading(read, readers)) > 1:  # that it reads, too
+                    stock[layer] = _weight_of(layer).clone(), read
                 for number, forward in enumerate(forwards):
                     if problem.rows >= self.per_input * problem.inputs:
                         break
@@ -138,7 +144,8 @@ class LeastSquares:
                         given, _ = _heard(layer, forward)
                     binarise(opened)
                     if is_read_elsewhere:  # so the layer was given other values
-                        _, wanted = _heard(layer, forward)
+                        with _with_weights(stock, before):
+                            _, wanted = _heard(layer, forward)
                     else:
                         wanted = layer(given)
                     problem.add_(given, wanted)
@@ -179,7 +186,7 @@ class _NormalEquations:
 
     def __init__(self, layer, inputs):
         self._layer = layer
-        self._weight = layer._parameters["weight"]  # without the gates
+        self._weight = _weight_of(layer)
         self._size = self._weight[0, 0].numel()  # weights of an input
         self._read = inputs.repeat_interleave(self._size)
         read, outputs = int(self._read.sum()), len(self._weight)
@@ -264,6 +271,32 @@ class _NormalEquations:
         flat = self._weight.view(len(self._weight), -1)
         flat[:, self._read.to(flat.device)] = self._solution(ridge).T.to(flat)
         return self._weight
+
+
+def _weight_of(layer):
+    return layer._parameters["weight"]  # without the gates
+
+
+def _reading(structures, layers):
+    """Those of some layers, each with what it reads, that read one of these."""
+    return [
+        layer
+        for layer, (_, read) in layers.items()
+        if any(structure in structures for structure in read)
+    ]
+
+
+@contextmanager
+def _with_weights(stock, layers):
+    """Context in which some fitted layers have the weights of before."""
+    fitted = [_weight_of(layer).clone() for layer in layers]
+    for layer in layers:
+        _weight_of(layer).copy_(stock[layer][0])
+    try:
+        yield
+    finally:
+        for layer, weight in zip(layers, fitted):
+            _weight_of(layer).copy_(weight)
 
 
 class _Heard(Exception):  # noqa: N818 (no error: it ends a forward early)

@@ -119,8 +119,10 @@ def _check_apart(declarations):
                     f"structures: {structure.name} is declared twice; name "
                     "every function, and every kind, once"
                 )
+            parts = *structure.masks, *structure.cuts
+            inside = {structure.name, *(part.tensor for part in parts)}
             for name, module in removed:
-                if below(structure.name, module):
+                if any(below(part, module) for part in inside):
                     raise ValueError(
                         f"structures: {structure.name} lies in {name}, which "
                         "another function declares; give their kinds to one "

@@ -202,7 +202,8 @@ class Declaration:
     ------
     ValueError
         If two structures have the same name, a parent is not declared before
-        its child, or a tensor is not a plain parameter or buffer.
+        its child, or a tensor is not a plain parameter or buffer, or is shared
+        by several modules.
     """
 
     root: torch.nn.Module
@@ -239,6 +240,15 @@ class Declaration:
             for name in dict.fromkeys(p.tensor for p in (*s.masks, *s.cuts))
         }
         object.__setattr__(self, "shapes", shapes)
+        known = {}
+        for name in shapes:
+            other = known.setdefault(id(tensor_of(self.root, name)), name)
+            if other != name:
+                raise ValueError(
+                    f"{name} and {other} are the same tensor; what several "
+                    "modules share cannot be cut: leave these out by `kinds` "
+                    "or `only`, or build the model without sharing"
+                )
 
     @property
     def total_units(self):

@@ -103,6 +103,13 @@ def test_making_a_map_computes_what_the_stock_layer_does(
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+def test_a_map_of_a_layer_that_did_not_run_is_missed(make):
+    student = make(reuse=ALTERNATE)
+    states = torch.randn(1, 5, student.config.hidden_size)
+    with pytest.raises(RuntimeError, match="write layerdrop: 0.0, and no grad"):
+        student.encoder.layers[1](states)
+
+
 @torch.no_grad()
 @each_build
 @pytest.mark.parametrize(

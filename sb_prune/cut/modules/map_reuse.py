@@ -57,6 +57,11 @@ class _ReadsMap(_UsesMap):
     def _read_map(self):
         (below,) = self._below
         found, below.attention_map = below.attention_map, None
+        if found is None:
+            raise RuntimeError(
+                "attention that is reused: the layer below has not run just "
+                "before; write layerdrop: 0.0, and no gradient checkpointing"
+            )
         self.attention_map = found if self._hands_on else None
         return found
 

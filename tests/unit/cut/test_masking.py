@@ -140,6 +140,17 @@ def test_norm_takes_statistics_over_open_entries(kept):
     assert torch.allclose(found(x)[..., here], expected, atol=1e-12)
 
 
+def test_a_norm_may_lack_a_bias():
+    gate = torch.tensor([1.0, 0.0, 1.0, 1.0]).double()
+    norm = torch.nn.LayerNorm(4, bias=False).double()
+    root, index = torch.nn.Sequential(norm), torch.arange(4).view(-1, 1)
+    channels = Structure("c", "c", 4, norms=(Slices("0", None, index),))
+    attach_(Declaration(root, ("",), (channels,), None)).set_(gate)
+    x, here = torch.randn(2, 4).double(), gate.bool()
+    expected = torch.nn.functional.layer_norm(x[:, here], (3,))
+    assert torch.allclose(root(x)[:, here], expected, atol=1e-12)
+
+
 def test_open_norm_is_the_native_one():
     x = torch.randn(3, 7, 12).double()
     masked, stock = masked_norm(torch.ones(12).double())

@@ -4,10 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+from speechbrain.lobes.models.transformer.Branchformer import (
+    BranchformerEncoder,
+)
 from torch import nn
 
-from sb_prune import LeastSquares, Plan, attach_
+from sb_prune import LeastSquares, Plan, attach_, branchformer_structures
 from sb_prune.cut.settled import Settled
+from sb_prune.declare.plan import full_plan
 from sb_prune.declare.structure import Declaration, Slices, Structure
 
 UNITS = 6
@@ -216,6 +220,43 @@ def test_a_norm_over_the_units_is_that_of_all_in_what_is_wanted():
     )
     found = layer._parameters["weight"][:, KEPT].T
     torch.testing.assert_close(given @ found, given @ best, rtol=0, atol=1e-3)
+
+
+@torch.no_grad()
+def test_layers_that_read_the_same_units_one_after_another():
+    """What the second shall give is what it gave with the first as it was."""
+    torch.manual_seed(0)
+    encoder = BranchformerEncoder(
+        1,
+        16,
+        nhead=2,
+        csgu_linear_units=48,
+        use_linear_after_conv=True,
+        attention_type="regularMHA",
+        kernel_size=5,
+    ).eval()
+    branch = encoder.layers[0].convolution_branch
+    nn.init.normal_(branch.csgu.linear.weight, std=0.4)
+    mixed = torch.randn(4, 16)
+    data = [torch.randn(1, 60, 4) @ mixed for _ in range(12)]
+
+    def forward(x):
+        return branch(encoder.layers[0].norm_conv(x))
+
+    dense = torch.stack([forward(x) for x in data])
+    declaration = branchformer_structures(encoder, kinds=["conv_channels"])
+    keep = full_plan(declaration).keep
+    for kept in keep.values():
+        kept[1::2] = False
+    gates = attach_(declaration)
+    LeastSquares(utterances=12, per_input=1000).refit_(
+        declaration,
+        Plan(keep),
+        lambda plan: gates.set_(plan.values(declaration)),
+        [lambda x=x: encoder(x) for x in data],
+    )
+    error = torch.stack([forward(x) for x in data]) - dense
+    assert error.var() < 0.1 * dense.var()
 
 
 def test_inputs_that_depend_on_one_another_need_no_ridge():

@@ -2,8 +2,16 @@
 
 import pytest
 import torch
+from speechbrain.lobes.models.transformer.Transformer import TransformerEncoder
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from sb_prune import conformer_structures, mac_cost, parameter_cost
+from sb_prune import (
+    conformer_structures,
+    mac_cost,
+    parameter_cost,
+    transformer_structures,
+)
 
 COSTS = {
     "parameters": parameter_cost,
@@ -42,6 +50,37 @@ def test_gradcheck(cost, declaration):
     torch.manual_seed(0)
     keep = torch.rand(declaration.total_units).double().requires_grad_()
     assert torch.autograd.gradcheck(cost.expected, keep)
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        ({"attention_type": "hypermixing"}, ["ffn_units"]),
+        (
+            {"ffn_type": "1dcnn", "ffn_cnn_kernel_size_list": [3, 1]},
+            ["heads"],
+        ),
+    ],
+)
+@torch.no_grad()
+def test_what_cannot_be_cut_costs_what_it_does(options, kinds):
+    model = TransformerEncoder(1, 2, 32, d_model=16, **options).eval()
+    declaration = transformer_structures(model, kinds=kinds)
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        model(torch.randn(1, 50, 16))
+    counted = counter.get_total_flops() / 2
+    assert mac_cost(declaration, 50).dense() == pytest.approx(counted)
+
+
+def test_attention_with_other_keys_costs_what_it_does():
+    model = TransformerEncoder(1, 2, 32, d_model=16)
+    attention = torch.nn.MultiheadAttention(16, 2, kdim=12, vdim=12)
+    model.layers[0].self_att.att = attention
+    declaration = transformer_structures(model, kinds=["ffn_units"])
+    weights = 2 * 16 * 16 + 2 * 12 * 16 + 2 * 16 * 32
+    macs = 50 * weights + 2 * 50 * 50 * 16
+    assert mac_cost(declaration, 50).dense() == macs
 
 
 def test_costs_of_groups_add_up(declaration):

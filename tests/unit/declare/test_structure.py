@@ -13,7 +13,7 @@ from sb_prune import (
     joined_structures,
     whisper_structures,
 )
-from sb_prune.declare.structure import Declaration, Structure
+from sb_prune.declare.structure import Declaration, Slices, Structure
 
 
 def declare(*structures):
@@ -31,6 +31,33 @@ def test_parents_come_first():
     assert declare(parent, child).total_units == 3
     with pytest.raises(ValueError, match="parent a of b is not declared"):
         declare(child, parent)
+
+
+def test_shared_tensors_are_refused():
+    """One module would be masked, and cut, twice."""
+    root = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    each = torch.arange(2).unsqueeze(1)
+    ours = [
+        Structure(name, "x", 2, masks=(Slices(f"{name}.weight", 1, each),))
+        for name in "01"
+    ]
+    Declaration(root, ("",), ours, None)
+    root[1].weight = root[0].weight
+    with pytest.raises(ValueError, match="1.weight and 0.weight are the same"):
+        Declaration(root, ("",), ours, None)
+
+
+def test_shared_layers_are_refused(make_asr):
+    model = make_asr()
+    conformer_structures(model)
+    layers = next(
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) > 1
+    )
+    layers[1] = layers[0]
+    with pytest.raises(ValueError, match="has one layer in several places"):
+        conformer_structures(model)
 
 
 def test_split_follows_the_order():
@@ -94,6 +121,18 @@ def test_joined_parts_of_whisper_all_count_its_log_mel(tmp_path, parts):
     assert joined.time_axis == 2 and joined.scope == whole.scope
     assert joined.output_frames(300) == whole.output_frames(300)
     assert joined.operations(300) == whole.operations(300)
+
+
+def test_parts_inside_modules_of_other_names_cannot_be_joined(tmp_path):
+    """Whisper's feed-forward modules have no names of their own."""
+    write_tiny_whisper(tmp_path)
+    model = WhisperModel.from_pretrained(tmp_path)
+    whole, units = (
+        partial(whisper_structures, kinds=[kind], sides=["encoder"])
+        for kind in ("ffn_modules", "ffn_units")
+    )
+    with pytest.raises(ValueError, match="ffn.units lies in .*, which another"):
+        joined_structures(model, [whole, units])
 
 
 @pytest.mark.parametrize(
