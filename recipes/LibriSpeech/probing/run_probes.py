@@ -127,7 +127,8 @@ def note_what_is_probed(path, encoder, flags, more):
         "further options": others,
         "weights": {file.name: file_hash(file) for file in weights},
     }
-    begun = any(map(path.parent.glob, ("save/CKPT*", "score.json")))
+    begun = any(path.parent.glob("save/CKPT*"))
+    begun = begun or path.with_name("score.json").is_file()
     if not (begun and path.is_file()):  # else what failed is tried again
         path.write_text(json.dumps(made_of, indent=1) + "\n")
     before = json.loads(path.read_text())

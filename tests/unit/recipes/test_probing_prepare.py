@@ -208,3 +208,16 @@ def test_a_head_has_an_output_for_each_unit(probe, labels, prepare, tmp_path):
     *_, units = recipe.dataio_prepare(hparams)
     few = len({unit for label in labels for unit in label.split()})
     assert len(units) == few + 2  # the blank and what is unknown
+
+
+def test_a_score_without_checkpoints_is_not_taken_for_another(
+    prepare, tmp_path
+):
+    from run_probes import note_what_is_probed
+
+    note = tmp_path / "probed.json"
+    note_what_is_probed(note, "encoder", {"lr": 1}, [])
+    note_what_is_probed(note, "encoder", {"lr": 2}, [])  # nothing has begun
+    (tmp_path / "score.json").write_text("{}")
+    with pytest.raises(SystemExit, match="is a probe with other options"):
+        note_what_is_probed(note, "encoder", {"lr": 1}, [])
