@@ -82,7 +82,8 @@ class Wav2Vec2(_MaskedLobe, wav2vec2.Wav2Vec2):
         Probability with which training skips a layer; by default the one in
         the source's config. Layerwise distillation needs 0.0.
     *args, **kwargs
-        Other arguments of SpeechBrain's lobe.
+        Other arguments of SpeechBrain's lobe. For a pruned source, those of
+        `from_pretrained` but `attn_implementation` are refused.
     """
 
 

@@ -401,7 +401,7 @@ def _named(models):
         else model.split("=", 1)
         for model in models
     ]
-    parts = [Path(folder).resolve().parts for _, folder in pairs]
+    parts = [Path(os.path.abspath(folder)).parts for _, folder in pairs]
     while len({p[:1] for p in parts}) == 1 and all(len(p) > 1 for p in parts):
         parts = [p[1:] for p in parts]
     while len({p[-1:] for p in parts}) == 1 and all(len(p) > 1 for p in parts):
