@@ -10,7 +10,7 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
 logger = get_logger(__name__)
@@ -48,6 +48,7 @@ def guard_(checkpointer):
             saved = stock_save(dict(meta), end_of_epoch, name, **kwargs)
             if saved is not None:
                 _mark_complete(saved.path)
+        ddp_barrier()  # so that all processes find it from now on
         return saved
 
     def load_checkpoint(checkpoint):
