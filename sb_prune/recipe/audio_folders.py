@@ -1,6 +1,7 @@
 """Folders of audio files, in whatever order they lie there."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import soundfile
@@ -46,14 +47,12 @@ def read_folder(data_folder, folder, shortest=1.0):
             f"data_folder to the folder that holds {folder}, or name other "
             "splits"
         )
+    names = [path.relative_to(data_folder).as_posix() for path in files]
     with ThreadPoolExecutor() as pool:
-        read = list(pool.map(lambda f: _read(f, shortest), files))
-    for n, path in enumerate(files):
-        if "$" in str(path.relative_to(data_folder)):
-            read[n] = "a $ in the name"
+        read = list(pool.map(partial(_read, shortest=shortest), files, names))
     rows = [
-        (path.relative_to(data_folder).as_posix(), seconds)
-        for path, seconds in zip(files, read)
+        (name, seconds)
+        for name, seconds in zip(names, read)
         if isinstance(seconds, float)
     ]
     skipped = [found for found in read if not isinstance(found, float)]
@@ -73,8 +72,10 @@ def read_folder(data_folder, folder, shortest=1.0):
     ]
 
 
-def _read(path, shortest):
+def _read(path, name, shortest):
     """Seconds of a file, or why it is left out."""
+    if "$" in name:
+        return "a $ in the name"
     try:
         info = soundfile.info(path)
     except (soundfile.SoundFileError, OSError):

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -90,7 +89,7 @@ class Milestones:
         -------
         str
         """
-        return f"{Path(self._export_folder)}_{sparsity:g}"
+        return f"{self._export_folder}_{sparsity:g}"
 
     def check_above_gone(self, groups):
         """Refuses sparsities that earlier prunings have reached already.

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from sb_prune.run.resume import ResumePoint, make_resumable_
 from sb_prune.run.steps import Steps
 from sb_prune.support.disk import (
+    guard_,
     is_marked,
     set_torn_aside,
     set_torn_snapshot_aside,
@@ -70,7 +71,7 @@ class Train(Phase):
 
     def resume_(self, run):
         """Lets the recipe load a checkpoint that is whole."""
-        make_resumable_(run.brain.checkpointer, trains=False)
+        guard_(run.brain.checkpointer)
 
 
 def where(folder, is_training, prunes, is_ours, is_taught):

@@ -158,7 +158,8 @@ class PruningSettings:
         )
         self.start = Start("pruning", start_from, start_min_key, start_max_key)
         self.publication = Publication("pruning", inference, export_folder)
-        self.milestones = Milestones(milestones, target, export_folder)
+        folder = self.publication.folder  # without a slash at its end
+        self.milestones = Milestones(milestones, target, folder)
         if isinstance(structures, (list, tuple)):
             structures = partial(joined_structures, parts=structures)
         self.module = module
